@@ -1,0 +1,1 @@
+"""Programs behind `headrace bench` and `headrace demo`: emulated links, reference replay, figures."""

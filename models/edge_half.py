@@ -1,0 +1,85 @@
+"""The edge's half of a bundle: a folder that a device can run from without torch, verified file by file.
+
+bundle.msgpack, bundle.safetensors    as in `bundle`
+head-SPLIT.onnx                       input `pixels` uint8 [1, S, S, 3] -> `latent` float32 [1, K, H, W]
+uncut.onnx                            input `pixels` uint8 [1, S, S, 3] -> `scores` float32 [1, classes], sum 1
+edge.msgpack                          fingerprint; size and SHA-256 of every file above
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgpack
+
+from .bundle import EDGE_MANIFEST, MANIFEST, MAX_MANIFEST_BYTES, TENSORS, UNCUT, Bundle, head_file, read_msgpack
+from .exceptions import BundleError
+
+MAX_FILE_BYTES = 512 * 2**20
+"""Most that one file of an edge half may have; checked before it is read or received."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """Size in bytes and SHA-256 of one file."""
+
+    size: int
+    sha256: bytes
+
+
+def file_names(bundle: Bundle) -> tuple[str, ...]:
+    """Names of the files that an edge half of `bundle` holds, without the manifest that lists them."""
+    return (MANIFEST, TENSORS, *(head_file(s.name) for s in bundle.splits), UNCUT)
+
+
+def write_edge_manifest(folder: Path, bundle: Bundle) -> None:
+    """Write `edge.msgpack` over the files that lie in `folder`; the last step of an export."""
+    files = {name: _entry(folder / name) for name in file_names(bundle)}
+    content = {
+        "fingerprint": bundle.fingerprint,
+        "files": {name: {"size": e.size, "sha256": e.sha256} for name, e in files.items()},
+    }
+    (folder / EDGE_MANIFEST).write_bytes(msgpack.packb(content))
+
+
+def read_edge_manifest(folder: Path) -> tuple[bytes, dict[str, FileEntry]]:
+    """Fingerprint and files of an edge half.
+
+    Raises:
+        BundleError: there is none, or it cannot be read.
+    """
+    content = read_msgpack(folder / EDGE_MANIFEST, MAX_MANIFEST_BYTES)
+    try:
+        files = {str(name): FileEntry(int(e["size"]), bytes(e["sha256"])) for name, e in content["files"].items()}
+        return bytes(content["fingerprint"]), files
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise BundleError(f"{folder / EDGE_MANIFEST} is not an edge half's manifest: {error!r}") from error
+
+
+def load_edge_half(folder: Path) -> Bundle:
+    """Verify every file of an edge half by its digest and load the bundle in it.
+
+    Raises:
+        BundleError: a file is missing, has another size or digest, or the fingerprints differ.
+    """
+    fingerprint, files = read_edge_manifest(folder)
+    bundle = Bundle.load(folder)
+    if bundle.fingerprint != fingerprint:
+        raise BundleError(f"{folder} mixes files of two bundles; delete it and fetch or export it again")
+    for name in file_names(bundle):
+        path = folder / name
+        if not path.is_file():
+            raise BundleError(f"{path} is missing; export the edge half again with `headrace export`")
+        if name not in files or _entry(path) != files[name]:
+            raise BundleError(f"{path} does not have the digest that {EDGE_MANIFEST} states; fetch it again")
+    return bundle
+
+
+def _entry(path: Path) -> FileEntry:
+    size = path.stat().st_size
+    if size > MAX_FILE_BYTES:
+        raise BundleError(f"{path} has {size} bytes, the limit is {MAX_FILE_BYTES}")
+    with path.open("rb") as file:
+        return FileEntry(size, hashlib.file_digest(file, "sha256").digest())

@@ -1,0 +1,28 @@
+"""From a captured picture to the backbone's input. The edge and every evaluation use this one function."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from .bundle import Preprocessing
+
+
+def prepare(picture: Image.Image, how: Preprocessing) -> npt.NDArray[np.uint8]:
+    """Scale the short side to `how.resize` (bicubic) and cut the middle square.
+
+    Args:
+        picture: any mode and size of at least 1x1; it is converted to RGB.
+        how: sizes in pixels.
+
+    Returns:
+        uint8 [size, size, 3], RGB.
+    """
+    picture = picture.convert("RGB")
+    width, height = picture.size
+    scale = how.resize / min(width, height)
+    width, height = (max(how.size, round(side * scale)) for side in (width, height))
+    left, top = (width - how.size) // 2, (height - how.size) // 2
+    resized = picture.resize((width, height), Image.Resampling.BICUBIC)
+    return np.asarray(resized.crop((left, top, left + how.size, top + how.size)))

@@ -1,0 +1,277 @@
+"""Messages as plain values: the only module that imports the generated message classes.
+
+Edge and server see the frozen dataclasses below; the functions turn them into protobuf messages and back. gRPC's own
+classes (`HeadraceStub`, `HeadraceServicer`, ...) are passed on for the modules that speak it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+from google.protobuf.message import DecodeError
+
+from . import headrace_pb2 as pb
+from .headrace_pb2_grpc import HeadraceServicer, HeadraceStub, add_HeadraceServicer_to_server
+
+SERVICE = "headrace.v1.Headrace"
+"""Full name of the service, as health checks name it."""
+
+StreamRequest = pb.StreamRequest
+StreamResponse = pb.StreamResponse
+InferRequest = pb.InferRequest
+ResultMessage = pb.Result
+GetBundleRequest = pb.GetBundleRequest
+BundleChunk = pb.BundleChunk
+
+
+class Status(IntEnum):
+    """How the server answered a frame; the numbers are those of the wire."""
+
+    UNSPECIFIED = 0
+    OK = 1
+    DEADLINE_EXCEEDED = 2
+    RESOURCE_EXHAUSTED = 3
+    INVALID = 4
+    INTERNAL = 5
+    UNAVAILABLE = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """The edge's first message: fingerprint (32 bytes), packet version, device name, client version."""
+
+    fingerprint: bytes
+    packet_version: int
+    device: str = ""
+    client_version: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """The server's answer to Hello: what it serves and its limits (bytes, frames without a result)."""
+
+    fingerprint: bytes
+    max_packet_bytes: int
+    max_in_flight: int
+    server_version: str = ""
+    bundle: str = ""
+    operating_points: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A packet's bytes and what remains of its deadline, in ms (0: none)."""
+
+    packet: bytes
+    remaining_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """Class index and score 0..1."""
+
+    index: int
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """Class index, score 0..1, corners in pixels of the captured frame."""
+
+    index: int
+    score: float
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+
+@dataclass(frozen=True, slots=True)
+class TailOutput:
+    """What one tail made of a packet: labels or boxes, best first."""
+
+    tail: str
+    labels: tuple[Label, ...] = ()
+    boxes: tuple[Box, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Durations on the server in microseconds: waiting, entropy decoding, decoder and tail, and all from receipt on."""
+
+    queue_us: int = 0
+    decode_us: int = 0
+    tail_us: int = 0
+    total_us: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The answer to one frame. `queue_depth`: frames waiting on the server; `slices`: how many it was answered from."""
+
+    frame_id: int
+    status: Status
+    message: str = ""
+    outputs: tuple[TailOutput, ...] = ()
+    timing: Timing = Timing()
+    queue_depth: int = 0
+    slices: int = 0
+
+
+def hello_request(hello: Hello) -> pb.StreamRequest:
+    """Hello as the stream's first request."""
+    return pb.StreamRequest(
+        hello=pb.Hello(
+            fingerprint=hello.fingerprint,
+            packet_version=hello.packet_version,
+            device=hello.device,
+            client_version=hello.client_version,
+        )
+    )
+
+
+def frame_request(frame: Frame) -> pb.StreamRequest:
+    """A frame as a request of the stream."""
+    return pb.StreamRequest(frame=pb.Frame(packet=frame.packet, remaining_ms=frame.remaining_ms))
+
+
+def read_request(request: pb.StreamRequest) -> Hello | Frame | None:
+    """What a stream request holds; None when it holds neither."""
+    kind = request.WhichOneof("message")
+    if kind == "frame":
+        return Frame(request.frame.packet, request.frame.remaining_ms)
+    if kind == "hello":
+        h = request.hello
+        return Hello(h.fingerprint, h.packet_version, h.device, h.client_version)
+    return None
+
+
+def welcome_response(welcome: Welcome) -> pb.StreamResponse:
+    """Welcome as the stream's first response."""
+    return pb.StreamResponse(
+        welcome=pb.Welcome(
+            fingerprint=welcome.fingerprint,
+            max_packet_bytes=welcome.max_packet_bytes,
+            max_in_flight=welcome.max_in_flight,
+            server_version=welcome.server_version,
+            bundle=welcome.bundle,
+            operating_points=welcome.operating_points,
+        )
+    )
+
+
+def result_response(result: Result) -> pb.StreamResponse:
+    """A result as a response of the stream."""
+    return pb.StreamResponse(result=result_message(result))
+
+
+def read_response(response: pb.StreamResponse) -> Welcome | Result | None:
+    """What a stream response holds; None when it holds neither."""
+    kind = response.WhichOneof("message")
+    if kind == "result":
+        return read_result(response.result)
+    if kind == "welcome":
+        w = response.welcome
+        return Welcome(
+            w.fingerprint,
+            w.max_packet_bytes,
+            w.max_in_flight,
+            w.server_version,
+            w.bundle,
+            tuple(w.operating_points),
+        )
+    return None
+
+
+def result_message(result: Result) -> pb.Result:
+    """A result as its message."""
+    return pb.Result(
+        frame_id=result.frame_id,
+        status=pb.Status.Name(int(result.status)),
+        message=result.message,
+        outputs=[
+            pb.TailOutput(
+                tail=o.tail,
+                labels=[pb.Label(index=x.index, score=x.score) for x in o.labels],
+                boxes=[
+                    pb.Box(index=b.index, score=b.score, left=b.left, top=b.top, right=b.right, bottom=b.bottom)
+                    for b in o.boxes
+                ],
+            )
+            for o in result.outputs
+        ],
+        timing=pb.Timing(
+            queue_us=result.timing.queue_us,
+            decode_us=result.timing.decode_us,
+            tail_us=result.timing.tail_us,
+            total_us=result.timing.total_us,
+        ),
+        queue_depth=result.queue_depth,
+        slices=result.slices,
+    )
+
+
+def read_result(message: pb.Result) -> Result:
+    """The inverse of `result_message`; a status of a later version reads as UNSPECIFIED."""
+    try:
+        status = Status(message.status)
+    except ValueError:
+        status = Status.UNSPECIFIED
+    t = message.timing
+    return Result(
+        message.frame_id,
+        status,
+        message.message,
+        tuple(
+            TailOutput(
+                o.tail,
+                tuple(Label(x.index, x.score) for x in o.labels),
+                tuple(Box(b.index, b.score, b.left, b.top, b.right, b.bottom) for b in o.boxes),
+            )
+            for o in message.outputs
+        ),
+        Timing(t.queue_us, t.decode_us, t.tail_us, t.total_us),
+        message.queue_depth,
+        message.slices,
+    )
+
+
+def infer_request(fingerprint: bytes, frame: Frame) -> pb.InferRequest:
+    """The unary request for one packet under the bundle of that fingerprint."""
+    return pb.InferRequest(
+        fingerprint=fingerprint, frame=pb.Frame(packet=frame.packet, remaining_ms=frame.remaining_ms)
+    )
+
+
+__all__ = [
+    "SERVICE",
+    "Box",
+    "BundleChunk",
+    "DecodeError",
+    "Frame",
+    "GetBundleRequest",
+    "HeadraceServicer",
+    "HeadraceStub",
+    "Hello",
+    "InferRequest",
+    "Label",
+    "Result",
+    "ResultMessage",
+    "Status",
+    "StreamRequest",
+    "StreamResponse",
+    "TailOutput",
+    "Timing",
+    "Welcome",
+    "add_HeadraceServicer_to_server",
+    "frame_request",
+    "hello_request",
+    "infer_request",
+    "read_request",
+    "read_response",
+    "read_result",
+    "result_message",
+    "result_response",
+    "welcome_response",
+]

@@ -1,0 +1,1 @@
+"""The server: the stream's other end, batches, decoder and tail. Read `pipeline.py` first."""
