@@ -24,7 +24,10 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from .traces import Trace
 
 CHUNK_BYTES = 1448
 """What one Ethernet frame carries of TCP."""
@@ -109,6 +112,16 @@ class RateSchedule:
         for phase in phases:
             steps.append((at, phase.mbps * 1e6))
             at += phase.seconds
+        return cls(steps)
+
+    @classmethod
+    def of_trace(cls, trace: Trace, seconds: float) -> RateSchedule:
+        """That many seconds of a trace, which begins anew when it ends."""
+        steps, at = [], 0.0
+        while at < seconds:
+            for duration, rate in zip(*trace.pieces, strict=True):
+                steps.append((at, float(rate)))
+                at += float(duration)
         return cls(steps)
 
     def rate(self, at: float) -> float:

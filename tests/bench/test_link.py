@@ -18,6 +18,7 @@ from headrace.bench.link import (
     parse_phases,
 )
 from headrace.bench.link_process import LinkProcess
+from headrace.bench.traces import Trace
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -42,6 +43,11 @@ def test_a_schedule_may_change_from_now_on() -> None:
     assert schedule.changed(5, 4e6).finish(0, 5e6) == 5  # the first rate held until then
     assert schedule.outages_only().finish(10, 1e12) == 10
     assert outage.outages_only().finish(11, 1) == math.inf
+
+
+def test_a_trace_is_a_schedule_that_repeats() -> None:
+    schedule = RateSchedule.of_trace(Trace.steps([(1, 1e6), (2, 0), (1, 2e6)]), 7)
+    assert schedule.steps == ((0, 1e6), (1, 0), (3, 2e6), (4, 1e6), (5, 0), (7, 2e6))
 
 
 @pytest.mark.parametrize("text", ["", "8", "8:", "8:0", "-1:2", "8:4,,2:1", "nan:1", "1:inf"])
