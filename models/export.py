@@ -1,0 +1,63 @@
+"""`headrace export`: the edge's half of a bundle, as ONNX files that need no torch to run."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from .backbones import Backbone, load_backbone
+from .bottleneck import Encoder
+from .bundle import UNCUT, Bundle, head_file
+from .edge_half import write_edge_manifest
+
+
+def export_edge_half(bundle: Bundle, folder: Path, note: Callable[[str], None] = lambda _: None) -> None:
+    """Write an edge half into `folder` (see `edge_half` for its files).
+
+    Args:
+        bundle: the whole bundle; its backbone's package must be installed.
+        folder: made if need be.
+        note: called with the name of each file that is begun.
+
+    Raises:
+        BackboneError: the backbone's weights are missing or are not the bundle's.
+    """
+    backbone = load_backbone(bundle.backbone.name)
+    backbone.verify(bundle.backbone)
+    folder.mkdir(parents=True, exist_ok=True)
+    for spec in bundle.splits:
+        note(head_file(spec.name))
+        encoder = Encoder.of(bundle, spec.name)
+        write_onnx(backbone, nn.Sequential(backbone.head(spec.name), encoder), "latent", folder / head_file(spec.name))
+    note(UNCUT)
+    write_onnx(backbone, backbone.uncut, "scores", folder / UNCUT)
+    replace(bundle, folder=folder).save(folder)
+    write_edge_manifest(folder, bundle)
+
+
+def write_onnx(backbone: Backbone, module: nn.Module, output: str, path: Path) -> None:
+    """Write a network that takes `pixels` uint8 [1, S, S, 3] as one ONNX file with its weights inside."""
+    size = backbone.preprocessing.size
+    example = torch.zeros(1, size, size, 3, dtype=torch.uint8)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    # The exporter reports its progress on standard output, which belongs to the caller.
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            module.eval(),
+            (example,),
+            path,
+            input_names=["pixels"],
+            output_names=[output],
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )

@@ -1,0 +1,149 @@
+"""What an operating point costs and gives on photographs: real packets, decoded again, through the real tail."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from .backbones import Backbone
+from .bitstream import Packet
+from .bottleneck import Decoder, Encoder
+from .bundle import Bundle, Preprocessing
+from .codec import Codec
+from .exceptions import DataError
+from .image_codec import decode_image, encode_image
+from .operating_point import Kind, OperatingPoint
+from .preprocessing import prepare
+from .quantiser import quantise
+
+BATCH = 8
+"""Photographs at once; larger batches of 224x224 fall out of a small machine's cache and take longer."""
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm")
+
+
+@dataclass
+class Measured:
+    """Per photograph: whole packets in bytes, slices alone, the tables' own entropy in bits (0 for images), top-1."""
+
+    packet_bytes: list[int] = field(default_factory=list)
+    slice_bytes: list[int] = field(default_factory=list)
+    entropy_bits: list[float] = field(default_factory=list)
+    answers: list[int] = field(default_factory=list)
+
+    def agreement(self, reference: Sequence[int]) -> float:
+        """Share of photographs with the same answer as `reference`, 0..1."""
+        return float(np.mean(np.array(self.answers) == np.array(reference)))
+
+
+def find_pictures(folder: Path) -> list[Path]:
+    """Picture files below a folder, sorted by path.
+
+    Raises:
+        DataError: no such folder, or none in it.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder} is not a folder; give one that holds photographs")
+    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in PICTURES)
+    if not found:
+        raise DataError(f"{folder} holds no photographs ({', '.join(PICTURES)})")
+    return found
+
+
+def load_pixels(path: Path, how: Preprocessing) -> npt.NDArray[np.uint8]:
+    """One photograph as uint8 [S, S, 3].
+
+    Raises:
+        DataError: the file cannot be read as a picture.
+    """
+    try:
+        with Image.open(path) as picture:
+            return prepare(picture, how)
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+        raise DataError(f"{path} cannot be read as a picture ({error}); remove it or save it anew") from error
+
+
+def pixel_batches(paths: Sequence[Path], how: Preprocessing) -> Iterator[Tensor]:
+    """Photographs as uint8 [B, S, S, 3], B <= BATCH."""
+    for at in range(0, len(paths), BATCH):
+        yield torch.from_numpy(np.stack([load_pixels(p, how) for p in paths[at : at + BATCH]]))
+
+
+def measure(
+    backbone: Backbone,
+    bundle: Bundle,
+    paths: Sequence[Path],
+    points: Sequence[OperatingPoint],
+    note: Callable[[int], None] = lambda _: None,
+) -> tuple[list[int], Mapping[int, Measured]]:
+    """Send every photograph through every operating point.
+
+    Args:
+        backbone, bundle: as they would be on both sides.
+        paths: photographs.
+        points: of kinds `feature` and `image` (`local` is the uncut model).
+        note: called with the number of photographs done, after each batch.
+
+    Returns:
+        The uncut model's top-1 per photograph, and what was measured per operating point's id.
+    """
+    codec = Codec(bundle)
+    results = {p.id: Measured() for p in points}
+    by_split = {s.name: [p for p in points if p.split == s.name] for s in bundle.splits}
+    images = [p for p in points if p.kind is Kind.IMAGE]
+    networks = {
+        name: (backbone.head(name), Encoder.of(bundle, name), Decoder.of(bundle, name), backbone.tail(name))
+        for name, chosen in by_split.items()
+        if chosen
+    }
+    uncut, reference = backbone.uncut, []
+    with torch.inference_mode():
+        for pixels in pixel_batches(paths, bundle.preprocessing):
+            reference += uncut(pixels).argmax(1).tolist()
+            for name, (head, encoder, decoder, tail) in networks.items():
+                latents = encoder(head(pixels)).numpy()
+                for point in by_split[name]:
+                    symbols = _through_codec(codec, latents, point, results[point.id])
+                    gain = torch.from_numpy(bundle.gain(name, point.rate_level)).expand(len(symbols), -1)
+                    results[point.id].answers += tail(decoder(symbols, gain)).argmax(1).tolist()
+            for point in images:
+                received = _through_image_codec(pixels.numpy(), point, results[point.id])
+                results[point.id].answers += uncut(received).argmax(1).tolist()
+            note(len(pixels))
+    return reference, results
+
+
+def _through_codec(codec: Codec, latents: npt.NDArray[np.float32], point: OperatingPoint, into: Measured) -> Tensor:
+    """Latents [B, K, H, W] to packets and back to symbols int32 [B, K, H, W]."""
+    received = []
+    tables = codec.bundle.tables(point.split, point.rate_level)
+    coded = codec.bundle.split(point.split).slices[point.rate_level][-1]
+    for latent in latents:
+        packet = codec.compress(latent, point, 0)
+        data = packet.to_bytes()
+        symbols = quantise(latent, codec.bundle.gain(point.split, point.rate_level))[:coded]
+        index = np.broadcast_to(np.arange(coded, dtype=np.int32)[:, None, None], symbols.shape)
+        into.packet_bytes.append(len(data))
+        into.slice_bytes.append(sum(len(s) for s in packet.slices))
+        into.entropy_bits.append(tables.bits(symbols, index))
+        received.append(codec.decompress(Packet.from_bytes(data)))
+    return torch.from_numpy(np.stack(received))
+
+
+def _through_image_codec(pixels: npt.NDArray[np.uint8], point: OperatingPoint, into: Measured) -> Tensor:
+    """Pixels [B, S, S, 3] to packets and back."""
+    received = []
+    for each in pixels:
+        file = encode_image(each, point.codec, point.rate_level)
+        data = Packet(point.id, 0, (file,)).to_bytes()
+        into.packet_bytes.append(len(data))
+        into.slice_bytes.append(len(file))
+        into.entropy_bits.append(0.0)
+        received.append(decode_image(Packet.from_bytes(data).slices[0], each.shape[0]))
+    return torch.from_numpy(np.stack(received))

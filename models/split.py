@@ -1,0 +1,240 @@
+"""`headrace split`: from a backbone and a folder of unlabelled photographs to a bundle, without training.
+
+photographs -> features at each cut -> Fisher metric -> closed form -> symbols at each rate level -> tables, slices
+held-out photographs -> every operating point -> measured bytes and accuracy
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from torch import Tensor, nn
+
+from .backbones import Backbone, load_backbone
+from .bottleneck import Encoder
+from .bundle import Bundle, SplitSpec
+from .closed_form import ClosedForm, fisher_metric, fit_closed_form
+from .entropy_model import frozen_tables
+from .exceptions import DataError
+from .export import write_onnx
+from .measure import find_pictures, measure, pixel_batches
+from .onnx_time import edge_milliseconds, image_milliseconds
+from .operating_point import Kind, OperatingPoint
+from .quantiser import quantise
+
+MIN_PHOTOGRAPHS = 100
+STEPS = (1.0, 1.3, 1.6, 2.0, 2.5, 3.1, 3.9, 4.9)
+"""Quantiser steps of the rate levels, in units of the components' mean standard deviation, finest first."""
+SLICE_SHARES = (0.4, 0.65, 0.85)
+"""Shares of a rate level's bits at which the first slices end; the last slice holds the rest."""
+IMAGE_QUALITIES: Mapping[str, Sequence[int]] = {"webp": (1, 5, 10, 20, 35, 50, 75, 90), "jpeg": (5, 10, 20, 35, 55, 80)}
+
+
+@dataclass(frozen=True, slots=True)
+class SplitPlan:
+    """What to make.
+
+    Attributes:
+        backbone: name, as in `backbones.BACKBONES`.
+        calibration: folder of photographs; labels are not looked at.
+        at: split points; empty for the backbone's usual three.
+        photographs: how many are used to fit, at least 100.
+        held_out: how many others are used to measure the operating points.
+        seed: of the choice of photographs and of the draws for the Fisher metric.
+    """
+
+    backbone: str
+    calibration: Path
+    at: tuple[str, ...] = ()
+    photographs: int = 150
+    held_out: int = 64
+    seed: int = 0
+
+
+DEFAULT_SPLITS = {"efficientnet_lite0": ("blocks.2", "blocks.3", "blocks.5")}
+
+
+def split(plan: SplitPlan, progress: Progress | None = None, data_note: str = "") -> Bundle:
+    """Make a bundle.
+
+    Args:
+        plan: what to make.
+        progress: where to show progress; None for nowhere.
+        data_note: what the provenance says about the photographs.
+
+    Raises:
+        DataError: too few photographs.
+        BackboneError: unknown backbone or split point, or its weights are missing.
+    """
+    progress = progress or Progress(disable=True)
+    backbone = load_backbone(plan.backbone)
+    names = plan.at or DEFAULT_SPLITS.get(plan.backbone, backbone.split_points)
+    fit_on, held_out = _choose(plan)
+    bar = progress.add_task("features", total=len(fit_on))
+    features: dict[str, list[Tensor]] = {name: [] for name in names}
+    heads = _chain(backbone, names)
+    with torch.inference_mode():
+        for pixels in pixel_batches(fit_on, backbone.preprocessing):
+            reached: Tensor = pixels
+            for name, part in heads:
+                reached = part(reached)
+                features[name].append(reached)
+            progress.advance(bar, len(pixels))
+    tensors: dict[str, np.ndarray[Any, Any]] = {}
+    specs = []
+    for name in names:
+        bar = progress.add_task(f"{name}: closed form", total=len(fit_on))
+        batches = [b.clone() for b in features.pop(name)]
+        metric = fisher_metric(backbone.tail(name), batches, plan.seed, lambda n, b=bar: progress.advance(b, n))  # type: ignore[misc]
+        form = fit_closed_form(torch.cat(batches), metric)
+        spec, arrays = _rate_levels(name, torch.cat(batches), form)
+        specs.append(spec)
+        tensors |= {f"{name}/{key}": value for key, value in arrays.items()}
+    bundle = Bundle(
+        name=plan.backbone,
+        task="classification",
+        backbone=backbone.spec,
+        preprocessing=backbone.preprocessing,
+        labels=backbone.labels,
+        splits=tuple(specs),
+        operating_points=_operating_points(specs),
+        tensors=tensors,
+        provenance={
+            "command": f"headrace split {plan.backbone} --photographs {plan.photographs} --held-out {plan.held_out} "
+            f"--seed {plan.seed}",
+            "data": data_note or f"{len(fit_on)} unlabelled photographs, {len(held_out)} others to measure on",
+            "seed": plan.seed,
+        },
+    )
+    return _measured(backbone, _timed(backbone, bundle, progress), held_out, progress).check()
+
+
+def bar_columns() -> tuple[Any, ...]:
+    """Columns of the progress bars that `headrace split` and `headrace eval` show."""
+    return (TextColumn("{task.description:28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+
+
+def _choose(plan: SplitPlan) -> tuple[list[Path], list[Path]]:
+    found = find_pictures(plan.calibration)
+    needed = max(plan.photographs, MIN_PHOTOGRAPHS)
+    if plan.photographs < MIN_PHOTOGRAPHS or len(found) < needed:
+        raise DataError(
+            f"{plan.calibration} holds {len(found)} photographs, {plan.photographs} are asked for, "
+            f"and at least {MIN_PHOTOGRAPHS} are needed; add photographs like those the camera will see"
+        )
+    random.Random(plan.seed).shuffle(found)
+    # With too few for both, what is measured on was also fitted on: better than nothing, and said in the provenance.
+    rest = found[needed : needed + plan.held_out]
+    return found[:needed], rest or found[: plan.held_out]
+
+
+def _chain(backbone: Backbone, names: Sequence[str]) -> list[tuple[str, nn.Module]]:
+    """The head cut into parts, so that a photograph passes every stage once for all split points."""
+    order = [name for name, _ in backbone.stages]
+    for name in names:
+        backbone.head(name)  # refuses an unknown one
+    chain: list[tuple[str, nn.Module]] = []
+    begin = 0
+    for name in sorted(names, key=order.index):
+        end = order.index(name) + 1
+        chain.append((name, nn.Sequential(*(m for _, m in backbone.stages[begin:end])).eval()))
+        begin = end
+    return chain
+
+
+def _rate_levels(name: str, features: Tensor, form: ClosedForm) -> tuple[SplitSpec, dict[str, np.ndarray[Any, Any]]]:
+    """Gains, tables and slices of a split point, from the calibration photographs' own symbols."""
+    with torch.inference_mode():
+        latents = Encoder(form.encoder, form.mean)(features).numpy()
+    gains = np.full((len(STEPS), latents.shape[1]), 0, np.float32)
+    gains[:] = (1 / (np.array(STEPS) * form.unit)).astype(np.float32)[:, None]
+    arrays: dict[str, np.ndarray[Any, Any]] = {}
+    slices: list[tuple[int, ...]] = []
+    for level, gain in enumerate(gains):
+        symbols = np.stack([quantise(latent, gain) for latent in latents])
+        # A channel that was 0 everywhere is not sent at this level.
+        coded = int(np.flatnonzero(symbols.any(axis=(0, 2, 3)))[-1]) + 1
+        tables = frozen_tables(symbols[:, :coded])
+        index = np.arange(coded, dtype=np.int32)
+        bits = np.array([tables.bits(symbols[:, k], np.full_like(symbols[:, k], k)) for k in index])
+        slices.append(_slice_ends(bits))
+        arrays |= {f"{level}/cdf": tables.cdf, f"{level}/sizes": tables.sizes, f"{level}/offsets": tables.offsets}
+    kept = max(ends[-1] for ends in slices)
+    arrays |= {
+        "gains": np.ascontiguousarray(gains[:, :kept]),
+        "mean": form.mean.numpy(),
+        "encoder": form.encoder[:kept].contiguous().numpy(),
+        "decoder": form.decoder[:, :kept].contiguous().numpy(),
+    }
+    shape = (features.shape[1], features.shape[2], features.shape[3])
+    return SplitSpec(name=name, features=shape, latent_channels=kept, slices=tuple(slices)), arrays
+
+
+def _slice_ends(bits: np.ndarray[Any, Any]) -> tuple[int, ...]:
+    """Channel at which each slice ends, at about `SLICE_SHARES` of the bits, at least one channel a slice."""
+    count, shares = len(bits), np.cumsum(bits) / bits.sum()
+    ends = []
+    for i, share in enumerate(SLICE_SHARES):
+        end = int(np.searchsorted(shares, share)) + 1
+        ends.append(min(max(end, i + 1), count - len(SLICE_SHARES) + i))
+    return (*(max(e, i + 1) for i, e in enumerate(np.maximum.accumulate(ends).tolist())), count)
+
+
+def _operating_points(specs: Sequence[SplitSpec]) -> tuple[OperatingPoint, ...]:
+    """Local first, then every split point's rate levels, then pictures."""
+    points = [OperatingPoint(id=0, kind=Kind.LOCAL, accuracy=1.0)]
+    for spec in specs:
+        for level in range(spec.rate_levels):
+            points.append(OperatingPoint(id=len(points), kind=Kind.FEATURE, split=spec.name, rate_level=level))
+    for codec, qualities in IMAGE_QUALITIES.items():
+        for quality in qualities:
+            points.append(OperatingPoint(id=len(points), kind=Kind.IMAGE, codec=codec, rate_level=quality))
+    return tuple(points)
+
+
+def _timed(backbone: Backbone, bundle: Bundle, progress: Progress) -> Bundle:
+    """Shares of the uncut model's time, in ONNX Runtime on one core, interleaved."""
+    bar = progress.add_task("compute shares", total=len(bundle.splits) + 2)
+    with TemporaryDirectory() as folder:
+        paths = {"uncut": Path(folder) / "uncut.onnx"}
+        write_onnx(backbone, backbone.uncut, "scores", paths["uncut"])
+        progress.advance(bar)
+        for spec in bundle.splits:
+            paths[spec.name] = Path(folder) / f"{spec.name}.onnx"
+            head = nn.Sequential(backbone.head(spec.name), Encoder.of(bundle, spec.name))
+            write_onnx(backbone, head, "latent", paths[spec.name])
+            progress.advance(bar)
+        times = edge_milliseconds(paths)
+        for codec in IMAGE_QUALITIES:
+            times[codec] = image_milliseconds(codec, backbone.preprocessing.size)
+        progress.advance(bar)
+    share = {name: t / times["uncut"] for name, t in times.items()}
+    return replace(
+        bundle,
+        splits=tuple(replace(s, edge_share=share[s.name]) for s in bundle.splits),
+        operating_points=tuple(replace(p, edge_share=share.get(p.stage, 1.0)) for p in bundle.operating_points),
+    )
+
+
+def _measured(backbone: Backbone, bundle: Bundle, held_out: Sequence[Path], progress: Progress) -> Bundle:
+    """Fill in bytes and accuracy of every operating point, on photographs that were not fitted on."""
+    bar = progress.add_task("operating points", total=len(held_out))
+    sent = [p for p in bundle.operating_points if p.kind is not Kind.LOCAL]
+    reference, measured = measure(backbone, bundle, held_out, sent, lambda n: progress.advance(bar, n))
+    points = []
+    for point in bundle.operating_points:
+        found = measured.get(point.id)
+        if found is None:
+            points.append(point)
+            continue
+        median, p95 = np.percentile(found.packet_bytes, (50, 95)).tolist()
+        points.append(replace(point, bytes_median=median, bytes_p95=p95, accuracy=found.agreement(reference)))
+    return replace(bundle, operating_points=tuple(points))

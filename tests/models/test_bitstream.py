@@ -1,0 +1,161 @@
+"""Packets: golden files, round trips, truncation and damage."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from headrace.models.bitstream import MAX_SLICE_BYTES, Packet
+from headrace.models.bundle import Bundle
+from headrace.models.codec import Codec
+from headrace.models.exceptions import BitstreamError, LimitError, OperatingPointError
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+DATA = Path(__file__).parents[1] / "data"
+packets = st.builds(
+    Packet,
+    operating_point=st.integers(0, 127),
+    frame_id=st.integers(0, 2**32 - 1),
+    slices=st.lists(st.binary(max_size=300), min_size=1, max_size=5).map(tuple),
+)
+
+
+@settings(deadline=None)
+@given(packets)
+def test_round_trip(packet):
+    assert Packet.from_bytes(packet.to_bytes()) == packet
+
+
+@given(packets)
+def test_at_most_24_bytes_besides_the_slices(packet):
+    assert len(packet.to_bytes()) - sum(map(len, packet.slices)) <= 24
+
+
+def test_at_most_24_bytes_at_the_largest_fields():
+    packet = Packet(127, 2**32 - 1, (bytes(MAX_SLICE_BYTES), bytes(200), bytes(200), bytes(200), bytes(40000)))
+    assert len(packet.to_bytes()) - sum(map(len, packet.slices)) == 24
+
+
+@settings(deadline=None)
+@given(packets, st.integers(1, 5))
+def test_a_prefix_is_a_packet(packet, count):
+    prefix = Packet.from_bytes(packet.prefix(count).to_bytes())
+    assert prefix.slices == packet.slices[:count]
+
+
+@settings(deadline=None, max_examples=40)
+@given(packets)
+def test_every_truncation_is_refused(packet):
+    data = packet.to_bytes()
+    for end in range(len(data)):
+        with pytest.raises(BitstreamError):
+            Packet.from_bytes(data[:end])
+    with pytest.raises(BitstreamError):
+        Packet.from_bytes(data + b"\0")
+
+
+@settings(deadline=None, max_examples=40)
+@given(packets, st.integers(1, 255))
+def test_every_flipped_byte_is_refused(packet, flip):
+    data = packet.to_bytes()
+    for at in range(len(data)):
+        damaged = bytearray(data)
+        damaged[at] ^= flip
+        with pytest.raises(BitstreamError):
+            Packet.from_bytes(bytes(damaged))
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.binary(max_size=200))
+def test_garbage_is_refused(data):
+    with pytest.raises(BitstreamError):
+        Packet.from_bytes(data)
+
+
+@pytest.mark.parametrize(
+    "front", [b"\x94\x01\x00\x00\xc6\xff\xff\xff\xff", b"\xdd\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff"]
+)
+def test_declared_sizes_allocate_nothing(front):
+    import tracemalloc
+
+    tracemalloc.start()
+    with pytest.raises(BitstreamError):
+        Packet.from_bytes(front + bytes(100))
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()
+
+
+def test_a_packet_over_the_limit_is_refused():
+    with pytest.raises(LimitError, match="200 bytes"):
+        Packet.from_bytes(bytes(200), limit=100)
+
+
+def test_fields_out_of_range_are_refused():
+    for packet in (Packet(128, 0, (b"",)), Packet(0, 2**32, (b"",)), Packet(0, 0, ()), Packet(0, 0, (b"",) * 6)):
+        with pytest.raises(BitstreamError):
+            packet.to_bytes()
+    with pytest.raises(BitstreamError, match="over the limit"):
+        Packet(0, 0, (bytes(MAX_SLICE_BYTES + 1), b"")).to_bytes()
+
+
+# --- with a bundle ---------------------------------------------------------------------------------------------------
+
+
+def symbols_of(bundle: Bundle, split: str, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return np.rint(rng.laplace(0, 2.0, bundle.split(split).latent_shape)).astype(np.int32)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.sampled_from([1, 2, 3, 4]), st.integers(0, 1000), st.integers(1, 4))
+def test_any_prefix_of_slices_decodes(small_bundle, point_id, seed, count):
+    codec, point = Codec(small_bundle), small_bundle.operating_point(point_id)
+    symbols = symbols_of(small_bundle, point.split, seed)
+    ends = small_bundle.split(point.split).slices[point.rate_level]
+    received = codec.decompress(codec.compress_symbols(symbols, point, 5).prefix(count))
+    assert (received[: ends[count - 1]] == symbols[: ends[count - 1]]).all()
+    assert not received[ends[count - 1] :].any()
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.lists(st.binary(max_size=120), min_size=1, max_size=5), st.integers(0, 6))
+def test_a_well_formed_packet_of_garbage_slices_never_crashes(small_bundle, slices, point_id):
+    packet = Packet.from_bytes(Packet(point_id, 1, tuple(slices)).to_bytes())
+    try:
+        symbols = Codec(small_bundle).decompress(packet)
+    except (BitstreamError, OperatingPointError):
+        return
+    point = small_bundle.operating_point(point_id)
+    assert symbols.shape == small_bundle.split(point.split).latent_shape
+
+
+def test_latents_of_the_wrong_shape_are_refused(small_bundle):
+    with pytest.raises(OperatingPointError, match="takes a latent"):
+        Codec(small_bundle).compress(np.zeros((1, 2, 3), np.float32), small_bundle.operating_point(1), 0)
+    with pytest.raises(OperatingPointError, match="only feature points"):
+        Codec(small_bundle).compress(np.zeros((1, 2, 3), np.float32), small_bundle.operating_point(0), 0)
+
+
+def test_golden_packets(small_bundle, pytestconfig):
+    """Packets written by release 0.1 decode for ever, to these symbols."""
+    names = sorted(p.name for p in DATA.glob("packet-v1-*.bin"))
+    assert names == [
+        "packet-v1-a0.bin",
+        "packet-v1-a1.bin",
+        "packet-v1-b0.bin",
+        "packet-v1-extreme.bin",
+        "packet-v1-image.bin",
+    ]
+    golden = Bundle.load(DATA / "golden_bundle")
+    codec = Codec(golden)
+    for name in names:
+        data = (DATA / name).read_bytes()
+        packet = Packet.from_bytes(data)
+        assert packet.to_bytes() == data
+        if name.endswith("image.bin"):
+            assert packet.slices[0][:4] == b"RIFF"
+            continue
+        expected = np.load(DATA / name.replace(".bin", ".npy"), allow_pickle=False)
+        assert (codec.decompress(packet) == expected).all()
+        again = codec.compress_symbols(expected, golden.operating_point(packet.operating_point), packet.frame_id)
+        assert again.to_bytes() == data
