@@ -1,0 +1,290 @@
+"""What the control loop measures: delivery of frames, the round trip, compute times, packet sizes. No I/O, no clock.
+
+Every time is in seconds on one monotonic clock of the caller's choosing.
+
+A frame's way, and what is known of it (only `ready` and `ack` are seen; the server reports how long it held the frame):
+
+    ready            begin         sent                                       ack' = ack - hold       ack
+      |--- queue ------|-- transmit --|------ propagation, both ways (RTT) ------|------- hold ---------|
+
+The link is a FIFO: a frame begins when the one before has been sent. One of two cases holds:
+
+- the frame was queued (the one before it had not been sent): transmit = ack' - previous ack', free of the RTT;
+- the link was idle (the sample is *limited* by the application): transmit = ack' - ready - RTT, as good as the RTT is.
+
+Both are `transmit = ack' - max(ready + RTT, previous ack')`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..models.operating_point import OperatingPoint
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class DeliverySample:
+    """One acknowledged frame, seen as a measurement of the link.
+
+    Attributes:
+        bits: what was sent, overhead included.
+        transmit_s: how long the link took for it; at least 0.
+        limited: the link was idle when the frame became ready, so that `transmit_s` carries the error of the RTT.
+    """
+
+    bits: float
+    transmit_s: float
+    limited: bool
+
+    def rate_bps(self, resolution_s: float) -> float:
+        """Bits a second; times under `resolution_s` can't be told from jitter and count as that."""
+        return self.bits / max(self.transmit_s, resolution_s)
+
+
+class WindowedMinimum:
+    """Minimum over a sliding time window with a note kept beside it, as in BBR; O(1) amortised."""
+
+    def __init__(self, window_s: float) -> None:
+        self.window_s = window_s
+        self._entries: deque[tuple[float, float, float]] = deque()
+
+    def add(self, value: float, now: float, note: float = 0.0) -> None:
+        """Take in one value and what shall be remembered with it."""
+        while self._entries and self._entries[-1][1] >= value:
+            self._entries.pop()
+        self._entries.append((now, value, note))
+        # The newest value stays however old it gets: an old minimum is better than none.
+        while len(self._entries) > 1 and self._entries[0][0] < now - self.window_s:
+            self._entries.popleft()
+
+    @property
+    def value(self) -> float:
+        """The minimum, or infinity before the first value."""
+        return self._entries[0][1] if self._entries else math.inf
+
+    @property
+    def note(self) -> float:
+        """What was remembered with the minimum, or 0."""
+        return self._entries[0][2] if self._entries else 0.0
+
+
+class RoundTrip:
+    """Windowed minimum of the round trip, the frame's own transmission taken off.
+
+    On a link that is slow from the start every frame's delay holds much transmission, and the plain minimum would
+    take it for propagation. The smallest delay therefore gives up what its bits take at the fastest delivery that
+    the window has seen: no more than the truth, as long as no frame was slower than that.
+    """
+
+    def __init__(self, start_s: float, window_s: float) -> None:
+        self._start_s = start_s
+        self._delays = WindowedMinimum(window_s)
+        self._negated_rates = WindowedMinimum(window_s)
+
+    def add(self, delay_s: float, bits: float, now: float) -> None:
+        """`delay_s`: ack' - ready of a frame of `bits` bits (queueing may be in it: it only adds)."""
+        self._delays.add(max(delay_s, 0.0), now, bits)
+
+    def add_rate(self, rate_bps: float, now: float) -> None:
+        """A delivery rate that was seen."""
+        self._negated_rates.add(-rate_bps, now)
+
+    @property
+    def known(self) -> bool:
+        """Whether anything has been measured."""
+        return math.isfinite(self._delays.value)
+
+    @property
+    def seconds(self) -> float:
+        """The round trip without transmission and without the server; the start value before the first sample."""
+        if not self.known:
+            return self._start_s
+        own = self._delays.note / -self._negated_rates.value  # 0 while no rate was seen
+        return max(self._delays.value - own, 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """One frame that was written and not yet acknowledged."""
+
+    frame_id: int
+    bits: float
+    ready: float
+
+
+class InFlight:
+    """Frames that were written and not yet answered, oldest first, and the link's state that they imply."""
+
+    def __init__(self, overhead_bytes: float) -> None:
+        self._overhead_bits = 8.0 * overhead_bytes
+        self._frames: deque[Sent] = deque()
+        self._previous_ack = -math.inf
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    @property
+    def oldest(self) -> Sent | None:
+        """The frame that has been out for longest."""
+        return self._frames[0] if self._frames else None
+
+    @property
+    def frames(self) -> Sequence[Sent]:
+        """All of them, oldest first."""
+        return self._frames
+
+    def written(self, frame_id: int, size_bytes: int, now: float) -> None:
+        """A frame was handed to the stream."""
+        self._frames.append(Sent(frame_id, 8.0 * size_bytes + self._overhead_bits, now))
+
+    def begun(self, round_trip_s: float) -> float:
+        """When the link began to send the oldest frame, on the sender's clock; -infinity if nothing is in flight."""
+        if not self._frames:
+            return -math.inf
+        return max(self._frames[0].ready, self._previous_ack - round_trip_s)
+
+    def acknowledged(self, frame_id: int, ack: float, round_trip_s: float) -> tuple[Sent, DeliverySample] | None:
+        """Take out an answered frame; `ack` is the result's time less the server's hold time.
+
+        Frames that were written before it have been delivered too (the link is a FIFO), whether or not their results
+        come: they are forgotten. Returns None for a frame that is not in flight.
+        """
+        if all(frame.frame_id != frame_id for frame in self._frames):
+            return None
+        first = frame = self._frames.popleft()
+        bits = first.bits
+        while frame.frame_id != frame_id:
+            frame = self._frames.popleft()
+            bits += frame.bits  # sent in the same stretch of time, which then holds pauses: a lower bound
+        begin = max(first.ready + round_trip_s, self._previous_ack)
+        limited = frame is not first or first.ready + round_trip_s > self._previous_ack
+        self._previous_ack = max(self._previous_ack, ack)
+        return frame, DeliverySample(bits, max(ack - begin, 0.0), limited)
+
+    def clear(self) -> None:
+        """The connection is gone, and with it what was under way."""
+        self._frames.clear()
+        self._previous_ack = -math.inf
+
+
+class ComputeTimes:
+    """Seconds of edge compute per `OperatingPoint.stage`, from noisy measurements.
+
+    In logarithms: time of a stage = its start value x the device's common factor x the stage's own factor. The common
+    factor follows the median of the last five measurements, so that one hiccup is ignored and a device that throttles
+    (or a start value that was wrong) is noticed within three frames, also for the stages that have not run lately.
+    """
+
+    MEDIAN_OF = 5
+    OWN_GAIN = 0.1
+    MIN_SECONDS = 1e-5
+
+    def __init__(self, start_s: Mapping[str, float]) -> None:
+        self._log_start = {stage: math.log(max(seconds, self.MIN_SECONDS)) for stage, seconds in start_s.items()}
+        self._own = dict.fromkeys(self._log_start, 0.0)
+        self._seen = dict.fromkeys(self._log_start, 0)
+        self._recent: deque[float] = deque(maxlen=self.MEDIAN_OF)
+        self._common = 0.0
+        self.version = 0
+        """Rises with every change, so that what depends on the times can be kept."""
+
+    def add(self, stage: str, seconds: float) -> None:
+        """One measurement. A stage that is not known is ignored."""
+        if stage not in self._log_start or not math.isfinite(seconds):
+            return
+        relative = math.log(max(seconds, self.MIN_SECONDS)) - self._log_start[stage]
+        seen = self._seen[stage]
+        if seen == 0 and len(self._recent) == self.MEDIAN_OF:
+            # First run of this stage on a device whose common factor is known: the rest is the stage's own.
+            self._own[stage] = relative - self._common
+        self._seen[stage] = seen + 1
+        self._recent.append(relative - self._own[stage])
+        self._common = sorted(self._recent)[len(self._recent) // 2]
+        # A single outlier moves a stage's own factor by a bounded step only.
+        surprise = relative - self._common - self._own[stage]
+        self._own[stage] += self.OWN_GAIN * min(max(surprise, -0.5), 0.5)
+        self.version += 1
+
+    def seconds(self, stage: str) -> float:
+        """Expected compute time of a stage."""
+        return math.exp(self._log_start[stage] + self._common + self._own[stage])
+
+
+class PacketSizes:
+    """Distribution of packet sizes per operating point, log-normal, corrected by the sizes that really came out.
+
+    Starts from the bundle's median and 95th percentile. What the camera sees makes all packets larger or smaller
+    than the bundle's photographs did; that factor is followed per stage and, for stages that have not run, in common.
+    """
+
+    GAIN = 0.25
+    Z95 = 1.6449
+    PRIOR_WEIGHT = 10.0
+
+    def __init__(self, points: Sequence[OperatingPoint], stage_of: NDArray[np.intp], stages: int) -> None:
+        self._median = np.array([max(point.bytes_median, 0.0) for point in points])
+        p95 = np.array([max(point.bytes_p95, point.bytes_median, 0.0) for point in points])
+        with np.errstate(divide="ignore", invalid="ignore"):
+            spread = np.where(self._median > 0, np.log(p95 / self._median) / self.Z95, 0.0)
+        self._start_spread = spread
+        self._stage_of = stage_of
+        self._factor = np.zeros(stages)
+        self._seen = np.zeros(stages, dtype=bool)
+        self._common = 0.0
+        self._variance = np.ones(stages)  # of the actual size, as a share of the bundle's variance
+        self.version = 0
+
+    def add(self, index: int, size_bytes: float) -> None:
+        """The packet of the point at `index` came out at `size_bytes`."""
+        if self._median[index] <= 0 or size_bytes <= 0:
+            return
+        stage = int(self._stage_of[index])
+        relative = math.log(size_bytes / self._median[index])
+        before = float(self._factor[stage]) if self._seen[stage] else self._common
+        surprise = relative - before
+        if self._start_spread[index] > 0:
+            share = (surprise / self._start_spread[index]) ** 2
+            self._variance[stage] += (min(share, 9.0) - self._variance[stage]) / self.PRIOR_WEIGHT
+        self._factor[stage] = before + self.GAIN * surprise
+        self._seen[stage] = True
+        self._common += self.GAIN * (relative - self._common)
+        self.version += 1
+
+    def quantile(self, z: float | Floats) -> Floats:
+        """Bytes at `z` standard deviations (of the log) above the median, float64 [points] or [points, len(z)]."""
+        factor = np.where(self._seen, self._factor, self._common)[self._stage_of]
+        spread = self._start_spread * np.sqrt(self._variance)[self._stage_of]
+        if np.ndim(z) == 0:
+            return np.asarray(self._median * np.exp(factor + spread * z), dtype=np.float64)
+        return np.asarray(self._median[:, None] * np.exp(factor[:, None] + spread[:, None] * z), dtype=np.float64)
+
+
+class HoldTime:
+    """How long the server holds a frame, followed as TCP follows its round trip (RFC 6298): mean and mean deviation."""
+
+    def __init__(self, start_s: float) -> None:
+        self._mean = start_s
+        self._deviation = start_s / 4
+        self._seen = False
+
+    def add(self, seconds: float) -> None:
+        """One measured hold time."""
+        seconds = max(seconds, 0.0)
+        if not self._seen:
+            self._mean, self._deviation, self._seen = seconds, seconds / 8, True
+            return
+        self._deviation += (abs(seconds - self._mean) - self._deviation) / 4
+        self._mean += (seconds - self._mean) / 4
+
+    @property
+    def high_s(self) -> float:
+        """A value that most frames stay under."""
+        return self._mean + self._deviation
