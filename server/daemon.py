@@ -1,0 +1,250 @@
+"""`headrace serve`: loads bundles, warms up, listens, and drains on SIGTERM."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import logging
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import grpc
+import structlog
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health_aio  # type: ignore[attr-defined]
+
+from ..models.bundle import Bundle, short
+from ..models.exceptions import HeadraceError
+from ..protos import messages
+from .config import ServerSettings
+from .decoder import PacketDecoder
+from .edge_halves import EdgeHalves
+from .engine import Engine, LocalEngine, Tail, TailKey
+from .exceptions import StartError
+from .metrics import Metrics, MetricsEndpoint, Probes
+from .pipeline import Pipeline, PipelineSettings
+from .service import HeadraceService
+
+log = structlog.get_logger(__name__)
+
+SLACK_BYTES = 4096
+"""What protobuf and later fields may add to a packet in one message."""
+
+_SERVING = health_pb2.HealthCheckResponse.SERVING
+
+
+class Server:
+    """A whole server: gRPC, health, metrics, engine. `start`, then `drain` or `close`.
+
+    Attributes:
+        address: host:port of gRPC, once started.
+        metrics_address: host:port of the HTTP endpoint, None when it is off.
+        metrics: the counters.
+        fingerprint: of the default bundle, once started.
+    """
+
+    def __init__(self, settings: ServerSettings, engine: Callable[[list[Bundle]], Engine] | None = None) -> None:
+        """Nothing is loaded yet; `engine` makes another engine than the local one of PyTorch."""
+        self.address = ""
+        self.metrics_address: str | None = None
+        self.metrics = Metrics()
+        self.fingerprint = b""
+        self._settings = settings
+        self._make_engine = engine or self._local_engine
+        self._probes = Probes()
+        self._endpoint: MetricsEndpoint | None = None
+        self._health = health_aio.HealthServicer()
+        self._engine: Engine | None = None
+        self._pipeline: Pipeline | None = None
+        self._service: HeadraceService | None = None
+        self._grpc: grpc.aio.Server | None = None
+        self._beating: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Load, warm up, and listen; when it returns, the first frame finds everything ready.
+
+        Raises:
+            HeadraceError: something is missing or in use; `close` has been called then.
+        """
+        try:
+            await self._start()
+        except BaseException:
+            await self.close()
+            raise
+
+    async def _start(self) -> None:
+        s = self._settings
+        if s.metrics_port is not None:
+            self._endpoint = MetricsEndpoint(self.metrics, self._probes, s.metrics_host, s.metrics_port)
+            self.metrics_address = self._endpoint.address
+        self._beating = asyncio.create_task(self._beat())
+        bundles = [await asyncio.to_thread(Bundle.load, folder) for folder in s.bundles]
+        self.fingerprint = bundles[0].fingerprint
+        decoders = [PacketDecoder(bundle) for bundle in bundles]
+        for decoder in decoders:
+            await asyncio.to_thread(decoder.warm_up)
+        self._engine = self._make_engine(bundles)
+        await self._engine.start()
+        self._pipeline = Pipeline(
+            PipelineSettings(s.max_packet_bytes, s.queue_limit, s.max_batch, s.max_wait_ms / 1e3, s.decode_threads),
+            self._engine,
+            self.metrics,
+        )
+        self._service = HeadraceService(
+            self._pipeline,
+            decoders,
+            EdgeHalves(s.cache_dir),
+            self.metrics,
+            max_packet_bytes=s.max_packet_bytes,
+            max_in_flight=s.max_in_flight,
+        )
+        await self._listen(self._service)
+        # What is loaded stays; the collector need not walk through PyTorch's modules again and again.
+        gc.collect()
+        gc.freeze()
+        self._probes.not_ready = None
+
+    async def _listen(self, service: HeadraceService) -> None:
+        s = self._settings
+        self._grpc = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", s.max_packet_bytes + SLACK_BYTES),
+                ("grpc.so_reuseport", 0),
+                # A device that vanished without a word is noticed within half a minute.
+                ("grpc.keepalive_time_ms", 20_000),
+                ("grpc.keepalive_timeout_ms", 10_000),
+                ("grpc.keepalive_permit_without_calls", 1),
+                ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+                ("grpc.max_concurrent_streams", 1_000),
+            ]
+        )
+        messages.add_HeadraceServicer_to_server(service, self._grpc)  # type: ignore[no-untyped-call]
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
+        for name in ("", messages.SERVICE):
+            await self._health.set(name, _SERVING)
+        try:
+            port = self._grpc.add_insecure_port(f"{s.host}:{s.port}")
+        except RuntimeError as error:
+            raise StartError(
+                f"cannot listen on {s.host}:{s.port}; is another server running there? Choose another --port"
+            ) from error
+        await self._grpc.start()
+        self.address = f"{s.host}:{port}"
+
+    async def drain(self) -> bool:
+        """Refuse what is new, answer what was admitted, and close.
+
+        Returns:
+            Whether everything was answered within `drain_s`.
+        """
+        if self._pipeline is None or self._service is None:
+            await self.close()
+            return True
+        deadline = asyncio.get_running_loop().time() + self._settings.drain_s
+        self._probes.not_ready = "draining"
+        await self._health.enter_graceful_shutdown()
+        self._service.drain()
+        answered = True
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self._pipeline.idle()
+                await self._service.streams_ended()
+        except TimeoutError:
+            answered = False
+            log.warning("not everything was answered in time", waiting=self._pipeline.admission.open)
+        await self.close(max(0.0, deadline - asyncio.get_running_loop().time()))
+        return answered
+
+    async def close(self, grace: float = 0.0) -> None:
+        """Let go of everything; calls under way get `grace` seconds."""
+        if self._grpc is not None:
+            await self._grpc.stop(grace)
+        if self._pipeline is not None:
+            await self._pipeline.close()
+        if self._engine is not None:
+            await self._engine.close()
+        if self._beating is not None:
+            self._beating.cancel()
+            await asyncio.wait({self._beating})
+        if self._endpoint is not None:
+            await asyncio.to_thread(self._endpoint.close)
+
+    def _local_engine(self, bundles: list[Bundle]) -> Engine:
+        def load() -> dict[TailKey, Tail]:
+            from .tail import load_tails  # imports PyTorch, in the engine's thread
+
+            return dict(load_tails(bundles, self._settings.device, self._settings.threads))
+
+        return LocalEngine(load)
+
+    async def _beat(self) -> None:
+        while True:
+            self._probes.beat()
+            await asyncio.sleep(1.0)
+
+
+def run(settings: ServerSettings) -> int:
+    """Serve until SIGTERM or SIGINT.
+
+    One line of JSON on standard output says that the server answers, and where:
+    `{"event":"listening","address":"127.0.0.1:50051","metrics":null,"fingerprint":"..."}`. Logs go to standard error.
+
+    Returns:
+        Exit code: 0 after a drain that answered everything, 1 when it could not start or had to give frames up.
+    """
+    configure_logging(settings.log_level)
+    try:
+        return asyncio.run(_serve(settings))
+    except HeadraceError as error:
+        sys.stderr.write(f"headrace serve: {error}\n")
+        return 1
+
+
+async def _serve(settings: ServerSettings) -> int:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for each in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(each, stop.set)
+    server = Server(settings)
+    starting = asyncio.create_task(server.start())
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    if not starting.done():
+        log.info("stopped before it listened")
+        starting.cancel()
+        with suppress(asyncio.CancelledError):
+            await starting
+        return 0
+    starting.result()
+    listening = {
+        "event": "listening",
+        "address": server.address,
+        "metrics": server.metrics_address,
+        "fingerprint": server.fingerprint.hex(),
+    }
+    sys.stdout.write(json.dumps(listening) + "\n")
+    sys.stdout.flush()
+    log.info("listening", address=server.address, metrics=server.metrics_address, bundle=short(server.fingerprint))
+    await stopping
+    log.info("draining")
+    return 0 if await server.drain() else 1
+
+
+def configure_logging(level: str) -> None:
+    """Logs as text for people on standard error."""
+    processors: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),
+    ]
+    structlog.configure(
+        processors=processors,
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )

@@ -1,0 +1,114 @@
+"""Engine: where tails run. The pipeline knows this interface; `LocalEngine` runs them in one thread of this process."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from ..protos.messages import TailOutput
+
+
+@dataclass(frozen=True, slots=True)
+class TailKey:
+    """Names a tail: the bundle's fingerprint and the split point, "" for the uncut model."""
+
+    fingerprint: bytes
+    split: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureInput:
+    """One frame for a decoder: symbols int32 [K, H, W] and the rate level's gain float32 [K]."""
+
+    symbols: npt.NDArray[np.int32]
+    gain: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class ImageInput:
+    """One frame for the uncut model: pixels uint8 [S, S, 3]."""
+
+    pixels: npt.NDArray[np.uint8]
+
+
+TailInput: TypeAlias = FeatureInput | ImageInput
+
+
+class Tail(Protocol):
+    """What answers a batch; all inputs are of the kind that the tail takes."""
+
+    def __call__(self, inputs: Sequence[TailInput], /) -> list[tuple[TailOutput, ...]]:
+        """One tuple of outputs an input, in order."""
+        ...
+
+    def warm_up(self) -> None:
+        """Run one batch, so that the first frame finds everything allocated."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class EngineResult:
+    """What a batch gave: outputs in the order of the inputs, and the seconds that the tail took."""
+
+    outputs: list[tuple[TailOutput, ...]]
+    seconds: float
+
+
+class Engine(ABC):
+    """Runs batches. One batch at a time is asked for; the next one forms meanwhile."""
+
+    @abstractmethod
+    async def start(self) -> None:
+        """Load and warm up every tail.
+
+        Raises:
+            HeadraceError: weights or the device are missing.
+        """
+
+    @abstractmethod
+    async def run(self, key: TailKey, inputs: Sequence[TailInput]) -> EngineResult:
+        """Answer a batch of at least one frame, all for the tail of that key."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Let go of what `start` took; a running batch is finished first."""
+
+
+class LocalEngine(Engine):
+    """All tails in one thread: PyTorch's own threads already use every core, a second caller would only compete."""
+
+    def __init__(self, load: Callable[[], Mapping[TailKey, Tail]]) -> None:
+        """`load` makes the tails; it is called in the engine's thread, where PyTorch's settings then hold."""
+        self._load = load
+        self._tails: Mapping[TailKey, Tail] = {}
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="tail")
+
+    async def start(self) -> None:
+        """Load and warm up every tail in the engine's thread."""
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._start)
+
+    async def run(self, key: TailKey, inputs: Sequence[TailInput]) -> EngineResult:
+        """Answer a batch in the engine's thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._run, key, inputs)
+
+    async def close(self) -> None:
+        """End the thread."""
+        await asyncio.to_thread(self._thread.shutdown)
+
+    def _start(self) -> None:
+        self._tails = self._load()
+        for tail in self._tails.values():
+            tail.warm_up()
+
+    def _run(self, key: TailKey, inputs: Sequence[TailInput]) -> EngineResult:
+        began = time.perf_counter()
+        outputs = self._tails[key](inputs)
+        return EngineResult(outputs, time.perf_counter() - began)

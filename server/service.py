@@ -1,0 +1,278 @@
+"""The service on the wire: Stream, Infer and GetBundle of `headrace.proto` over grpc.aio.
+
+A stream's frames are answered as they become ready, in any order. Each frame has a task of its own; the tasks of one
+stream are bounded, and so are the results that a slow reader leaves lying: a stream that does not read is not read
+from either, and no other stream notices.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn, TypeAlias
+
+import grpc
+import structlog
+
+from .. import __version__
+from ..models.bitstream import VERSION
+from ..models.bundle import Bundle, short
+from ..models.operating_point import Kind
+from ..protos import messages
+from ..protos.messages import Frame, Hello, Result, Status, Welcome
+from .decoder import PacketDecoder
+from .edge_halves import EdgeHalves
+from .exceptions import DrainingError, EdgeHalfError, FrameError, FullError
+from .metrics import Metrics
+from .pipeline import Pipeline, handed_over
+
+log = structlog.get_logger(__name__)
+
+HELLO_S = 10.0
+"""How long a new stream may take to say Hello."""
+
+REFUSALS = 32
+"""Refused frames of one stream whose results are not written yet; with more, reading pauses."""
+
+CODES: Mapping[Status, grpc.StatusCode] = {
+    Status.DEADLINE_EXCEEDED: grpc.StatusCode.DEADLINE_EXCEEDED,
+    Status.RESOURCE_EXHAUSTED: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Status.INVALID: grpc.StatusCode.INVALID_ARGUMENT,
+    Status.INTERNAL: grpc.StatusCode.INTERNAL,
+    Status.UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
+}
+"""How `Infer` says what a result says by its status."""
+
+END_OF_STREAM = grpc.aio.EOF  # type: ignore[attr-defined]
+
+Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
+
+
+class HeadraceService(messages.HeadraceServicer):
+    """Answers calls by means of a pipeline."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        decoders: Sequence[PacketDecoder],
+        edge_halves: EdgeHalves,
+        metrics: Metrics,
+        *,
+        max_packet_bytes: int,
+        max_in_flight: int,
+    ) -> None:
+        """Serve the bundles of `decoders`; the first is the default of GetBundle."""
+        self.pipeline = pipeline
+        self.max_in_flight = max_in_flight
+        self.draining = asyncio.Event()
+        self._decoders = {d.bundle.fingerprint: d for d in decoders}
+        self._default = decoders[0].bundle
+        self._edge_halves = edge_halves
+        self._metrics = metrics
+        self._max_packet_bytes = max_packet_bytes
+        self._open_streams = 0
+        self._no_streams = asyncio.Event()
+        self._no_streams.set()
+
+    async def Stream(self, request_iterator: Any, context: Context) -> None:  # noqa: N802, ARG002
+        """Hello, Welcome; then frames up and results down until the edge ends it or the server drains."""
+        hello = await self._hello(context)
+        decoder = await self._decoder(hello.fingerprint, context)
+        if self.draining.is_set():
+            await _abort(context, grpc.StatusCode.UNAVAILABLE, str(_draining()))
+        await context.write(messages.welcome_response(self._welcome(decoder.bundle)))
+        log.info("stream opened", device=hello.device[:64], peer=context.peer(), version=hello.client_version[:32])
+        self._stream_opened()
+        session = Session(self.pipeline, decoder, context, self.max_in_flight)
+        try:
+            reason = await session.run(self.draining)
+        finally:
+            self._stream_closed()
+            log.info("stream closed", device=hello.device[:64], peer=context.peer(), frames=session.frames)
+        if reason is not None:
+            await _abort(context, *reason)
+
+    async def Infer(self, request: messages.InferRequest, context: Context) -> messages.ResultMessage:  # noqa: N802
+        """One packet, one result; what is not OK becomes the call's status."""
+        received = self.pipeline.clock()
+        decoder = await self._decoder(request.fingerprint, context)
+        frame = Frame(request.frame.packet, _remaining_ms(request.frame.remaining_ms, context))
+        result = await self.pipeline.answer(decoder, frame, received)
+        if result.status is not Status.OK:
+            await _abort(context, CODES[result.status], result.message)
+        return messages.result_message(handed_over(result, received, self.pipeline.clock()))
+
+    async def GetBundle(self, request: messages.GetBundleRequest, context: Context) -> None:  # noqa: N802
+        """The edge's half of a bundle, file by file, the manifest last."""
+        if self.draining.is_set():
+            await _abort(context, grpc.StatusCode.UNAVAILABLE, str(_draining()))
+        bundle = (await self._decoder(request.fingerprint or self._default.fingerprint, context)).bundle
+        try:
+            async for chunk in self._edge_halves.chunks(bundle):
+                message = messages.BundleChunk(data=chunk.data, files_left=chunk.files_left)
+                if chunk.entry is not None:
+                    message.fingerprint, message.name = bundle.fingerprint, chunk.name
+                    message.size, message.sha256 = chunk.entry.size, chunk.entry.sha256
+                await context.write(message)
+        except EdgeHalfError as error:
+            log.error("no edge half for a device", error=str(error))
+            await _abort(context, grpc.StatusCode.INTERNAL, str(error))
+
+    def drain(self) -> None:
+        """Refuse new frames and streams; streams end once their admitted frames are answered."""
+        self.pipeline.drain()
+        self.draining.set()
+
+    async def streams_ended(self) -> None:
+        """Wait until no stream is open."""
+        await self._no_streams.wait()
+
+    def _stream_opened(self) -> None:
+        self._open_streams += 1
+        self._metrics.streams.set(self._open_streams)
+        self._no_streams.clear()
+
+    def _stream_closed(self) -> None:
+        self._open_streams -= 1
+        self._metrics.streams.set(self._open_streams)
+        if not self._open_streams:
+            self._no_streams.set()
+
+    async def _hello(self, context: Context) -> Hello:
+        try:
+            request = await asyncio.wait_for(context.read(), HELLO_S)
+        except TimeoutError:
+            await _abort(context, grpc.StatusCode.DEADLINE_EXCEEDED, f"no Hello within {HELLO_S:.0f} s")
+        hello = None if request is END_OF_STREAM else messages.read_request(request)
+        if not isinstance(hello, Hello):
+            await _abort(
+                context, grpc.StatusCode.INVALID_ARGUMENT, "a stream begins with Hello; send it before any frame"
+            )
+        if hello.packet_version != VERSION:
+            older = "device" if hello.packet_version < VERSION else "server"
+            await _abort(
+                context,
+                grpc.StatusCode.FAILED_PRECONDITION,
+                f"the device writes packets of version {hello.packet_version}, this server reads version {VERSION}; "
+                f"update headrace on the {older}",
+            )
+        return hello
+
+    async def _decoder(self, fingerprint: bytes, context: Context) -> PacketDecoder:
+        found = self._decoders.get(fingerprint)
+        if found is None:
+            ours = ", ".join(f"{short(f)} ({d.bundle.name})" for f, d in self._decoders.items())
+            await _abort(
+                context,
+                grpc.StatusCode.FAILED_PRECONDITION,
+                f"fingerprint mismatch: the device holds bundle {short(fingerprint)}, this server serves {ours}; "
+                "fetch the device's half from this server (GetBundle), or serve the device's bundle with --bundles",
+            )
+        return found
+
+    def _welcome(self, bundle: Bundle) -> Welcome:
+        points = tuple(p.id for p in bundle.operating_points if p.kind is not Kind.LOCAL)
+        return Welcome(bundle.fingerprint, self._max_packet_bytes, self.max_in_flight, __version__, bundle.name, points)
+
+
+class Session:
+    """One stream after its Welcome."""
+
+    def __init__(self, pipeline: Pipeline, decoder: PacketDecoder, context: Context, max_in_flight: int) -> None:
+        """Nothing is read yet."""
+        self.frames = 0
+        self._pipeline = pipeline
+        self._decoder = decoder
+        self._context = context
+        self._max_in_flight = max_in_flight
+        self._in_flight = 0
+        self._room = asyncio.Semaphore(max_in_flight + REFUSALS)
+        self._writing = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self, draining: asyncio.Event) -> tuple[grpc.StatusCode, str] | None:
+        """Read frames and write results until the edge ends the stream or the server drains.
+
+        Returns:
+            None for a good end, or the status and text with which the stream has to be aborted.
+        """
+        reading = asyncio.create_task(self._read())
+        drained = asyncio.create_task(draining.wait())
+        try:
+            await asyncio.wait({reading, drained}, return_when=asyncio.FIRST_COMPLETED)
+            # Every admitted frame has its task by now. While a server drains, what still comes is read and refused.
+            await self._finish()
+            if not reading.done():
+                reading.cancel()
+                await asyncio.wait({reading})
+                await self._finish()
+                return grpc.StatusCode.UNAVAILABLE, str(_draining())
+            return reading.result()
+        finally:
+            for task in (reading, drained, *self._tasks):
+                task.cancel()
+            await asyncio.gather(reading, drained, *self._tasks, return_exceptions=True)
+
+    async def _finish(self) -> None:
+        """Wait until the frames that have come so far are answered."""
+        if self._tasks:
+            await asyncio.wait(set(self._tasks))
+
+    async def _read(self) -> tuple[grpc.StatusCode, str] | None:
+        while True:
+            await self._room.acquire()
+            request = await self._context.read()
+            received = self._pipeline.clock()
+            if request is END_OF_STREAM:
+                return None
+            frame = messages.read_request(request)
+            if not isinstance(frame, Frame):
+                return grpc.StatusCode.INVALID_ARGUMENT, "after Hello a stream carries frames, one a request"
+            self.frames += 1
+            task = asyncio.create_task(self._answer(frame, received))
+            self._tasks.add(task)
+            task.add_done_callback(self._done)
+
+    async def _answer(self, frame: Frame, received: float) -> None:
+        if self._in_flight >= self._max_in_flight:
+            refusal = FullError(
+                f"{self._in_flight} frames of this stream have no result yet, which is its limit (max_in_flight)"
+            )
+            await self._write(self._pipeline.refuse(frame, refusal), received)
+            return
+        self._in_flight += 1
+        try:
+            result = await self._pipeline.answer(self._decoder, frame, received)
+        finally:
+            # Before it is written: the edge may send its next frame as soon as it has the result.
+            self._in_flight -= 1
+        await self._write(result, received)
+
+    async def _write(self, result: Result, received: float) -> None:
+        async with self._writing:
+            await self._context.write(messages.result_response(handed_over(result, received, self._pipeline.clock())))
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._room.release()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.debug("a result could not be written", error=repr(error))
+
+
+def _draining() -> FrameError:
+    return DrainingError("the server is draining; connect again in a moment")
+
+
+def _remaining_ms(stated: int, context: Context) -> int:
+    """What remains of an Infer's deadline: what the frame states, or what gRPC knows, whichever is less; 0: none."""
+    left = context.time_remaining()
+    if left is None or not math.isfinite(left):
+        return stated
+    call = max(1, int(left * 1e3))
+    return min(stated, call) if stated else call
+
+
+async def _abort(context: Context, code: grpc.StatusCode, text: str) -> NoReturn:
+    await context.abort(code, text)
+    raise AssertionError("abort returned")
