@@ -1,0 +1,283 @@
+"""Daemon: puts the edge together, runs it until its frames end or a signal comes, and ends it cleanly."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import signal
+import socket
+import sys
+import time
+from collections.abc import Coroutine
+from typing import Any, TextIO, TypeVar
+
+import structlog
+
+from .. import __version__
+from ..models.bitstream import VERSION
+from ..models.bundle import Bundle
+from ..models.edge_half import load_edge_half
+from ..models.exceptions import HeadraceError
+from ..models.operating_point import Kind
+from ..protos.messages import Hello, Welcome
+from .assembly import Half, frame_interval_s, make_control, make_ready, most_in_flight
+from .capture import Capture, Captured
+from .config import EdgeSettings
+from .device import pin
+from .driver import Driver
+from .exceptions import FetchError, FingerprintRefusedError, SourceError, StreamError
+from .fetch import Cache, fetch_edge_half
+from .frames import Source, open_sources
+from .ledger import Frame, Ledger
+from .metrics import Metrics
+from .pipeline import Limits, Pipeline
+from .report import Report
+from .stream import Backoff, StreamClient
+from .worker import Worker
+
+log = structlog.get_logger(__name__)
+
+LOSSLESS_PATIENCE_S = 10.0
+"""With --as-fast-as-possible an answer is waited for at least this long."""
+
+FETCH_RETRY_S = 10.0
+"""Largest wait between attempts to fetch the edge half, which is dear for the server."""
+
+T = TypeVar("T")
+
+
+def run(settings: EdgeSettings) -> int:
+    """Run the edge; returns the process's exit code: 0 when it ended as it should, 1 when something broke, 2 when it
+    could not begin."""
+    configure_logging(settings.log_level)
+    try:
+        if settings.emulated or settings.cpu is not None:
+            log.info("keeping to one core", cpu=pin(settings.cpu))
+        sources = open_sources(settings.source, settings.fps)
+        return asyncio.run(Daemon(settings, sources, sys.stdout).run())
+    except HeadraceError as error:
+        log.error("the edge cannot run", reason=str(error))
+        return 2
+
+
+def configure_logging(level: str) -> None:
+    """Log lines go to standard error; standard output is for results."""
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=False),
+            structlog.processors.format_exc_info,
+            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+
+
+class StoppedError(Exception):
+    """A signal came before the first frame."""
+
+
+class Daemon:
+    """One run of the edge."""
+
+    def __init__(self, settings: EdgeSettings, sources: list[Source], out: TextIO) -> None:
+        """Keep what is run and where its lines go."""
+        self._settings, self._sources, self._out = settings, sources, out
+        self._clock = time.monotonic
+        self._metrics = Metrics()
+        self._rng = random.Random()
+        self._cache = Cache(settings.cache_dir)
+        self._interval_s = frame_interval_s(settings, [s.fps for s in sources])
+        self._control: Any = None
+        self._welcome: Welcome | None = None
+
+    async def run(self) -> int:
+        """From start to summary; returns the exit code."""
+        loop = asyncio.get_running_loop()
+        self._stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        worker = Worker(loop)
+        try:
+            if self._settings.metrics_port is not None:
+                port = self._metrics.serve(self._settings.metrics_host, self._settings.metrics_port)
+                log.info("metrics are served", address=f"{self._settings.metrics_host}:{port}")
+            self._bundle = await self._or_stop(self._find_bundle())
+            self._half: Half = await self._or_stop(worker.call(lambda: make_ready(self._bundle, self._settings)))
+            return await self._run_frames(worker)
+        except StoppedError:
+            log.info("stopped before the first frame")
+            return 0
+        finally:
+            worker.stop()
+
+    async def _run_frames(self, worker: Worker) -> int:
+        settings = self._settings
+        ledger = Ledger(self._on_closed)
+        self._metrics.declare(self._half.points)
+        self._control = make_control(self._half, settings, self._interval_s)
+        self._pipeline = Pipeline(self._control, self._half.points, self._limits(), ledger, local_s=self._half.local_s)
+        self._pipeline.disconnect(self._clock())
+        self._driver = Driver(self._pipeline, ledger, self._half.engine, worker, clock=self._clock)
+        self._driver.on_limits = self._on_limits
+        self._report = Report(self._out, self._bundle.labels, self._clock())
+        connection = None
+        if self._half.remote:
+            client = self._driver.stream = self._client()
+            connection = asyncio.create_task(self._stay_connected(client, worker))
+            await self._first_attempt(client, connection)
+        self._report.began = self._clock()
+        problem = await self._capture(connection)
+        limits = self._pipeline.limits
+        await self._driver.drain(limits.deadline_s + limits.grace_s + self._half.local_s)
+        if connection is not None:
+            connection.cancel()
+            await asyncio.gather(connection, return_exceptions=True)
+        self._report.summary(ledger, self._clock())
+        if problem is not None:
+            log.error("the edge ends", reason=str(problem))
+        return 0 if problem is None else 1
+
+    async def _capture(self, connection: asyncio.Task[None] | None) -> Exception | None:
+        """Play the sources to their end, or until a signal or a final refusal; what went wrong, if something did."""
+        settings, driver, loop = self._settings, self._driver, asyncio.get_running_loop()
+
+        def on_frame(captured: Captured) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(driver.on_frame, captured)
+
+        def on_end(problem: SourceError | None) -> None:
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(driver.on_capture_end, problem)
+
+        stopping = asyncio.create_task(self._stop.wait())
+        if not (self._stop.is_set() or (connection is not None and connection.done())):
+            driver.start_capture(
+                Capture(
+                    self._sources,
+                    fps=settings.fps,
+                    on_demand=settings.as_fast_as_possible,
+                    loop=settings.loop,
+                    max_frames=settings.max_frames,
+                    clock=self._clock,
+                    on_frame=on_frame,
+                    on_end=on_end,
+                )
+            )
+        ends: set[asyncio.Future[Any]] = {driver.captured_all, stopping}
+        if connection is not None:
+            ends.add(connection)
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if connection is not None and connection.done() and (error := connection.exception()) is not None:
+            return error if isinstance(error, Exception) else None
+        return driver.captured_all.result() if driver.captured_all.done() else None
+
+    def _client(self) -> StreamClient:
+        settings = self._settings
+        return StreamClient(
+            settings.server,
+            self._driver,
+            Backoff(settings.reconnect_min_s, settings.reconnect_max_s, self._rng),
+            connect_timeout_s=settings.connect_timeout_s,
+            clock=self._clock,
+        )
+
+    async def _stay_connected(self, client: StreamClient, worker: Worker) -> None:
+        """Keep the stream; when the server has a new bundle and ours came from it, go on with the new one.
+
+        Raises:
+            RefusedError: the server refuses this device for good.
+        """
+        settings = self._settings
+        while True:
+            device = settings.device_name or socket.gethostname()
+            try:
+                await client.run(Hello(self._bundle.fingerprint, VERSION, device, __version__))
+            except FingerprintRefusedError as error:
+                if settings.bundle is not None:
+                    raise
+                log.warning("the server has another bundle; fetching it", reason=str(error))
+                self._bundle = await self._fetch()
+                self._half = await worker.call(lambda: make_ready(self._bundle, settings))
+                self._control = make_control(self._half, settings, self._interval_s)
+                self._driver.use(self._half.engine, self._control, self._half.points, self._half.local_s)
+                self._report.labels = self._bundle.labels
+                self._welcome = None
+
+    async def _first_attempt(self, client: StreamClient, connection: asyncio.Task[None]) -> None:
+        """Let the first attempt to connect succeed or fail before frames are captured."""
+        waits = {asyncio.create_task(client.attempted.wait()), asyncio.create_task(self._stop.wait())}
+        ends: set[asyncio.Future[Any]] = {connection, *waits}
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        for each in waits:
+            each.cancel()
+
+    async def _find_bundle(self) -> Bundle:
+        """The edge half: as given, from the cache, or from the server, however long that takes."""
+        if self._settings.bundle is not None:
+            return await asyncio.to_thread(load_edge_half, self._settings.bundle)
+        cached = await asyncio.to_thread(self._cache.last_from, self._settings.server)
+        return cached or await self._fetch()
+
+    async def _fetch(self) -> Bundle:
+        backoff = Backoff(self._settings.reconnect_min_s, FETCH_RETRY_S, self._rng)
+        while True:
+            try:
+                return await fetch_edge_half(self._settings.server, self._cache)
+            except (StreamError, FetchError) as error:
+                wait_s = backoff.next_s()
+                log.warning("no edge half yet", reason=str(error), next_try_s=round(wait_s, 2))
+                await asyncio.sleep(wait_s)
+
+    async def _or_stop(self, work: Coroutine[Any, Any, T]) -> T:
+        """The work's result, unless a signal comes first."""
+        task, stopping = asyncio.ensure_future(work), asyncio.create_task(self._stop.wait())
+        try:
+            await asyncio.wait({task, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                task.cancel()
+                raise StoppedError
+            return task.result()
+        finally:
+            stopping.cancel()
+
+    def _limits(self) -> Limits:
+        settings = self._settings
+        patience = LOSSLESS_PATIENCE_S if settings.as_fast_as_possible else 0.0
+        return Limits(
+            deadline_s=settings.deadline_ms / 1000,
+            grace_s=max(settings.grace_ms / 1000, patience),
+            stall_s=max(settings.stall_s, patience),
+            max_in_flight=most_in_flight(settings),
+            lossless=settings.as_fast_as_possible,
+        )
+
+    def _on_limits(self, welcome: Welcome) -> None:
+        """Choose only what this server decodes; another server may stand behind the same address after a restart."""
+        before = self._welcome.operating_points if self._welcome is not None else ()
+        self._welcome = welcome
+        self._metrics.connected.set(1)
+        offered = {p.id for p in self._half.points if p.kind is not Kind.LOCAL}
+        if before != welcome.operating_points and not offered <= set(welcome.operating_points):
+            self._control = make_control(self._half, self._settings, self._interval_s, welcome.operating_points)
+            self._pipeline.use(self._control, self._half.points, self._half.local_s)
+
+    def _on_closed(self, frame: Frame) -> None:
+        """A frame has its outcome: tell everyone."""
+        pipeline, now = self._pipeline, self._clock()
+        rate = self._control.rate_bps(now) if pipeline.connected else None
+        self._metrics.count(frame)
+        self._metrics.sent_bytes.inc(frame.sent_bytes)
+        self._metrics.connected.set(pipeline.connected)
+        self._metrics.rate.set(rate if rate is not None else float("nan"))
+        self._report.frame(
+            frame,
+            deadline_s=pipeline.limits.deadline_s,
+            in_flight=pipeline.in_flight,
+            rate_bps=rate,
+            connected=pipeline.connected,
+        )

@@ -1,0 +1,179 @@
+"""Driver: does what the pipeline says. Everything here runs in the event loop's thread, without awaiting anything.
+
+    capture thread --frame--> pipeline --work--> compute thread
+                                 |  ^ \\
+                          packet |  | result
+                                 v  |
+                                stream
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+import structlog
+
+from ..models.exceptions import HeadraceError
+from ..models.operating_point import OperatingPoint
+from ..protos.messages import Result, Welcome
+from .capture import Capture, Captured
+from .engine import Encoded, Engine, LocalAnswer
+from .exceptions import SourceError
+from .ledger import Frame, Ledger
+from .pipeline import Control, Outgoing, Pipeline, Work
+from .stream import StreamClient
+from .worker import Worker
+
+log = structlog.get_logger(__name__)
+
+
+class Driver:
+    """Carries events to the pipeline and its wishes to threads, stream and timer."""
+
+    def __init__(
+        self, pipeline: Pipeline, ledger: Ledger, engine: Engine, worker: Worker, *, clock: Callable[[], float]
+    ) -> None:
+        """Nothing moves before `start_capture`; a stream is given by setting `stream`."""
+        self.pipeline, self._ledger, self._engine, self._worker, self._clock = pipeline, ledger, engine, worker, clock
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._capture: Capture | None = None
+        self._requested = False
+        self.stream: StreamClient | None = None
+        self.on_limits: Callable[[Welcome], None] = lambda _: None
+        """Told of each greeting before the pipeline is: which operating points does this server take?"""
+        self.captured_all: asyncio.Future[SourceError | None] = self._loop.create_future()
+        self._idle = asyncio.Event()
+
+    # Capture.
+
+    def start_capture(self, capture: Capture) -> None:
+        """Begin to capture; frames and the end come in through `from_capture_thread`."""
+        self._capture = capture
+        capture.start()
+        self._pump()
+
+    def on_frame(self, captured: Captured) -> None:
+        """A frame was captured."""
+        self._requested = False
+        if self.captured_all.done():
+            return
+        if isinstance(captured.picture, SourceError):
+            self.pipeline.captured(None, captured.at, str(captured.picture))
+        else:
+            self.pipeline.captured(captured.picture, captured.at)
+        self._pump()
+
+    def on_capture_end(self, problem: SourceError | None) -> None:
+        """There are no more frames."""
+        if not self.captured_all.done():
+            self.captured_all.set_result(problem)
+        self._pump()
+
+    async def drain(self, timeout_s: float) -> None:
+        """Capture nothing more, wait for what is on its way, then close what is still open."""
+        if self._capture is not None:
+            self._capture.stop()
+        self.on_capture_end(None)
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._idle.wait()
+        except TimeoutError:
+            log.warning("some frames got no answer before the end", frames=self._ledger.open)
+        if self._timer is not None:
+            self._timer.cancel()
+        self.pipeline.finish()
+
+    # Compute.
+
+    def _compute(self, work: Work) -> None:
+        frame, engine = work.frame, self._engine
+        picture, pixels, point = frame.picture, frame.pixels, frame.point
+        if work.local:
+            self._worker.submit(lambda: engine.answer(picture, pixels), lambda r, e: self._on_computed(frame, r, e))
+        elif picture is not None and point is not None:
+            self._worker.submit(
+                lambda: engine.encode(picture, point, frame.id), lambda r, e: self._on_computed(frame, r, e)
+            )
+
+    def _on_computed(self, frame: Frame, result: Encoded | LocalAnswer | None, error: Exception | None) -> None:
+        if isinstance(result, Encoded):
+            self.pipeline.encoded(frame, result, self._clock())
+        elif isinstance(result, LocalAnswer):
+            self.pipeline.answered_locally(frame, result, self._clock())
+        else:
+            if not isinstance(error, HeadraceError):
+                log.error("computing a frame failed", frame=frame.id, exc_info=error)
+            self.pipeline.compute_failed(frame, str(error) if isinstance(error, HeadraceError) else repr(error))
+        self._pump()
+
+    def use(self, engine: Engine, control: Control, points: Sequence[OperatingPoint], local_s: float) -> None:
+        """Go on with another bundle; called while there is no stream."""
+        self._engine = engine
+        self.pipeline.use(control, points, local_s)
+        self.pipeline.disconnect(self._clock())
+
+    # Stream: what `StreamClient` calls.
+
+    def on_welcome(self, welcome: Welcome) -> None:
+        """The stream is up."""
+        self.on_limits(welcome)
+        self.pipeline.connect(
+            self._clock(), max_in_flight=welcome.max_in_flight, max_packet_bytes=welcome.max_packet_bytes
+        )
+        log.info("stream is up", server_version=welcome.server_version, bundle=welcome.bundle)
+        self._pump()
+
+    def on_result(self, result: Result) -> None:
+        """A frame was answered."""
+        self.pipeline.answered(result, self._clock())
+        self._pump()
+
+    def on_broken(self, reason: str) -> None:
+        """The stream is down."""
+        log.warning("stream is down", reason=reason, in_flight=self.pipeline.in_flight)
+        self.pipeline.disconnect(self._clock())
+        self._pump()
+
+    def next_to_write(self) -> Outgoing | None:
+        """The stream can take a packet."""
+        outgoing = self.pipeline.next_to_write(self._clock())
+        self._pump()  # a timer for it, and whatever became of frames that were too old to write
+        return outgoing
+
+    # After every event.
+
+    def _pump(self) -> None:
+        """See what the pipeline wants now."""
+        work = self.pipeline.take_up(self._clock())
+        if work is not None:
+            self._compute(work)
+        if self.stream is not None and self.pipeline.has_packets:
+            self.stream.wake()
+        capturing = self._capture is not None and not self.captured_all.done()
+        if self._capture is not None and capturing and not self._requested and self.pipeline.wants_frame:
+            self._requested = True
+            self._capture.request()
+        self._arm_timer()
+        if self._ledger.open == 0 and self.captured_all.done():
+            self._idle.set()
+
+    def _arm_timer(self) -> None:
+        due = self.pipeline.next_timer()
+        if self._timer is not None:
+            if due is not None and not self._timer.cancelled() and self._timer.when() <= due:
+                return  # it looks again when it fires
+            self._timer.cancel()
+            self._timer = None
+        if due is not None:
+            self._timer = self._loop.call_at(due, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        now = self._clock()
+        self.pipeline.tick(now)
+        stalls_at = self.pipeline.stalls_at()
+        if stalls_at is not None and now >= stalls_at and self.stream is not None:
+            self.stream.give_up_connection(f"no answer for {self.pipeline.limits.stall_s:g} s")
+        self._pump()

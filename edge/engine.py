@@ -1,0 +1,182 @@
+"""Engine: everything that the device computes for a frame, stage by stage, each timed (and stretched if emulated).
+
+picture --prepare--> pixels --head--> latent --compress--> packet       a `feature` point
+picture --prepare--> pixels --JPEG or WebP--> packet                    an `image` point
+picture --prepare--> pixels --uncut model--> labels                     the `local` point
+
+It is called from one thread, since the device has one core.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageFilter
+
+from ..models.bundle import Bundle
+from ..models.operating_point import Kind, OperatingPoint
+from ..models.preprocessing import prepare
+from ..protos.messages import Label
+from .device import Device
+from .encoder import Encoder
+from .exceptions import ConfigError
+from .head import Head
+from .local import Local
+
+Pixels = npt.NDArray[np.uint8]
+UNCUT_ROUNDS = 15
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A frame that is ready to be sent. Times in seconds.
+
+    Attributes:
+        packet: the packet's bytes.
+        pixels: uint8 [S, S, 3], kept for a local answer should the stream break.
+        prepare_s, compute_s, compress_s: scaling; head and encoder, or picture coding; entropy coding.
+    """
+
+    packet: bytes
+    pixels: Pixels
+    prepare_s: float
+    compute_s: float
+    compress_s: float
+
+    @property
+    def seconds(self) -> float:
+        """All that the device computed for it."""
+        return self.prepare_s + self.compute_s + self.compress_s
+
+
+@dataclass(frozen=True, slots=True)
+class LocalAnswer:
+    """What the uncut model said on the device, best label first. Times in seconds; prepare_s is 0 if done before."""
+
+    labels: tuple[Label, ...]
+    prepare_s: float
+    compute_s: float
+
+    @property
+    def seconds(self) -> float:
+        """All that the device computed for it."""
+        return self.prepare_s + self.compute_s
+
+
+class Engine:
+    """The edge half of one bundle on one device."""
+
+    def __init__(self, bundle: Bundle, folder: Path, device: Device, threads: int = 1) -> None:
+        """Keep the parts; graphs are loaded on first use or by `warm_up`."""
+        self.bundle, self.device = bundle, device
+        self._head, self._local, self._encoder = Head(bundle, folder, threads), Local(folder, threads), Encoder(bundle)
+
+    def encode(self, picture: Image.Image, point: OperatingPoint, frame_id: int) -> Encoded:
+        """From a captured picture to the bytes that are sent for it.
+
+        Raises:
+            EngineError: the head cannot be run.
+        """
+        run = self.device.run
+        pixels, prepare_s = run(lambda: prepare(picture, self.bundle.preprocessing))
+        if point.kind is Kind.IMAGE:
+            packet, compute_s = run(lambda: self._encoder.image(pixels, point, frame_id))
+            return Encoded(packet, pixels, prepare_s, compute_s, 0.0)
+        latent, compute_s = run(lambda: self._head(point.split, pixels))
+        packet, compress_s = run(lambda: self._encoder.feature(latent, point, frame_id))
+        return Encoded(packet, pixels, prepare_s, compute_s, compress_s)
+
+    def answer(self, picture: Image.Image | None, pixels: Pixels | None) -> LocalAnswer:
+        """Labels from a captured picture, or from pixels uint8 [S, S, 3] that were prepared before.
+
+        Raises:
+            EngineError: the uncut model cannot be run.
+        """
+        if pixels is not None:
+            ready, prepare_s = pixels, 0.0
+        elif picture is not None:
+            ready, prepare_s = self.device.run(lambda: prepare(picture, self.bundle.preprocessing))
+        else:
+            raise ValueError("either a picture or its pixels are needed")
+        labels, compute_s = self.device.run(lambda: self._local(ready))
+        return LocalAnswer(labels, prepare_s, compute_s)
+
+    def warm_up(self, points: Iterable[OperatingPoint]) -> None:
+        """Load and run every stage of `points` once; the first run of a graph takes longer than any other."""
+        for stage in self._stages(points).values():
+            self.device.time(stage)
+
+    def time_stages(self, points: Iterable[OperatingPoint], rounds: int) -> dict[str, float]:
+        """Median seconds by `OperatingPoint.stage` on this device, preparing included.
+
+        Stages take turns, so that a moment in which the machine is busy does not fall on one of them alone.
+        """
+        stages = self._stages(points)
+        times: dict[str, list[float]] = {name: [] for name in stages}
+        for _ in range(rounds):
+            for name, stage in stages.items():
+                times[name].append(self.device.time(stage))
+        return {name: statistics.median(each) for name, each in times.items()}
+
+    def emulate(self, uncut_ms: float) -> float:
+        """Set the device's factor so that the uncut model takes `uncut_ms`. Returns the factor.
+
+        Raises:
+            ConfigError: this machine is slower than that.
+        """
+        pixels = prepare(reference_picture(), self.bundle.preprocessing)
+        self._local(pixels)
+        times = [self.device.cpu_time(lambda: self._local(pixels)) for _ in range(UNCUT_ROUNDS)]
+        factor = uncut_ms / 1000 / statistics.median(times)
+        if factor < 1:
+            raise ConfigError(
+                f"the uncut model takes {statistics.median(times) * 1000:.1f} ms here, more than the {uncut_ms:g} ms "
+                "of --device-uncut-ms; give more, or leave it out"
+            )
+        self.device.factor = factor
+        return factor
+
+    def _stages(self, points: Iterable[OperatingPoint]) -> dict[str, _Stage]:
+        """One stage a name: of several rate levels the middle one stands for all."""
+        picture, by_name = reference_picture(), dict[str, list[OperatingPoint]]()
+        for point in points:
+            by_name.setdefault(point.stage, []).append(point)
+        return {name: _Stage(self, picture, same[len(same) // 2]) for name, same in by_name.items()}
+
+    def compute(self, picture: Image.Image, point: OperatingPoint) -> None:
+        """All stages of a point without any waiting; for timing from outside."""
+        pixels = prepare(picture, self.bundle.preprocessing)
+        if point.kind is Kind.LOCAL:
+            self._local(pixels)
+        elif point.kind is Kind.IMAGE:
+            self._encoder.image(pixels, point, 0)
+        else:
+            self._encoder.feature(self._head(point.split, pixels), point, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Stage:
+    """What is timed for one stage."""
+
+    engine: Engine
+    picture: Image.Image
+    point: OperatingPoint
+
+    def __call__(self) -> None:
+        self.engine.compute(self.picture, self.point)
+
+
+def reference_picture(width: int = 640, height: int = 480, seed: int = 0) -> Image.Image:
+    """A picture to time stages with: noise that fades with its frequency, as photographs have it."""
+    rng = np.random.default_rng(seed)
+    total = np.zeros((height, width, 3))
+    for radius in (32, 8, 2):
+        noise = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        layer = np.asarray(noise.filter(ImageFilter.BoxBlur(radius)), np.float64) - 127.5
+        total += layer / max(float(layer.std()), 1e-6) * np.sqrt(radius)
+    return Image.fromarray(np.clip(127.5 + total * (40 / total.std()), 0, 255).astype(np.uint8))

@@ -1,0 +1,72 @@
+"""Head: pixels -> latent, in ONNX Runtime. Head and encoder network are one graph a split point."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+from ..models.bundle import Bundle, head_file
+from .exceptions import EngineError
+
+
+class Head:
+    """The heads of a bundle; a split point's graph is loaded on first use and kept."""
+
+    def __init__(self, bundle: Bundle, folder: Path, threads: int = 1) -> None:
+        """Keep where the graphs lie."""
+        self._bundle, self._folder, self._threads = bundle, folder, threads
+        self._graphs: dict[str, Graph] = {}
+
+    def __call__(self, split: str, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """The latent float32 [K, H, W] of pixels uint8 [S, S, 3].
+
+        Raises:
+            EngineError: the graph cannot be loaded or run, or gives another shape.
+        """
+        graph = self._graphs.get(split)
+        if graph is None:
+            graph = self._graphs[split] = Graph(self._folder / head_file(split), "latent", self._threads)
+        latent = graph(pixels)
+        if latent.shape != (expected := self._bundle.split(split).latent_shape):
+            raise EngineError(f"{graph.path} gives a latent of {latent.shape}, the bundle says {expected}")
+        return latent
+
+
+class Graph:
+    """One ONNX file: pixels uint8 [1, S, S, 3] -> one output float32 [1, ...]."""
+
+    def __init__(self, path: Path, output: str, threads: int) -> None:
+        """Load the file.
+
+        Raises:
+            EngineError: it cannot be loaded.
+        """
+        self.path, self._output = path, output
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        # Threads that spin while they wait would take the one core from everything else.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.log_severity_level = 3
+        try:
+            self._session: Any = onnxruntime.InferenceSession(
+                str(path), sess_options=options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # ONNX Runtime's own exceptions share no base but this
+            raise EngineError(f"{path} cannot be loaded: {error}; export or fetch the edge half again") from error
+
+    def __call__(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """The output without its batch axis.
+
+        Raises:
+            EngineError: the graph cannot be run on these pixels.
+        """
+        try:
+            (output,) = self._session.run([self._output], {"pixels": pixels[None]})
+        except Exception as error:  # as above
+            raise EngineError(f"{self.path} cannot be run on pixels of {pixels.shape}: {error}") from error
+        first: npt.NDArray[np.float32] = output[0]
+        return first

@@ -1,0 +1,113 @@
+"""Ledger: every captured frame has exactly one outcome, and the sums add up."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from PIL import Image
+
+from ..models.operating_point import OperatingPoint
+from ..protos.messages import Label
+from .engine import Pixels
+from .exceptions import LedgerError
+
+
+class Outcome(StrEnum):
+    """What became of a frame."""
+
+    OK = "ok"
+    """The server's answer came within the deadline."""
+    LATE = "late"
+    """An answer came after the deadline, or a frame that was sent got none."""
+    LOCAL = "local"
+    """The device's own answer came within the deadline."""
+    DROPPED = "dropped"
+    """Nothing was computed, or nothing was sent; the reason says why."""
+    FILTERED = "filtered"
+    """Not worth an answer (nothing changed in the picture)."""
+    ERROR = "error"
+    """Something is wrong with the frame, the device or the server; the reason says what."""
+
+
+ON_TIME = frozenset({Outcome.OK, Outcome.LOCAL})
+
+
+@dataclass(slots=True, eq=False)
+class Frame:
+    """One captured frame on its way. Times are seconds of the monotonic clock, durations seconds.
+
+    Attributes:
+        id: 0..2**32-1, counted from the first captured frame.
+        picture: as captured; None once it is prepared, or if it could not be read.
+        pixels: uint8 [S, S, 3] as prepared; None before.
+        point: the operating point that was chosen for it.
+        packet: its bytes while they wait to be sent.
+        sent_bytes: bytes that were sent for it.
+        timings: durations by stage: wait, prepare, compute, compress, link, server, queue, decode, tail.
+        outcome, reason, latency_s, labels: known when it is closed; the latency is that of an answer.
+    """
+
+    id: int
+    captured_at: float
+    deadline_at: float
+    picture: Image.Image | None = None
+    pixels: Pixels | None = None
+    point: OperatingPoint | None = None
+    packet: bytes = b""
+    sent_bytes: int = 0
+    written_at: float | None = None
+    timings: dict[str, float] = field(default_factory=dict)
+    outcome: Outcome | None = None
+    reason: str = ""
+    latency_s: float | None = None
+    labels: tuple[Label, ...] = ()
+    queue_depth: int = 0
+
+
+class Ledger:
+    """Counts captured frames and their outcomes."""
+
+    def __init__(self, on_closed: Callable[[Frame], None]) -> None:
+        """`on_closed` is called with every frame when its outcome is known."""
+        self._on_closed = on_closed
+        self.captured = 0
+        self.outcomes: Counter[Outcome] = Counter()
+        self.sent_bytes = 0
+        self._open: dict[int, Frame] = {}
+
+    @property
+    def open(self) -> int:
+        """Captured frames that have no outcome yet."""
+        return len(self._open)
+
+    def open_frames(self) -> list[Frame]:
+        """Those frames, oldest first."""
+        return list(self._open.values())
+
+    def enter(self, captured_at: float, deadline_s: float, picture: Image.Image | None) -> Frame:
+        """A new frame."""
+        frame = Frame(self.captured % 2**32, captured_at, captured_at + deadline_s, picture)
+        self.captured += 1
+        self._open[frame.id] = frame
+        return frame
+
+    def close(self, frame: Frame, outcome: Outcome, reason: str = "") -> None:
+        """Give the frame its outcome.
+
+        Raises:
+            LedgerError: it has one already.
+        """
+        if self._open.pop(frame.id, None) is not frame:
+            raise LedgerError(f"frame {frame.id} is {frame.outcome} already and would become {outcome} too")
+        frame.outcome, frame.reason = outcome, reason
+        frame.picture, frame.pixels, frame.packet = None, None, b""
+        self.outcomes[outcome] += 1
+        self.sent_bytes += frame.sent_bytes
+        self._on_closed(frame)
+
+    def adds_up(self) -> bool:
+        """Whether every captured frame is either open or has one outcome."""
+        return self.captured == self.open + self.outcomes.total()

@@ -1,0 +1,390 @@
+"""A frame's way through the edge. Read this file first.
+
+    captured --> waits for the device --> taken up: an operating point is chosen
+        |                                     |
+        | (a newer frame takes its place)     +-- local --> computed on the device --> `local`, or `late`
+        v                                     |
+     `dropped`                                +-- feature, image --> encoded --> written --> answered --> `ok`, `late`
+                                                                       |           |
+                                   (stale before it is written) `dropped`          | (the stream breaks)
+                                                                                   v
+                                                  answered on the device if there is time, else `late`
+
+This is the core: it knows no clock, no thread and no socket. Events go in as method calls with the time `now`
+(seconds, monotonic); what to do next comes out of `take_up` (compute this), `next_to_write` (send this) and
+`next_timer` (call `tick` then). `driver` does what it says. Whatever the order of events, the ledger gives each
+captured frame one outcome.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol
+
+from PIL import Image
+
+from ..models.operating_point import Kind, OperatingPoint
+from ..protos.messages import Result, Status
+from .ledger import Frame, Ledger, Outcome
+
+if TYPE_CHECKING:
+    from .engine import Encoded, LocalAnswer
+
+LOCAL_GAIN = 0.3
+"""Weight of the newest local answer in the estimate of what the next one takes."""
+
+STALE, BUSY, OUTAGE, NO_ANSWER, STOPPED = "stale", "busy", "outage", "no answer", "stopped"
+"""Reasons of `dropped` and `late` frames."""
+
+
+class Chosen(Protocol):
+    """What the control loop says about a frame."""
+
+    @property
+    def point(self) -> OperatingPoint:
+        """The operating point to use."""
+        ...
+
+    @property
+    def p_on_time(self) -> float:
+        """Probability that the answer is in time, 0..1."""
+        ...
+
+    @property
+    def probe(self) -> bool:
+        """Sent to learn about the link: worth it even if its answer would be late."""
+        ...
+
+
+class Control(Protocol):
+    """The control loop as the pipeline uses it; see `controller.ControlLoop`."""
+
+    def choose(self, now: float, captured_at: float, *, compute_free_at: float) -> Chosen: ...
+    def in_outage(self, now: float) -> bool: ...
+    def on_computed(self, point: OperatingPoint, seconds: float, now: float) -> None: ...
+    def on_coded(self, point: OperatingPoint, size_bytes: int) -> None: ...
+    def worth_writing(self, now: float, captured_at: float, size_bytes: int) -> bool: ...
+    def on_written(self, frame_id: int, size_bytes: int, now: float) -> None: ...
+    def on_result(self, frame_id: int, now: float, *, server_s: float, queue_depth: int) -> None: ...
+    def on_connected(self, now: float) -> None: ...
+    def on_disconnected(self, now: float) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a frame may take.
+
+    Attributes:
+        deadline_s: from capture to answer.
+        grace_s: how long after its deadline an answer is waited for.
+        stall_s: frames that wait so long while nothing at all is answered mean that the stream hangs.
+        max_in_flight: most frames that are written and not answered.
+        max_packet_bytes: most that the server takes in one packet.
+        lossless: take frames only as fast as they can be served, drop none, wait for every answer.
+    """
+
+    deadline_s: float = 0.25
+    grace_s: float = 1.0
+    stall_s: float = 3.0
+    max_in_flight: int = 16
+    max_packet_bytes: int = 2**20
+    lossless: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What the device has to compute next: this frame, at its operating point."""
+
+    frame: Frame
+    local: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """What has to be sent next. `remaining_ms` of the deadline, 0 for none."""
+
+    packet: bytes
+    remaining_ms: int
+
+
+class Pipeline:
+    """See the module's docstring."""
+
+    def __init__(
+        self, control: Control, points: Sequence[OperatingPoint], limits: Limits, ledger: Ledger, *, local_s: float
+    ) -> None:
+        """Start with nothing captured and no connection.
+
+        Args:
+            control: chooses operating points.
+            points: what it chooses among; without a `local` one nothing is answered on the device.
+            limits: what a frame may take.
+            ledger: where frames are entered and closed.
+            local_s: seconds that a local answer is expected to take, until some have been measured.
+        """
+        self._ledger, self.limits, self.connected = ledger, limits, False
+        self._waiting: Frame | None = None
+        self._computing: Frame | None = None
+        self._outbox: deque[Frame] = deque()
+        self._unanswered: dict[int, Frame] = {}
+        self._rescue: deque[Frame] = deque()
+        self._last_answer_at = float("-inf")
+        self.use(control, points, local_s)
+
+    def use(self, control: Control, points: Sequence[OperatingPoint], local_s: float) -> None:
+        """Go on with another control loop and other operating points: those of a bundle that was fetched anew."""
+        self.control = control
+        self._local = next((p for p in points if p.kind is Kind.LOCAL), None)
+        self._local_s = local_s
+
+    # A frame's way, in order.
+
+    def captured(self, picture: Image.Image | None, captured_at: float, problem: str = "") -> None:
+        """A frame was captured, or could not be because of `problem`. It takes the place of one that still waits."""
+        frame = self._ledger.enter(captured_at, self.limits.deadline_s, picture)
+        if picture is None:
+            self._ledger.close(frame, Outcome.ERROR, problem)
+            return
+        if self._waiting is not None:
+            self._ledger.close(self._waiting, Outcome.DROPPED, BUSY if self.connected else OUTAGE)
+        self._waiting = frame
+
+    def take_up(self, now: float) -> Work | None:
+        """The device is free: what it computes next, if there is something. Ask again after every event."""
+        if self._computing is not None:
+            return None
+        while self._rescue:
+            frame = self._rescue.popleft()
+            if self._in_time_locally(frame, now):
+                return self._compute(frame, self._local, now)
+            self._close_unserved(frame, OUTAGE)
+        frame_or_none, self._waiting = self._waiting, None
+        if frame_or_none is None:
+            return None
+        frame = frame_or_none
+        if now >= frame.deadline_at and not self.limits.lossless:
+            self._ledger.close(frame, Outcome.DROPPED, STALE)
+            return None
+        return self._choose(frame, now)
+
+    def encoded(self, frame: Frame, coded: Encoded, now: float) -> None:
+        """The device has made the frame's packet."""
+        self._computing = None
+        frame.timings.update(prepare=coded.prepare_s, compute=coded.compute_s, compress=coded.compress_s)
+        if frame.outcome is not None or frame.point is None:
+            return
+        self.control.on_computed(frame.point, coded.seconds, now)
+        self.control.on_coded(frame.point, len(coded.packet))
+        frame.packet, frame.pixels, frame.picture = coded.packet, coded.pixels, None
+        if len(coded.packet) > self.limits.max_packet_bytes:
+            self._ledger.close(
+                frame,
+                Outcome.ERROR,
+                f"its packet of {len(coded.packet)} bytes is over the server's limit of {self.limits.max_packet_bytes}",
+            )
+        elif self.connected:
+            self._outbox.append(frame)
+        else:
+            self._rescue_or_close(frame, now, OUTAGE)
+
+    def next_to_write(self, now: float) -> Outgoing | None:
+        """The stream can take a packet: the next one that is still worth it."""
+        while self._outbox:
+            frame = self._outbox.popleft()
+            size = len(frame.packet)
+            if not self.limits.lossless and not self.control.worth_writing(now, frame.captured_at, size):
+                self._ledger.close(frame, Outcome.DROPPED, STALE)
+                continue
+            remaining_ms = 0 if self.limits.lossless else max(1, int((frame.deadline_at - now) * 1000))
+            outgoing = Outgoing(frame.packet, remaining_ms)
+            frame.written_at, frame.sent_bytes, frame.packet = now, size, b""
+            self._unanswered[frame.id] = frame
+            self.control.on_written(frame.id, size, now)
+            return outgoing
+        return None
+
+    def answered(self, result: Result, now: float) -> None:
+        """The server's result has come; one for a frame that is not on its way is ignored."""
+        frame = self._unanswered.pop(result.frame_id, None)
+        if frame is None or frame.written_at is None:
+            return
+        self._last_answer_at = now
+        server_s = result.timing.total_us / 1e6
+        self.control.on_result(frame.id, now, server_s=server_s, queue_depth=result.queue_depth)
+        if frame.outcome is not None:
+            return
+        frame.queue_depth = result.queue_depth
+        frame.timings.update(
+            link=max(0.0, now - frame.written_at - server_s),
+            server=server_s,
+            queue=result.timing.queue_us / 1e6,
+            decode=result.timing.decode_us / 1e6,
+            tail=result.timing.tail_us / 1e6,
+        )
+        if result.status is Status.OK:
+            frame.labels = tuple(label for output in result.outputs for label in output.labels)
+            self._close_answered(frame, Outcome.OK, now)
+        elif result.status is Status.DEADLINE_EXCEEDED:
+            self._ledger.close(frame, Outcome.LATE, result.message or "the server dropped it: too late")
+        elif result.status in (Status.RESOURCE_EXHAUSTED, Status.UNAVAILABLE):
+            self._rescue_or_close(frame, now, result.message or result.status.name.lower(), Outcome.DROPPED)
+        else:
+            self._ledger.close(frame, Outcome.ERROR, result.message or f"the server said {result.status.name}")
+
+    def answered_locally(self, frame: Frame, answer: LocalAnswer, now: float) -> None:
+        """The device has answered by itself."""
+        self._computing = None
+        self._local_s += LOCAL_GAIN * (answer.compute_s + max(answer.prepare_s, 0.0) - self._local_s)
+        if self._local is not None and answer.prepare_s > 0:
+            self.control.on_computed(self._local, answer.seconds, now)
+        if frame.outcome is not None:
+            return
+        frame.timings["prepare"] = frame.timings.get("prepare", 0.0) + answer.prepare_s
+        frame.timings["compute"] = answer.compute_s
+        frame.labels = answer.labels
+        self._close_answered(frame, Outcome.LOCAL, now)
+
+    def compute_failed(self, frame: Frame, message: str) -> None:
+        """The device could not compute the frame."""
+        self._computing = None
+        if frame.outcome is None:
+            self._ledger.close(frame, Outcome.ERROR, message)
+
+    # The connection.
+
+    def connect(self, now: float, *, max_in_flight: int, max_packet_bytes: int) -> None:
+        """The server has greeted us, with its limits."""
+        self.connected, self._last_answer_at = True, now
+        self._server_in_flight = max_in_flight
+        self.limits = replace(self.limits, max_packet_bytes=max_packet_bytes)
+        self.control.on_connected(now)
+
+    def disconnect(self, now: float) -> None:
+        """The stream is broken, what is on its way gets no answer: serve it on the device where time allows."""
+        self.connected = False
+        self.control.on_disconnected(now)
+        lost = [*self._unanswered.values(), *self._outbox]
+        self._unanswered.clear()
+        self._outbox.clear()
+        for frame in lost:
+            if frame.outcome is None:
+                self._rescue_or_close(frame, now, OUTAGE)
+
+    # Time.
+
+    def next_timer(self) -> float | None:
+        """When `tick` is due, if something is waited for."""
+        times = [f.deadline_at + self.limits.grace_s for f in self._first_unanswered()]
+        stall = self.stalls_at()
+        return min([*times, stall] if stall is not None else times, default=None)
+
+    def tick(self, now: float) -> None:
+        """Give up waiting for answers that are overdue by the grace period."""
+        for frame in list(self._unanswered.values()):
+            if frame.outcome is None and now >= frame.deadline_at + self.limits.grace_s:
+                self._ledger.close(frame, Outcome.LATE, NO_ANSWER)
+
+    def stalls_at(self) -> float | None:
+        """When the stream counts as hanging, unless an answer comes before; None while nothing is on its way."""
+        oldest = next(iter(self._unanswered.values()), None)
+        if oldest is None or oldest.written_at is None:
+            return None
+        return max(oldest.written_at, self._last_answer_at) + self.limits.stall_s
+
+    def finish(self) -> None:
+        """Give every frame that is still open its outcome; nothing is waited for any more."""
+        for frame in self._ledger.open_frames():
+            if frame.written_at is not None:
+                self._ledger.close(frame, Outcome.LATE, NO_ANSWER)
+            else:
+                self._ledger.close(frame, Outcome.DROPPED, STOPPED)
+        self._waiting = None
+        self._rescue.clear()
+        self._outbox.clear()
+
+    @property
+    def wants_frame(self) -> bool:
+        """Whether a frame captured now would be taken up at once; asked when frames are captured on demand."""
+        idle = self._waiting is None and self._computing is None and not self._rescue
+        return idle and self.in_flight < self._cap and self._ready_to_serve
+
+    @property
+    def has_packets(self) -> bool:
+        """Whether `next_to_write` has something."""
+        return bool(self._outbox)
+
+    @property
+    def in_flight(self) -> int:
+        """Frames that are written, or ready to be, and have no answer."""
+        return len(self._unanswered) + len(self._outbox)
+
+    # How it decides.
+
+    _server_in_flight = 2**31
+
+    @property
+    def _cap(self) -> int:
+        return min(self.limits.max_in_flight, self._server_in_flight)
+
+    @property
+    def _ready_to_serve(self) -> bool:
+        """On demand nothing may be dropped: without a connection frames wait, unless the device can answer them."""
+        return self.connected or self._local is not None
+
+    def _choose(self, frame: Frame, now: float) -> Work | None:
+        if not self.connected and self._local is None:
+            if self.limits.lossless:
+                self._waiting = frame
+            else:
+                self._ledger.close(frame, Outcome.DROPPED, OUTAGE)
+            return None
+        choice = self.control.choose(now, frame.captured_at, compute_free_at=now)
+        remote = choice.point.kind is not Kind.LOCAL and self.connected
+        if remote and self.in_flight < self._cap and (choice.p_on_time > 0 or choice.probe or self.limits.lossless):
+            return self._compute(frame, choice.point, now)
+        if remote and self.limits.lossless:
+            self._waiting = frame
+            return None
+        # What waited too long for a local answer makes room for a fresh frame, if that would be answered in time.
+        wasted = self._local_s <= self.limits.deadline_s and not self._in_time_locally(frame, now)
+        if self._local is not None and not wasted:
+            return self._compute(frame, self._local, now)
+        if not self.connected or self.control.in_outage(now):
+            reason = OUTAGE
+        else:
+            reason = BUSY if remote and self.in_flight >= self._cap else STALE
+        self._ledger.close(frame, Outcome.DROPPED, reason)
+        return None
+
+    def _compute(self, frame: Frame, point: OperatingPoint | None, now: float) -> Work:
+        self._computing, frame.point = frame, point
+        frame.timings.setdefault("wait", now - frame.captured_at)
+        return Work(frame, local=point is self._local)
+
+    def _in_time_locally(self, frame: Frame, now: float) -> bool:
+        return self._local is not None and (self.limits.lossless or now + self._local_s <= frame.deadline_at)
+
+    def _rescue_or_close(self, frame: Frame, now: float, reason: str, otherwise: Outcome | None = None) -> None:
+        """Let the device answer what the server will not; oldest first, since they have the least time."""
+        if frame.pixels is not None and self._in_time_locally(frame, now):
+            self._rescue.append(frame)
+        elif otherwise is not None:
+            self._ledger.close(frame, otherwise, reason)
+        else:
+            self._close_unserved(frame, reason)
+
+    def _close_unserved(self, frame: Frame, reason: str) -> None:
+        if frame.written_at is not None:
+            self._ledger.close(frame, Outcome.LATE, NO_ANSWER)
+        else:
+            self._ledger.close(frame, Outcome.DROPPED, reason)
+
+    def _close_answered(self, frame: Frame, outcome: Outcome, now: float) -> None:
+        frame.latency_s = now - frame.captured_at
+        self._ledger.close(frame, outcome if now <= frame.deadline_at else Outcome.LATE)
+
+    def _first_unanswered(self) -> list[Frame]:
+        """The open frame that is overdue first; frames are written in the order in which they were captured."""
+        return next(([f] for f in self._unanswered.values() if f.outcome is None), [])
