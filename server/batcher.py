@@ -13,7 +13,7 @@ from __future__ import annotations
 import heapq
 import math
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from .engine import TailKey
 from .exceptions import DrainingError, FullError
@@ -90,6 +90,17 @@ class Batch(Generic[T]):
     items: tuple[T, ...]
 
 
+class _Entry(NamedTuple, Generic[T]):
+    """A frame in the heap; the first two fields order it."""
+
+    urgency: float
+    count: int
+    deadline: float
+    since: float
+    key: TailKey
+    item: T
+
+
 class Batcher(Generic[T]):
     """Decoded frames that wait for a tail."""
 
@@ -101,7 +112,7 @@ class Batcher(Generic[T]):
             max_wait_s: how long a batch that is not full waits for more, counted from its oldest frame.
         """
         self.max_batch, self.max_wait_s = max_batch, max_wait_s
-        self._heap: list[tuple[float, int, float, float, TailKey, T]] = []
+        self._heap: list[_Entry[T]] = []
         self._count = 0
 
     def __len__(self) -> int:
@@ -118,8 +129,8 @@ class Batcher(Generic[T]):
             now: seconds.
         """
         self._count += 1  # breaks ties in order of arrival, and keeps heapq from comparing items
-        order = min(deadline, now + PATIENCE_S)
-        heapq.heappush(self._heap, (order, self._count, deadline, now, key, item))
+        urgency = deadline if math.isfinite(deadline) else now + PATIENCE_S
+        heapq.heappush(self._heap, _Entry(urgency, self._count, deadline, now, key, item))
 
     def ready_at(self, now: float) -> float | None:
         """When the next batch may begin: None when nothing waits, `now` when it may begin at once."""
@@ -127,13 +138,13 @@ class Batcher(Generic[T]):
             return None
         if self.max_wait_s <= 0:
             return now
-        key = self._heap[0][4]
-        same = [entry for entry in self._heap if entry[4] == key]
+        first = self._heap[0]
+        same = [entry for entry in self._heap if entry.key == first.key]
         if len(same) >= self.max_batch:
             return now
-        oldest = min(entry[3] for entry in same)
-        # Waiting for company must not cost the most urgent frame its deadline.
-        return max(now, min(oldest + self.max_wait_s, self._heap[0][0]))
+        begin = min(entry.since for entry in same) + self.max_wait_s
+        # Company is not worth a deadline.
+        return now if first.deadline <= begin else max(now, begin)
 
     def take(self, now: float) -> tuple[Batch[T] | None, tuple[T, ...]]:
         """Form the next batch.
@@ -150,12 +161,11 @@ class Batcher(Generic[T]):
         chosen: TailKey | None = None
         while self._heap and len(taken) < self.max_batch:
             entry = heapq.heappop(self._heap)
-            _, _, deadline, _, key, item = entry
-            if deadline <= now:
-                expired.append(item)
-            elif not taken or key == chosen:
-                chosen = key
-                taken.append(item)
+            if entry.deadline <= now:
+                expired.append(entry.item)
+            elif not taken or entry.key == chosen:
+                chosen = entry.key
+                taken.append(entry.item)
             else:
                 others.append(entry)
         for entry in others:

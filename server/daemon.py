@@ -6,8 +6,10 @@ import asyncio
 import gc
 import json
 import logging
+import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -47,13 +49,25 @@ class Server:
         fingerprint: of the default bundle, once started.
     """
 
-    def __init__(self, settings: ServerSettings, engine: Callable[[list[Bundle]], Engine] | None = None) -> None:
-        """Nothing is loaded yet; `engine` makes another engine than the local one of PyTorch."""
+    def __init__(
+        self,
+        settings: ServerSettings,
+        engine: Callable[[list[Bundle]], Engine] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Nothing is loaded yet.
+
+        Args:
+            settings: see `ServerSettings`.
+            engine: makes another engine than the local one of PyTorch, from the bundles.
+            clock: seconds; by it deadlines pass and durations are measured.
+        """
         self.address = ""
         self.metrics_address: str | None = None
         self.metrics = Metrics()
         self.fingerprint = b""
         self._settings = settings
+        self._clock = clock
         self._make_engine = engine or self._local_engine
         self._probes = Probes()
         self._endpoint: MetricsEndpoint | None = None
@@ -93,6 +107,7 @@ class Server:
             PipelineSettings(s.max_packet_bytes, s.queue_limit, s.max_batch, s.max_wait_ms / 1e3, s.decode_threads),
             self._engine,
             self.metrics,
+            self._clock,
         )
         self._service = HeadraceService(
             self._pipeline,
@@ -161,6 +176,7 @@ class Server:
 
     async def close(self, grace: float = 0.0) -> None:
         """Let go of everything; calls under way get `grace` seconds."""
+        gc.unfreeze()
         if self._grpc is not None:
             await self._grpc.stop(grace)
         if self._pipeline is not None:
@@ -197,6 +213,9 @@ def run(settings: ServerSettings) -> int:
         Exit code: 0 after a drain that answered everything, 1 when it could not start or had to give frames up.
     """
     configure_logging(settings.log_level)
+    # Read by OpenMP when PyTorch is loaded. Its threads otherwise spin between operators: on a machine that is shared
+    # (with an edge in the demo) tails then took five times as long, and the event loop waited for a core.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         return asyncio.run(_serve(settings))
     except HeadraceError as error:

@@ -53,11 +53,13 @@ class Decoded(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What the tail said: when the batch began (server's clock), and the seconds the whole batch took."""
+    """What the tail said, and how: when the batch began (server's clock), the seconds that the whole batch took, and
+    the frames that waited when it was done, before the next batch takes some of them."""
 
     outputs: tuple[TailOutput, ...]
     began: float
     seconds: float
+    queue_depth: int
 
 
 @dataclass(slots=True, eq=False)
@@ -217,9 +219,10 @@ class Pipeline:
                     job.answer.set_exception(InferenceError("the tail failed on this batch; the server's log says why"))
             return
         self._metrics.tail.observe(done.seconds)
+        depth = self.admission.waiting
         for job, outputs in zip(jobs, done.outputs, strict=True):
             if not job.answer.done():
-                job.answer.set_result(Answer(outputs, began, done.seconds))
+                job.answer.set_result(Answer(outputs, began, done.seconds, depth))
 
     def _result(self, frame_id: int, received: float, decoded: Decoded, answer: Answer) -> Result:
         waited = max(0.0, answer.began - received - decoded.seconds)
@@ -230,7 +233,7 @@ class Pipeline:
             Status.OK,
             outputs=answer.outputs,
             timing=timing,
-            queue_depth=self.admission.waiting,
+            queue_depth=answer.queue_depth,
             slices=decoded.slices,
         )
 
