@@ -61,7 +61,7 @@ def with_settings(settings: type[BaseModel]) -> Callable[[Callable[..., None]], 
         parameters = [inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=ConfigFile)]
         for name, field in settings.model_fields.items():
             kind = _plain_type(field.annotation)
-            default = field.get_default(call_default_factory=True)  # type: ignore[call-overload]
+            default = field.get_default(call_default_factory=True)
             shown = default if default not in (None, [], ()) and not isinstance(default, Path) else None
             flag = "--" + name.replace("_", "-")
             option = typer.Option(
@@ -120,9 +120,14 @@ def serve(config: Path | None, flags: dict[str, Any]) -> None:
 @with_settings(EdgeSettings)
 def profile(config: Path | None, flags: dict[str, Any]) -> None:
     """Time every operating point on this device and store it for `headrace edge`."""
-    from .edge.profile import show_profile
+    from .edge.profile import profile as time_stages
 
-    show_profile(EdgeSettings.load(config, **flags))
+    found = time_stages(EdgeSettings.load(config, **flags))
+    typer.echo(f"bundle {found.bundle} on device {found.device} ({found.machine}), medians of {found.rounds}")
+    for name, point in found.points.items():
+        times = f"{found.stages_ms[point['stage']]:8.1f} ms  {point['bytes']:8.0f} bytes"
+        typer.echo(f"{name:14} {times}  {point['accuracy']:.3f} of the uncut answers")
+    typer.echo(f"stored in {found.path}")
 
 
 @app.command()

@@ -1,0 +1,110 @@
+from dataclasses import replace
+from pathlib import Path
+
+import headrace
+import msgpack
+import numpy as np
+import pytest
+from headrace.models.bundle import MANIFEST, TENSORS, UNCUT, Bundle, head_file
+from headrace.models.edge_half import load_edge_half, write_edge_manifest
+from headrace.models.exceptions import BundleError, HeadraceError, LimitError, OperatingPointError
+from headrace.models.operating_point import Kind
+
+COMMITTED = Path(headrace.__file__).parent / "models" / "bundles" / "efficientnet_lite0"
+
+
+def test_comes_back_from_disk(small_bundle, tmp_path):
+    small_bundle.save(tmp_path / "b")
+    again = Bundle.load(tmp_path / "b")
+    assert again.fingerprint == small_bundle.fingerprint
+    assert again.operating_points == small_bundle.operating_points
+    assert again.splits == small_bundle.splits
+
+
+def test_measuring_anew_keeps_the_fingerprint(small_bundle):
+    points = tuple(replace(p, accuracy=0.5, bytes_median=1.0, edge_share=0.1) for p in small_bundle.operating_points)
+    assert replace(small_bundle, operating_points=points, provenance={"x": 1}).fingerprint == small_bundle.fingerprint
+
+
+def test_what_decodes_differently_has_another_fingerprint(small_bundle):
+    gains = small_bundle.tensors["a/gains"] * np.float32(1.0001)
+    assert (
+        replace(small_bundle, tensors={**small_bundle.tensors, "a/gains": gains}).fingerprint
+        != small_bundle.fingerprint
+    )
+    points = small_bundle.operating_points[:-1]
+    assert replace(small_bundle, operating_points=points).fingerprint != small_bundle.fingerprint
+
+
+@pytest.mark.parametrize("name", [MANIFEST, TENSORS])
+def test_damage_is_noticed_in_every_part_of_a_file(small_bundle, tmp_path, name):
+    small_bundle.save(tmp_path)
+    data = (tmp_path / name).read_bytes()
+    unnoticed = 0
+    for at in np.linspace(0, len(data) - 1, 60).astype(int):
+        damaged = bytearray(data)
+        damaged[at] ^= 0x55
+        (tmp_path / name).write_bytes(damaged)
+        try:
+            unnoticed += Bundle.load(tmp_path).fingerprint != small_bundle.fingerprint
+        except HeadraceError:
+            continue
+    assert unnoticed == 0
+
+
+def test_errors_name_the_thing(small_bundle, tmp_path):
+    with pytest.raises(BundleError, match="nowhere"):
+        Bundle.load(tmp_path / "nowhere")
+    small_bundle.save(tmp_path)
+    manifest = msgpack.unpackb((tmp_path / MANIFEST).read_bytes())
+    (tmp_path / MANIFEST).write_bytes(msgpack.packb({**manifest, "format": 99}))
+    with pytest.raises(BundleError, match="format 99"):
+        Bundle.load(tmp_path)
+    (tmp_path / MANIFEST).write_bytes(bytes(5 * 2**20))
+    with pytest.raises(LimitError, match="limit"):
+        Bundle.load(tmp_path)
+    with pytest.raises(OperatingPointError, match="99"):
+        small_bundle.operating_point(99)
+    with pytest.raises(OperatingPointError, match="nope"):
+        small_bundle.split("nope")
+
+
+def test_tensors_that_do_not_fit_are_refused(small_bundle):
+    tensors = {**small_bundle.tensors, "a/decoder": np.zeros((2, 2), np.float32)}
+    with pytest.raises(BundleError, match="a/decoder"):
+        replace(small_bundle, tensors=tensors).check()
+    tensors = {k: v for k, v in small_bundle.tensors.items() if k != "b/1/cdf"}
+    with pytest.raises(BundleError, match="b/1/cdf"):
+        replace(small_bundle, tensors=tensors).check()
+
+
+def test_an_edge_half_is_verified_file_by_file(small_bundle, tmp_path):
+    small_bundle.save(tmp_path)
+    for name in (head_file("a"), head_file("b"), UNCUT):
+        (tmp_path / name).write_bytes(b"onnx" + name.encode())
+    write_edge_manifest(tmp_path, small_bundle)
+    assert load_edge_half(tmp_path).fingerprint == small_bundle.fingerprint
+    (tmp_path / head_file("a")).write_bytes(b"ONNX" + head_file("a").encode())
+    with pytest.raises(BundleError, match=r"head-a\.onnx does not have the digest"):
+        load_edge_half(tmp_path)
+    (tmp_path / head_file("a")).unlink()
+    with pytest.raises(BundleError, match=r"head-a\.onnx is missing"):
+        load_edge_half(tmp_path)
+
+
+def test_the_committed_bundle_is_small_and_complete():
+    assert sum(p.stat().st_size for p in COMMITTED.iterdir()) <= 5 * 2**20
+    bundle = Bundle.load(COMMITTED)
+    features = [p for p in bundle.operating_points if p.kind is Kind.FEATURE]
+    assert {p.split for p in features} == {"blocks.2", "blocks.3", "blocks.5"}
+    for spec in bundle.splits:
+        assert spec.rate_levels >= 6
+        assert all(len(ends) >= 4 for ends in spec.slices)
+    for point in bundle.operating_points:
+        if point.kind is Kind.LOCAL:
+            assert point.bytes_median == 0
+        else:
+            assert 0 < point.bytes_median <= point.bytes_p95
+            assert 0 < point.accuracy <= 1
+    assert {p.codec for p in bundle.operating_points if p.kind is Kind.IMAGE} == {"webp", "jpeg"}
+    assert {"command", "data", "seed"} <= bundle.provenance.keys()
