@@ -69,9 +69,9 @@ class View:
         if self._live is not None:
             self._live.stop()
 
-    def begin(self) -> None:
-        """The first frame was captured: the link's schedule begins."""
-        self._begun = self._clock()
+    def begin(self, ago_s: float = 0.0) -> None:
+        """The first frame was captured so many seconds ago: the link's schedule begins."""
+        self._begun = self._clock() - ago_s
 
     def note(self, text: str) -> None:
         """Something happened that is no frame."""

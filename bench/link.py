@@ -50,8 +50,8 @@ class EmulatedLink(Protocol):
     kind: str
     address: str
 
-    def begin(self) -> None:
-        """Start the schedule now; until then its first rate holds."""
+    def begin(self, ago_s: float = 0.0) -> None:
+        """Start the schedule, as of so many seconds ago; until then its first rate holds."""
 
     def set_rate(self, up_bps: float) -> None:
         """Leave the schedule: this rate from now on, 0 being an outage both ways."""
@@ -327,9 +327,9 @@ class TcpProxyLink:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    def begin(self) -> None:
+    def begin(self, ago_s: float = 0.0) -> None:
         """See `EmulatedLink`."""
-        self._origin = asyncio.get_running_loop().time()
+        self._origin = asyncio.get_running_loop().time() - ago_s
         self._up.begin(self._origin, self._schedule.shifted(self._origin))
         self._down.begin(self._origin, self._schedule.outages_only().shifted(self._origin))
 

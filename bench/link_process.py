@@ -11,9 +11,10 @@ import asyncio
 import json
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from .cores import keep_to
 from .link import DEFAULT_QUEUE_BYTES, LinkRecord, Phase, RateSchedule, TcpProxyLink, parse_phases
 
 
@@ -34,8 +35,9 @@ class LinkProcess:
         delay_s: float,
         record: Path,
         queue_bytes: int = DEFAULT_QUEUE_BYTES,
+        cores: Collection[int] = (),
     ) -> LinkProcess:
-        """Start the process and wait until it listens.
+        """Start the process, on `cores` if any are given, and wait until it listens.
 
         Raises:
             OSError: it ended instead.
@@ -47,15 +49,16 @@ class LinkProcess:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
         )
+        keep_to(process.pid, cores)
         line = await process.stdout.readline() if process.stdout is not None else b""
         if not line:
             raise OSError(f"the emulated link ended with code {await process.wait()} before it listened")
         said = json.loads(line)
         return cls(process, said["address"], said["kind"], record)
 
-    def begin(self) -> None:
+    def begin(self, ago_s: float = 0.0) -> None:
         """See `EmulatedLink`."""
-        self._tell("begin")
+        self._tell(f"begin {ago_s}")
 
     def set_rate(self, up_bps: float) -> None:
         """See `EmulatedLink`."""
@@ -104,11 +107,11 @@ async def _serve(options: argparse.Namespace) -> None:
 
 
 async def _obey(reader: asyncio.StreamReader, link: TcpProxyLink, ended: asyncio.Event) -> None:
-    """`begin`, or `rate MBITS`, a line; the end of the input is the end of the link."""
+    """`begin [SECONDS AGO]`, or `rate MBITS`, a line; the end of the input is the end of the link."""
     while line := await reader.readline():
         command, _, value = line.decode().strip().partition(" ")
         if command == "begin":
-            link.begin()
+            link.begin(float(value or 0))
         elif command == "rate":
             link.set_rate(float(value) * 1e6)
     ended.set()

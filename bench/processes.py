@@ -7,11 +7,12 @@ import contextlib
 import json
 import signal
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..models.exceptions import HeadraceError
+from .cores import keep_to
 
 Flags = Mapping[str, object]
 """Settings by field name (`deadline_ms=250`); a sequence repeats its flag, None leaves it out."""
@@ -25,8 +26,8 @@ class Process:
         self.log, self._process, self._command = log, process, command
 
     @classmethod
-    async def start(cls, command: str, flags: Flags, log: Path) -> Process:
-        """Start `headrace COMMAND --flags`; standard error is appended to `log`."""
+    async def start(cls, command: str, flags: Flags, log: Path, cores: Collection[int] = ()) -> Process:
+        """Start `headrace COMMAND --flags`, on `cores` if any are given; standard error is appended to `log`."""
         with log.open("ab") as errors:
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "headrace.cli", command, *arguments(flags)),
@@ -35,6 +36,7 @@ class Process:
                 stderr=errors,
                 limit=2**20,
             )
+        keep_to(process.pid, cores)
         return cls(process, command, log)
 
     async def lines(self) -> AsyncIterator[dict[str, Any]]:
@@ -103,13 +105,13 @@ class Server(Process):
     fingerprint: str
 
     @classmethod
-    async def listening(cls, flags: Flags, log: Path) -> Server:
-        """Start a server and wait until it listens.
+    async def listening(cls, flags: Flags, log: Path, cores: Collection[int] = ()) -> Server:
+        """Start a server, on `cores` if any are given, and wait until it listens.
 
         Raises:
             HeadraceError: it ended instead.
         """
-        started = await cls.start("serve", flags, log)
+        started = await cls.start("serve", flags, log, cores)
         server = cls(started._process, "serve", log)
         try:
             said = await server.event("listening")

@@ -1,0 +1,25 @@
+"""Which cores the demo's processes use: the emulated device has its core for itself."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Collection
+
+
+def all_cores() -> set[int]:
+    """The cores that this process may use."""
+    return os.sched_getaffinity(0)
+
+
+def cores_beside_the_edge() -> set[int]:
+    """All but the one that an emulated device keeps to (the last); none where there is only one."""
+    cores = all_cores()
+    return cores - {max(cores)}
+
+
+def keep_to(pid: int, cores: Collection[int]) -> None:
+    """Keep a process that has just begun to these cores; threads that it starts inherit them. None: leave it alone."""
+    if cores:
+        with contextlib.suppress(ProcessLookupError):
+            os.sched_setaffinity(pid, cores)

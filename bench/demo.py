@@ -1,0 +1,239 @@
+"""`headrace bench demo`: a real server and a real edge, joined by an emulated link that narrows, fails and recovers.
+
+    bikes.mp4, photographs --> edge process --> link process --> server process
+                               (slow device)    8 ... 0.1 Mbit/s, outage, ... 8
+
+One JSON line a frame comes out of the edge and feeds the live view. Afterwards the references are replayed over the
+same link on the same frames, and summary, frames and timeline are written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from ..models.bundle import Bundle
+from ..models.exceptions import HeadraceError
+from ..server.config import ServerSettings
+from ..server.edge_halves import EdgeHalves
+from . import material
+from .cores import all_cores, cores_beside_the_edge
+from .demo_view import View
+from .link import LinkRecord, Phase
+from .link_process import LinkProcess
+from .processes import Process, Server
+from .tally import FrameRecord
+
+FPS = 10.0
+DEADLINE_MS = 250.0
+DEVICE_UNCUT_MS = 150.0
+DELAY_S = 0.012
+PHASES = tuple(
+    Phase(seconds, mbps)
+    for mbps, seconds in (
+        (8, 5),
+        (4, 4),
+        (2, 4),
+        (1, 4),
+        (0.5, 4),
+        (0.25, 4),
+        (0.1, 4),
+        (0, 4),
+        (0.5, 2.5),
+        (2, 2),
+        (8, 2.5),
+    )
+)
+"""40 s; the last rate holds on."""
+SERVER_AWAY_S = 3.0
+"""With `--kill-server-at`: how long after its death the server is started again."""
+
+
+@dataclass
+class Streamed:
+    """What the real run gave.
+
+    Attributes:
+        frames: in order of their outcomes.
+        lines: the same as the edge wrote them.
+        summary: the edge's last line.
+        link: what passed the link.
+        link_kind: the mechanism.
+        server_away_s: from when until when there was no server, in seconds since the first frame.
+    """
+
+    frames: list[FrameRecord] = field(default_factory=list)
+    lines: list[dict[str, Any]] = field(default_factory=list)
+    summary: dict[str, Any] = field(default_factory=dict)
+    link: LinkRecord = field(default_factory=LinkRecord)
+    link_kind: str = ""
+    server_away_s: list[tuple[float, float]] = field(default_factory=list)
+
+    def complaints(self) -> list[str]:
+        """Sums that do not add up; empty when all do."""
+        found = []
+        captured, outcomes = self.summary["frames"], self.summary["outcomes"]
+        if sum(outcomes.values()) != captured:
+            found.append(f"the outcomes sum to {sum(outcomes.values())}, but {captured} frames were captured")
+        if sorted(f.frame for f in self.frames) != list(range(captured)):
+            found.append(f"{len(self.frames)} frames have a line, but {captured} were captured")
+        for outcome, count in outcomes.items():
+            if count != (lines := sum(f.outcome == outcome for f in self.frames)):
+                found.append(f"the summary has {count} frames {outcome}, their lines {lines}")
+        return found
+
+
+def run(output: Path, *, kill_server_at: float = 0.0, frames: int = material.FRAMES) -> int:
+    """Run the demo.
+
+    Args:
+        output: folder for summary.json, timeline.png, frames.jsonl, link.json and the logs; made if need be.
+        kill_server_at: kill the server so many seconds after the first frame and start it again 3 s later; 0: never.
+        frames: at most 400.
+
+    Returns:
+        Exit code: 0, or 1 when the sums do not add up.
+
+    Raises:
+        HeadraceError: something is missing, or a process ended before its time.
+    """
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    output.mkdir(parents=True, exist_ok=True)
+    bundle = Bundle.load(ServerSettings.load().bundles[0])
+    sources = [str(material.video()), str(material.write_photographs(output / "photographs"))]
+    half, streamed = asyncio.run(_Demo(console, output, bundle, sources, frames, kill_server_at).run())
+    from .demo_summary import conclude
+
+    return conclude(console, output, bundle, half, sources, streamed)
+
+
+@dataclass
+class _Demo:
+    console: Console
+    output: Path
+    bundle: Bundle
+    sources: list[str]
+    frames: int
+    kill_server_at: float
+
+    async def run(self) -> tuple[Path, Streamed]:
+        """The folder of the edge half, and the run."""
+        for name in ("server.log", "edge.log"):
+            (self.output / name).unlink(missing_ok=True)
+        self.console.print("Starting the server and preparing the device's half (half a minute the first time) ...")
+        halves = EdgeHalves(ServerSettings.load().cache_dir)
+        async with self._server() as server:
+            half = await halves.folder(self.bundle)
+            return half, await self._stream(server, half)
+
+    @asynccontextmanager
+    async def _server(self) -> AsyncIterator[_Restartable]:
+        server = _Restartable(self.output / "server.log")
+        try:
+            await server.start()
+            yield server
+        finally:
+            await server.stop()
+
+    async def _stream(self, server: _Restartable, half: Path) -> Streamed:
+        link = await LinkProcess.start(
+            server.address, PHASES, delay_s=DELAY_S, record=self.output / "link.json", cores=cores_beside_the_edge()
+        )
+        self.console.print(f"Emulated link: {link.kind}, {DELAY_S * 1000:g} ms one way. Starting the edge ...")
+        flags = {
+            "server": link.address,
+            "bundle": half,
+            "source": self.sources,
+            "fps": FPS,
+            "max_frames": self.frames,
+            "deadline_ms": DEADLINE_MS,
+            "device_uncut_ms": DEVICE_UNCUT_MS,
+        }
+        streamed = Streamed(link_kind=link.kind)
+        edge = await Process.start("edge", flags, self.output / "edge.log", all_cores())
+        killer: asyncio.Task[None] | None = None
+        try:
+            with View(self.console, PHASES, frames=self.frames, deadline_ms=DEADLINE_MS) as view:
+                async for line in edge.lines():
+                    if line.get("event") == "summary":
+                        streamed.summary = line
+                    elif line.get("event") == "frame":
+                        first = streamed.lines[0]["captured_s"] if streamed.lines else line["captured_s"]
+                        record = FrameRecord.from_line(line, first)
+                        if not streamed.lines:
+                            # The line comes when the frame's outcome is known; the frame was captured before.
+                            ago_s = (record.latency_ms or 0.0) / 1000 + record.frame / FPS
+                            link.begin(ago_s)
+                            view.begin(ago_s)
+                            killer = asyncio.create_task(self._kill(server, view, streamed, ago_s))
+                        streamed.lines.append(line)
+                        streamed.frames.append(record)
+                        view.frame(record)
+            code = await edge.wait()
+        finally:
+            if killer is not None:
+                killer.cancel()
+                await asyncio.gather(killer, return_exceptions=True)
+            await edge.stop()
+            await link.close()
+        if code != 0 or not streamed.summary:
+            raise HeadraceError(f"the edge ended with code {code}:\n{edge.log_end()}")
+        streamed.link = link.record()
+        return streamed
+
+    async def _kill(self, server: _Restartable, view: View, streamed: Streamed, ago_s: float) -> None:
+        if self.kill_server_at <= 0:
+            return
+        loop = asyncio.get_running_loop()
+        origin = loop.time() - ago_s
+        await asyncio.sleep(self.kill_server_at - ago_s)
+        view.note("the server was killed (SIGKILL)")
+        died = loop.time() - origin
+        await server.kill()
+        await asyncio.sleep(SERVER_AWAY_S)
+        view.note("the server is being started again")
+        await server.start()
+        back = loop.time() - origin
+        view.note("the server is back")
+        streamed.server_away_s.append((died, back))
+
+
+class _Restartable:
+    """The demo's server, which keeps its address when it is started again."""
+
+    def __init__(self, log: Path) -> None:
+        self._log, self._port = log, 0
+        self._server: Server | None = None
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self._port}"
+
+    async def start(self) -> None:
+        cores = cores_beside_the_edge()
+        flags = {"port": self._port, "threads": max(1, len(cores))}
+        self._server = await Server.listening(flags, self._log, cores)
+        self._port = self._server.port
+
+    async def kill(self) -> None:
+        if self._server is not None:
+            self._server.kill()
+            await self._server.wait()
+
+    async def stop(self) -> None:
+        if self._server is not None:
+            await self._server.stop()
+
+
+def write_frames(path: Path, streamed: Streamed) -> None:
+    """The edge's lines, one JSON object a line, in order of the frames."""
+    lines = sorted(streamed.lines, key=lambda line: line["frame"])
+    path.write_text("".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines))

@@ -1,0 +1,163 @@
+"""References for the demo: other ways to use the same link, replayed in virtual time on the same frames.
+
+Measured: every packet's size (the frames are really coded), every answer (the tails are really run), compute times (in
+the demo's edge), the server's time. Replayed: when what is sent arrives, on the schedule of the demo's link. Headrace
+itself is replayed as well, so that the distance between replay and reality can be read off.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..models.operating_point import OperatingPoint
+from .link import Phase
+from .simulate import Replay, replay
+from .tally import FrameRecord
+from .traces import Trace
+from .workload import Answers, Workload
+
+_ENOUGH_FRAMES = 10
+"""So many frames of a stage must have been computed in the demo for its compute time to be taken from there."""
+_SHORTLIST = 4
+"""Fixed points whose answers are really computed: those that do best by the bundle's accuracies."""
+_REST_S = 3600.0
+"""The schedule's last rate holds on, for a replay that takes a little longer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """What all replays share, as it was in the demo.
+
+    Attributes:
+        phases: the link's schedule, from the first frame on.
+        delay_s: one way.
+        deadline_s, fps: of the frames.
+        compute_s: seconds of the device by `OperatingPoint.stage`.
+        server_s: seconds that the server holds a frame.
+        disconnected_s: stretches in which the server was away.
+    """
+
+    phases: tuple[Phase, ...]
+    delay_s: float
+    deadline_s: float
+    fps: float
+    compute_s: dict[str, float]
+    server_s: float
+    disconnected_s: tuple[tuple[float, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """One replayed run."""
+
+    name: str
+    frames: list[FrameRecord]
+
+
+def compute_seconds(
+    frames: Sequence[FrameRecord], points: Sequence[OperatingPoint], else_: dict[str, float]
+) -> dict[str, float]:
+    """Median seconds by stage as the demo's edge took them; of a stage that it hardly used, those in `else_`."""
+    stages = {point.name: point.stage for point in points}
+    seen: dict[str, list[float]] = {}
+    for frame in frames:
+        parts = [frame.timings_ms.get(part) for part in ("prepare", "compute", "compress")]
+        if frame.point in stages and parts[1]:
+            seen.setdefault(stages[frame.point], []).append(sum(p or 0.0 for p in parts) / 1000)
+    measured = {stage: statistics.median(each) for stage, each in seen.items() if len(each) >= _ENOUGH_FRAMES}
+    return {**else_, **measured}
+
+
+def server_seconds(frames: Sequence[FrameRecord]) -> float:
+    """Median seconds that the server held a frame; 20 ms if it answered none."""
+    held = [f.timings_ms["server"] / 1000 for f in frames if f.outcome == "ok" and f.timings_ms.get("server")]
+    return statistics.median(held) if held else 0.02
+
+
+def replay_references(
+    workload: Workload, answers: Answers, conditions: Conditions, note: Callable[[str], None]
+) -> list[Reference]:
+    """Headrace, WebP only (its quality adapts under the same control loop), local only, and the best fixed point.
+
+    Args:
+        workload: the demo's frames.
+        answers: of the same workload.
+        conditions: of the demo.
+        note: told what is being done.
+    """
+    runs = _Replays(workload, answers, conditions)
+    every = range(len(workload.points))
+    webp = [i for i in every if workload.points[i].codec == "webp"]
+    local = [i for i in every if workload.points[i].stage == "local"]
+    note("replaying Headrace, WebP only and local only")
+    found = [
+        runs.reference("Headrace, replayed", runs.adaptive(None)),
+        runs.reference("WebP only", runs.adaptive(webp)),
+        runs.reference("local only", runs.fixed(local[0])),
+    ]
+    note("replaying every fixed operating point")
+    by_table = {index: runs.fixed(index) for index in every}
+    shortlist = sorted(by_table, key=lambda index: by_table[index].score, reverse=True)[:_SHORTLIST]
+    fixed = [runs.reference(f"best fixed, {workload.points[index].name}", by_table[index]) for index in shortlist]
+    return [*found, max(fixed, key=runs.agreement)]
+
+
+class _Replays:
+    def __init__(self, workload: Workload, answers: Answers, conditions: Conditions) -> None:
+        self._workload, self._answers, self._conditions = workload, answers, conditions
+        self._compute_s = np.array([conditions.compute_s[point.stage] for point in workload.points])
+        phases = [(p.seconds, p.mbps * 1e6) for p in conditions.phases]
+        self._trace = Trace.steps([*phases, (_REST_S, phases[-1][1])])
+
+    def adaptive(self, allowed: Sequence[int] | None) -> Replay:
+        return self._replay(allowed=allowed)
+
+    def fixed(self, index: int) -> Replay:
+        return self._replay(fixed=index)
+
+    def _replay(self, *, allowed: Sequence[int] | None = None, fixed: int | None = None) -> Replay:
+        c = self._conditions
+        return replay(
+            self._workload.points,
+            self._workload.sizes,
+            self._compute_s,
+            self._trace,
+            delay_s=c.delay_s,
+            deadline_s=c.deadline_s,
+            fps=c.fps,
+            fixed=fixed,
+            allowed=allowed,
+            server_s=c.server_s,
+            uncut_s=c.compute_s["local"],
+            disconnected_s=c.disconnected_s,
+        )
+
+    def reference(self, name: str, run: Replay) -> Reference:
+        """The run with its real answers."""
+        answered = [r for r in run.records if r.outcome in ("ok", "local")]
+        self._answers.ask((r.frame, r.point) for r in answered)
+        told = {r.frame: self._answers.labels(r.frame, r.point) for r in answered}
+        points = self._workload.points
+        frames = [
+            FrameRecord(
+                frame=r.frame,
+                captured_s=r.captured_s,
+                outcome=r.outcome,
+                point=points[r.point].name if r.point >= 0 else "",
+                bytes=r.bytes,
+                labels=told.get(r.frame, ()),
+                latency_ms=r.latency_s * 1000 if math.isfinite(r.latency_s) else None,
+                reason=r.reason,
+            )
+            for r in run.records
+        ]
+        return Reference(name, frames)
+
+    def agreement(self, run: Reference) -> int:
+        """Frames answered in time with the uncut model's label."""
+        return sum(f.on_time and f.labels[:1] == self._workload.uncut[f.frame][:1] for f in run.frames)

@@ -1,0 +1,181 @@
+"""What the demo says in the end: frames by outcome, share in time, agreement with the uncut model, bytes; and files."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ..models.bundle import Bundle
+from . import demo, timeline
+from .cores import all_cores
+from .demo_references import Conditions, Reference, compute_seconds, replay_references, server_seconds
+from .link import Phase
+from .tally import OUTCOMES, FrameRecord, Tally, tally
+from .workload import Answers, Workload, measure
+
+HEADRACE = "Headrace, measured"
+MEASURED = (
+    "Measured: the first row, by real processes over the emulated link. For the other rows: every packet's size (the "
+    "same frames were really coded), every answer (the tails really ran), compute times, the server's time."
+)
+REPLAYED = (
+    "Replayed in virtual time: when the other rows' packets and answers arrive on the same schedule of the link. "
+    "The row 'Headrace, replayed' shows how far replay and reality agree."
+)
+AGREEMENT = (
+    "Agreement with the uncut model on the same frames: its label is ours (first), or among our five best (five); of "
+    "the frames answered in time, and of all captured frames, where a frame without an answer in time agrees with "
+    "nothing."
+)
+
+
+def conclude(
+    console: Console, output: Path, bundle: Bundle, half: Path, sources: Sequence[str], streamed: demo.Streamed
+) -> int:
+    """Replay the references, print the summary and write the files. Returns the exit code."""
+    demo.write_frames(output / "frames.jsonl", streamed)
+    began = time.monotonic()
+    with console.status("coding the same frames at every operating point") as status:
+        if not console.is_terminal:
+            console.print("Coding the same frames at every operating point, for the references ...")
+        workload = measure(sources, half, len(streamed.frames), len(all_cores()))
+        status.update("loading the tails")
+        answers = Answers(bundle, workload)
+        conditions = _conditions(streamed, workload)
+        references = replay_references(workload, answers, conditions, status.update)
+    tallies = _tallies(streamed, references, workload)
+    timeline.draw(
+        output / "timeline.png",
+        streamed.frames,
+        demo.PHASES,
+        deadline_ms=demo.DEADLINE_MS,
+        record=streamed.link,
+        title=f"Headrace: {bundle.backbone.name}, {demo.FPS:g} frames/s, {demo.DEADLINE_MS:g} ms deadline, "
+        f"a device on which the uncut model takes {demo.DEVICE_UNCUT_MS:g} ms",
+    )
+    complaints = streamed.complaints()
+    _write_summary(output / "summary.json", bundle, streamed, conditions, tallies, complaints)
+    _print_phases(console, streamed.frames)
+    _print_tallies(console, tallies)
+    for text in (MEASURED, REPLAYED, AGREEMENT):
+        console.print(text, style="bright_black", highlight=False)
+    captured = streamed.summary["frames"]
+    for complaint in complaints:
+        console.print(f"The sums do not add up: {complaint}", style="bold red")
+    if not complaints:
+        console.print(f"The outcomes of {captured} captured frames sum to {captured}.")
+    console.print(
+        f"Written: {output / 'timeline.png'}, summary.json, frames.jsonl, link.json (replays took "
+        f"{time.monotonic() - began:.0f} s)",
+        soft_wrap=True,
+        highlight=False,
+    )
+    return 1 if complaints else 0
+
+
+def _conditions(streamed: demo.Streamed, workload: Workload) -> Conditions:
+    fallback = workload.device_seconds(demo.DEVICE_UNCUT_MS / 1000)
+    return Conditions(
+        phases=demo.PHASES,
+        delay_s=demo.DELAY_S,
+        deadline_s=demo.DEADLINE_MS / 1000,
+        fps=demo.FPS,
+        compute_s=compute_seconds(streamed.frames, workload.points, fallback),
+        server_s=server_seconds(streamed.frames),
+        disconnected_s=tuple(streamed.server_away_s),
+    )
+
+
+def _tallies(streamed: demo.Streamed, references: Sequence[Reference], workload: Workload) -> list[Tally]:
+    uncut = [labels[0] for labels in workload.uncut]
+    return [
+        tally(HEADRACE, streamed.frames, uncut, measured=True),
+        *(tally(each.name, each.frames, uncut, measured=False) for each in references),
+    ]
+
+
+def _write_summary(
+    path: Path,
+    bundle: Bundle,
+    streamed: demo.Streamed,
+    conditions: Conditions,
+    tallies: Sequence[Tally],
+    complaints: Sequence[str],
+) -> None:
+    content = {
+        "fingerprint": bundle.fingerprint.hex(),
+        "frames": streamed.summary["frames"],
+        "sums_add_up": not complaints,
+        "complaints": list(complaints),
+        "fps": demo.FPS,
+        "deadline_ms": demo.DEADLINE_MS,
+        "device_uncut_ms": demo.DEVICE_UNCUT_MS,
+        "link": {
+            "kind": streamed.link_kind,
+            "one_way_delay_ms": demo.DELAY_S * 1000,
+            "phases": [asdict(phase) for phase in demo.PHASES],
+            "connections": streamed.link.connections,
+        },
+        "server_away_s": streamed.server_away_s,
+        "compute_ms": {stage: round(s * 1000, 2) for stage, s in sorted(conditions.compute_s.items())},
+        "server_ms": round(conditions.server_s * 1000, 2),
+        "runs": [asdict(each) for each in tallies],
+        "notes": [MEASURED, REPLAYED, AGREEMENT],
+    }
+    path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _print_tallies(console: Console, tallies: Sequence[Tally]) -> None:
+    table = Table(title="The same frames over the same link", title_justify="left")
+    table.add_column("run", no_wrap=True)
+    shown = [o for o in OUTCOMES if any(t.outcomes[o] for t in tallies)]
+    for name in ("frames", *shown, "in time", "first", "five", "first, all", "five, all", "bytes/frame", "median ms"):
+        table.add_column(name, justify="right")
+    for each in tallies:
+        cells = [
+            *(str(each.captured), *(str(each.outcomes[o]) for o in shown), f"{each.on_time:.1%}"),
+            *(f"{value:.1%}" for value in _agreements(each)),
+            *(f"{each.bytes_per_frame:.0f}", "-" if each.latency_ms is None else f"{each.latency_ms:.0f}"),
+        ]
+        table.add_row(each.name, *cells, style="bold" if each.measured else None)
+    console.print(table)
+
+
+def _agreements(each: Tally) -> tuple[float, ...]:
+    return each.agree_first, each.agree_five, each.agree_first_all, each.agree_five_all
+
+
+def _print_phases(console: Console, frames: Sequence[FrameRecord]) -> None:
+    table = Table(title="Headrace on the narrowing link", title_justify="left")
+    for name in ("from s", "link", "frames", "in time", "bytes/frame", "operating points (frames)"):
+        table.add_column(name, justify="left" if name.startswith("operating") else "right")
+    for start, phase, inside in _by_phase(frames, demo.PHASES):
+        points = Counter(f.point for f in inside if f.point)
+        row: list[Any] = [
+            f"{start:g}",
+            f"{phase.mbps:g} Mbit/s" if phase.mbps else "outage",
+            len(inside),
+            f"{sum(f.on_time for f in inside) / max(1, len(inside)):.0%}",
+            f"{sum(f.bytes for f in inside) / max(1, len(inside)):.0f}",
+            ", ".join(f"{name} ({n})" for name, n in points.most_common(3)),
+        ]
+        table.add_row(*map(str, row))
+    console.print(table)
+
+
+def _by_phase(frames: Sequence[FrameRecord], phases: Sequence[Phase]) -> list[tuple[float, Phase, list[FrameRecord]]]:
+    """Start, phase, and the frames captured in it; the last one takes what comes later."""
+    found, at = [], 0.0
+    for number, phase in enumerate(phases):
+        end = at + phase.seconds if number + 1 < len(phases) else float("inf")
+        found.append((at, phase, [f for f in frames if at <= f.captured_s < end]))
+        at = end
+    return found
