@@ -87,8 +87,8 @@ class EdgeSettings(BaseSettings):
         None,
         gt=0,
         le=1,
-        description="Emulate a slower device: every compute stage takes as long as if this machine had only this share "
-        "of its speed, 0..1.",
+        description="Emulate a slower device: models and coders take as long as if this machine had only this share of "
+        "its speed, 0..1.",
     )
     device_uncut_ms: float | None = Field(
         None, gt=0, description="Emulate a device on which the uncut model takes this many ms."

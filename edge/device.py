@@ -3,6 +3,7 @@
 An emulated device is to computing what an emulated link is to the network. Each compute stage is stretched by a factor:
 what it took in processor time, times the factor, is what it takes; the rest is slept away. Processor time and not
 elapsed time is stretched, so that other programs on this machine don't make the emulated device slower still.
+Scaling a captured picture is not stretched: on devices the camera's image processor does it.
 """
 
 from __future__ import annotations
@@ -33,13 +34,12 @@ class Device:
         self.factor = factor
         self._clock, self._cpu_clock, self._sleep = clock, cpu_clock, sleep
 
-    def run(self, stage: Callable[[], T]) -> tuple[T, float]:
+    def run(self, stage: Callable[[], T], *, stretched: bool = True) -> tuple[T, float]:
         """The stage's result, and the seconds it took: the whole call lasts as long."""
         began, cpu_began = self._clock(), self._cpu_clock()
         result = stage()
-        if self.factor > 1:
-            stretched = (self._cpu_clock() - cpu_began) * self.factor
-            rest = stretched - (self._clock() - began)
+        if self.factor > 1 and stretched:
+            rest = (self._cpu_clock() - cpu_began) * self.factor - (self._clock() - began)
             if rest > 0:
                 self._sleep(rest)
         return result, self._clock() - began

@@ -83,7 +83,7 @@ class Engine:
             EngineError: the head cannot be run.
         """
         run = self.device.run
-        pixels, prepare_s = run(lambda: prepare(picture, self.bundle.preprocessing))
+        pixels, prepare_s = self._prepare(picture)
         if point.kind is Kind.IMAGE:
             packet, compute_s = run(lambda: self._encoder.image(pixels, point, frame_id))
             return Encoded(packet, pixels, prepare_s, compute_s, 0.0)
@@ -100,7 +100,7 @@ class Engine:
         if pixels is not None:
             ready, prepare_s = pixels, 0.0
         elif picture is not None:
-            ready, prepare_s = self.device.run(lambda: prepare(picture, self.bundle.preprocessing))
+            ready, prepare_s = self._prepare(picture)
         else:
             raise ValueError("either a picture or its pixels are needed")
         labels, compute_s = self.device.run(lambda: self._local(ready))
@@ -108,19 +108,20 @@ class Engine:
 
     def warm_up(self, points: Iterable[OperatingPoint]) -> None:
         """Load and run every stage of `points` once; the first run of a graph takes longer than any other."""
-        for stage in self._stages(points).values():
-            self.device.time(stage)
+        picture = reference_picture()
+        for point in _one_a_stage(points).values():
+            self._seconds(picture, point)
 
     def time_stages(self, points: Iterable[OperatingPoint], rounds: int) -> dict[str, float]:
         """Median seconds by `OperatingPoint.stage` on this device, preparing included.
 
         Stages take turns, so that a moment in which the machine is busy does not fall on one of them alone.
         """
-        stages = self._stages(points)
+        stages, picture = _one_a_stage(points), reference_picture()
         times: dict[str, list[float]] = {name: [] for name in stages}
         for _ in range(rounds):
-            for name, stage in stages.items():
-                times[name].append(self.device.time(stage))
+            for name, point in stages.items():
+                times[name].append(self._seconds(picture, point))
         return {name: statistics.median(each) for name, each in times.items()}
 
     def emulate(self, uncut_ms: float) -> float:
@@ -141,16 +142,15 @@ class Engine:
         self.device.factor = factor
         return factor
 
-    def _stages(self, points: Iterable[OperatingPoint]) -> dict[str, _Stage]:
-        """One stage a name: of several rate levels the middle one stands for all."""
-        picture, by_name = reference_picture(), dict[str, list[OperatingPoint]]()
-        for point in points:
-            by_name.setdefault(point.stage, []).append(point)
-        return {name: _Stage(self, picture, same[len(same) // 2]) for name, same in by_name.items()}
+    def _prepare(self, picture: Image.Image) -> tuple[Pixels, float]:
+        return self.device.run(lambda: prepare(picture, self.bundle.preprocessing), stretched=False)
 
-    def compute(self, picture: Image.Image, point: OperatingPoint) -> None:
-        """All stages of a point without any waiting; for timing from outside."""
-        pixels = prepare(picture, self.bundle.preprocessing)
+    def _seconds(self, picture: Image.Image, point: OperatingPoint) -> float:
+        """What `encode` or `answer` takes for this picture, without the waiting of an emulated device."""
+        pixels, prepare_s = self._prepare(picture)
+        return prepare_s + self.device.time(lambda: self._compute(pixels, point))
+
+    def _compute(self, pixels: Pixels, point: OperatingPoint) -> None:
         if point.kind is Kind.LOCAL:
             self._local(pixels)
         elif point.kind is Kind.IMAGE:
@@ -159,16 +159,12 @@ class Engine:
             self._encoder.feature(self._head(point.split, pixels), point, 0)
 
 
-@dataclass(frozen=True, slots=True)
-class _Stage:
-    """What is timed for one stage."""
-
-    engine: Engine
-    picture: Image.Image
-    point: OperatingPoint
-
-    def __call__(self) -> None:
-        self.engine.compute(self.picture, self.point)
+def _one_a_stage(points: Iterable[OperatingPoint]) -> dict[str, OperatingPoint]:
+    """One point a stage: of several rate levels the middle one stands for all."""
+    by_stage: dict[str, list[OperatingPoint]] = {}
+    for point in points:
+        by_stage.setdefault(point.stage, []).append(point)
+    return {stage: same[len(same) // 2] for stage, same in by_stage.items()}
 
 
 def reference_picture(width: int = 640, height: int = 480, seed: int = 0) -> Image.Image:

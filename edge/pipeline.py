@@ -197,7 +197,7 @@ class Pipeline:
             if not self.limits.lossless and not self.control.worth_writing(now, frame.captured_at, size):
                 self._ledger.close(frame, Outcome.DROPPED, STALE)
                 continue
-            remaining_ms = 0 if self.limits.lossless else max(1, int((frame.deadline_at - now) * 1000))
+            remaining_ms = 0 if self.limits.lossless else max(1, round((frame.deadline_at - now) * 1000))
             outgoing = Outgoing(frame.packet, remaining_ms)
             frame.written_at, frame.sent_bytes, frame.packet = now, size, b""
             self._unanswered[frame.id] = frame

@@ -205,7 +205,7 @@ class _Service(messages.HeadraceServicer):
     def __init__(self, script: ScriptedServer) -> None:
         self.script = script
 
-    async def Stream(self, request_iterator: Any, context: Any) -> None:
+    async def Stream(self, request_iterator: Any, context: Any) -> None:  # noqa: N802
         script = self.script
         hello = messages.read_request(await context.read())
         script.hellos.append(hello)
@@ -248,7 +248,7 @@ class _Service(messages.HeadraceServicer):
         async with lock:
             await context.write(messages.result_response(result))
 
-    async def GetBundle(self, request: Any, context: Any) -> None:
+    async def GetBundle(self, request: Any, context: Any) -> None:  # noqa: N802
         chunks = self.script.chunks() if self.script.chunks is not None else bundle_chunks(self.script.half)
         async for chunk in chunks:
             await context.write(chunk)
