@@ -11,7 +11,6 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-
 from headrace.models.bitstream import VERSION, Packet
 from headrace.models.bundle import Bundle
 from headrace.models.codec import Codec

@@ -4,7 +4,6 @@ import math
 import random
 
 import pytest
-
 from headrace.server.batcher import PATIENCE_S, Admission, Batcher, deadline_at
 from headrace.server.engine import TailKey
 from headrace.server.exceptions import DrainingError, FullError

@@ -4,7 +4,6 @@ import os
 from pathlib import Path
 
 import pytest
-
 from headrace.models.bundle import MANIFEST
 from headrace.server.config import SHIPPED_BUNDLE, ServerSettings
 from headrace.server.exceptions import SettingsError

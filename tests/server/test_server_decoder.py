@@ -7,15 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from PIL import Image
-
 from headrace.models.bitstream import Packet
 from headrace.models.bundle import Bundle
 from headrace.models.operating_point import Kind
 from headrace.server.decoder import PacketDecoder, frame_id_of, webp_size
 from headrace.server.engine import FeatureInput, ImageInput
 from headrace.server.exceptions import InvalidError
-
+from PIL import Image
 
 EXIF = b"Exif\0\0MM\0*\0\0\0\x08\0\0\0\0\0\0"
 """Makes WebP take its extended form."""
@@ -95,7 +93,7 @@ def test_a_jpeg_that_declares_a_huge_size_is_refused_before_it_is_decoded(decode
     data = bytearray(coded(picture(), "jpeg"))
     at = data.index(b"\xff\xc0") + 5
     data[at : at + 4] = struct.pack(">HH", 65000, 65000)
-    with pytest.raises(InvalidError, match="65000|exceeds limit"):
+    with pytest.raises(InvalidError, match=r"65000|exceeds limit"):
         decode_image(decoder, "jpeg", bytes(data))
 
 

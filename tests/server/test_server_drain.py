@@ -11,7 +11,6 @@ from typing import Any
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-
 from headrace.models.bitstream import Packet
 from headrace.models.bundle import Bundle
 from headrace.protos import messages

@@ -11,7 +11,6 @@ import grpc
 import msgpack
 import numpy as np
 import pytest
-
 from headrace.models.bitstream import VERSION, Packet
 from headrace.models.bundle import Bundle, short
 from headrace.models.codec import Codec
