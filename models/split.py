@@ -31,7 +31,7 @@ from .operating_point import Kind, OperatingPoint
 from .quantiser import quantise
 
 MIN_PHOTOGRAPHS = 100
-STEPS = (1.0, 1.3, 1.6, 2.0, 2.5, 3.1, 3.9, 4.9)
+STEPS = (1.0, 1.25, 1.5, 1.8, 2.2, 2.6, 3.0, 3.4)
 """Quantiser steps of the rate levels, in units of the components' mean standard deviation, finest first."""
 SLICE_SHARES = (0.4, 0.65, 0.85)
 """Shares of a rate level's bits at which the first slices end; the last slice holds the rest."""
