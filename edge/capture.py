@@ -68,6 +68,7 @@ class Capture:
         self._sources, self._fps, self._on_demand, self._loop = sources, fps, on_demand, loop
         self._max_frames, self._clock, self._on_frame, self._on_end = max_frames, clock, on_frame, on_end
         self._stopped, self._space = threading.Event(), threading.Semaphore(AHEAD)
+        self._give = self._offer if on_demand else self._hand_over
         self._lock, self._ahead, self._wanted = threading.Lock(), deque[Picture | _End](), False
         self._thread = threading.Thread(target=self._run, name="capture", daemon=True)
 
@@ -98,7 +99,7 @@ class Capture:
             problem = error
         except Exception as error:  # a decoder's surprise must end in a message, not in a silent thread
             problem = SourceError(f"reading frames failed: {error!r}")
-        self._offer(_End(problem)) if self._on_demand else self._hand_over(_End(problem))
+        self._give(_End(problem))
 
     def _play(self) -> None:
         due = self._clock()
@@ -114,7 +115,7 @@ class Capture:
                 due += 1 / rate if rate else 0.0
             if self._stopped.is_set():
                 return
-            self._offer(picture) if self._on_demand else self._hand_over(picture)
+            self._give(picture)
             if count == self._max_frames:
                 return
 

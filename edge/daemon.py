@@ -55,10 +55,11 @@ def run(settings: EdgeSettings) -> int:
         if settings.emulated or settings.cpu is not None:
             log.info("keeping to one core", cpu=pin(settings.cpu))
         sources = open_sources(settings.source, settings.fps)
-        return asyncio.run(Daemon(settings, sources, sys.stdout).run())
+        code = asyncio.run(Daemon(settings, sources, sys.stdout).run())
     except HeadraceError as error:
         log.error("the edge cannot run", reason=str(error))
         return 2
+    return code
 
 
 def configure_logging(level: str) -> None:
@@ -97,7 +98,8 @@ class Daemon:
     async def run(self) -> int:
         """From start to summary; returns the exit code."""
         loop = asyncio.get_running_loop()
-        self._stop = asyncio.Event()
+        self._stop, self._defect = asyncio.Event(), False
+        loop.set_exception_handler(self._on_defect)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         worker = Worker(loop)
@@ -138,8 +140,8 @@ class Daemon:
             await asyncio.gather(connection, return_exceptions=True)
         self._report.summary(ledger, self._clock())
         if problem is not None:
-            log.error("the edge ends", reason=str(problem))
-        return 0 if problem is None else 1
+            log.error("the edge ends", reason=str(problem) or repr(problem))
+        return 1 if problem is not None or self._defect or self._report.unread else 0
 
     async def _capture(self, connection: asyncio.Task[None] | None) -> Exception | None:
         """Play the sources to their end, or until a signal or a final refusal; what went wrong, if something did."""
@@ -201,7 +203,9 @@ class Daemon:
                 if settings.bundle is not None:
                     raise
                 log.warning("the server has another bundle; fetching it", reason=str(error))
-                self._bundle = await self._fetch()
+                before, self._bundle = self._bundle.fingerprint, await self._fetch()
+                if self._bundle.fingerprint == before:
+                    raise  # it gives what it then refuses
                 self._half = await worker.call(lambda: make_ready(self._bundle, settings))
                 self._control = make_control(self._half, settings, self._interval_s)
                 self._driver.use(self._half.engine, self._control, self._half.points, self._half.local_s)
@@ -266,6 +270,12 @@ class Daemon:
             self._control = make_control(self._half, self._settings, self._interval_s, welcome.operating_points)
             self._pipeline.use(self._control, self._half.points, self._half.local_s)
 
+    def _on_defect(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:  # noqa: ARG002
+        """Something in the event loop failed that should not: say so and end, rather than go on with wrong sums."""
+        log.error("defect in the edge", message=context.get("message"), exc_info=context.get("exception"))
+        self._defect = True
+        self._stop.set()
+
     def _on_closed(self, frame: Frame) -> None:
         """A frame has its outcome: tell everyone."""
         pipeline, now = self._pipeline, self._clock()
@@ -281,3 +291,6 @@ class Daemon:
             rate_bps=rate,
             connected=pipeline.connected,
         )
+        if self._report.unread and not self._stop.is_set():
+            log.error("nobody reads the results any more")
+            self._stop.set()

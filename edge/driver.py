@@ -21,7 +21,7 @@ from .capture import Capture, Captured
 from .engine import Encoded, Engine, LocalAnswer
 from .exceptions import SourceError
 from .ledger import Frame, Ledger
-from .pipeline import Control, Outgoing, Pipeline, Work
+from .pipeline import STOPPED, Control, Outgoing, Pipeline, Work
 from .stream import StreamClient
 from .worker import Worker
 
@@ -132,7 +132,8 @@ class Driver:
 
     def on_broken(self, reason: str) -> None:
         """The stream is down."""
-        log.warning("stream is down", reason=reason, in_flight=self.pipeline.in_flight)
+        tell = log.info if reason == STOPPED else log.warning
+        tell("stream is down", reason=reason, in_flight=self.pipeline.in_flight)
         self.pipeline.disconnect(self._clock())
         self._pump()
 

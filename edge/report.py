@@ -28,6 +28,8 @@ class Report:
             began: when capturing began, on the clock of the frames' times.
         """
         self._out, self.labels, self.began = out, labels, began
+        self.unread = False
+        """Whether the reader has gone; nothing is written any more then."""
 
     def frame(
         self, frame: Frame, *, deadline_s: float, in_flight: int, rate_bps: float | None, connected: bool
@@ -76,8 +78,13 @@ class Report:
         )
 
     def _write(self, line: dict[str, Any]) -> None:
-        self._out.write(json.dumps(line, separators=(",", ":")) + "\n")
-        self._out.flush()
+        if self.unread:
+            return
+        try:
+            self._out.write(json.dumps(line, separators=(",", ":")) + "\n")
+            self._out.flush()
+        except BrokenPipeError:
+            self.unread = True
 
 
 def _ms(seconds: float) -> float:

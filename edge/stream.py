@@ -19,7 +19,7 @@ from ..models.bundle import short
 from ..protos import messages
 from ..protos.messages import Frame, HeadraceStub, Hello, Result, Welcome
 from .exceptions import FingerprintRefusedError, RefusedError, StreamError
-from .pipeline import Outgoing
+from .pipeline import STOPPED, Outgoing
 
 log = structlog.get_logger(__name__)
 
@@ -159,13 +159,17 @@ class StreamClient:
         self._handler.on_welcome(welcome)
         self.attempted.set()
         reading, writing = asyncio.create_task(self._read(call)), asyncio.create_task(self._write(call))
-        reason = "stopped"
+        reason = STOPPED
         try:
             ends: set[asyncio.Future[Any]] = {reading, writing, hang}
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             if hang.done():
                 reason = hang.result()
                 raise StreamError(reason)
+            for task in (reading, writing):
+                defect = task.exception() if task.done() and not task.cancelled() else None
+                if defect is not None and not isinstance(defect, grpc.aio.AioRpcError | asyncio.InvalidStateError):
+                    raise defect
             # The writer fails with less to say than the call itself.
             error = await self._why(call, hello)
             reason = str(error)
@@ -195,7 +199,11 @@ class StreamClient:
 
     async def _why(self, call: Any, hello: Hello) -> StreamError:
         """What the ended call says."""
-        code, details = await call.code(), await call.details()
+        try:
+            async with asyncio.timeout(1.0):
+                code, details = await call.code(), await call.details()
+        except TimeoutError:
+            return StreamError("the stream cannot be used any more")
         if code is grpc.StatusCode.FAILED_PRECONDITION:
             text = f"server {self._address} refuses this device: {details}"
             if "fingerprint" in (details or ""):

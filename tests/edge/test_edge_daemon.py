@@ -297,3 +297,19 @@ async def test_a_server_that_takes_fewer_points_gets_only_those(server, start):
     edge = await start(server=server.address, as_fast_as_possible=True, kinds=["feature", "image"])
     assert await edge.end() == 0
     assert {f["point"] for f in edge.frames} == {"jpeg@50"}
+
+
+async def test_when_nobody_reads_the_results_it_ends(start, edge_half):
+    edge = await start(bundle=str(edge_half), point="local", loop=True, fps=50)
+    await edge.until(lambda f: f["outcome"] == "local")
+    edge.process._transport.get_pipe_transport(1).close()
+    async with asyncio.timeout(TIMEOUT_S):
+        assert await edge.process.wait() != 0
+    await edge.logged("nobody reads the results")
+
+
+async def test_a_server_that_gives_the_bundle_that_it_refuses_is_not_asked_for_ever(server, start):
+    server.refuse = "fingerprint mismatch, whatever is sent"
+    edge = await start(server=server.address, point="stage.1@0", loop=True)
+    assert await edge.end() == 1
+    assert len(server.hellos) == 1
