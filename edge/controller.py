@@ -25,7 +25,11 @@ import numpy as np
 from ..models.exceptions import OperatingPointError
 from ..models.operating_point import Kind, OperatingPoint
 from .estimator import RateEstimator, censored_bound
+from .lookahead import Lookahead
 from .measurement import ComputeTimes, Floats, HoldTime, InFlight, PacketSizes, RoundTrip
+
+LEAST_P = 0.02
+"""A chance smaller than this is none: better to leave the core idle until the next frame."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +43,11 @@ class ControlSettings:
         overhead_bytes: what the stream adds to each packet (framing), counted in rates and in predictions.
         rtt_window_s: window of the minimum round trip.
         size_z: packet sizes are counted at this many standard deviations above their median.
-        link_spill_cost: price of keeping the link from the next frame for one frame interval, in accuracy.
-        core_spill_cost: price of keeping the core from the next frame for one frame interval, in accuracy.
+        discount: what the next frame's on-time accuracy counts beside this one's, 0..1 (and so on for those after it).
         max_in_flight: most frames without a result; 0: as many as fit into a deadline, and one more.
         probe_interval_s, probe_interval_max_s: while frames are answered locally because the link looks too slow, a
-            small probe goes out after the first, then at doubling intervals up to the second.
+            small probe goes out after the first, then at doubling intervals up to the second. A frame that is in
+            flight serves as the probe, until it has been out for longer than the second.
         scenarios: how many rates a choice is weighed over.
     """
 
@@ -53,8 +57,7 @@ class ControlSettings:
     overhead_bytes: int = 40
     rtt_window_s: float = 60.0
     size_z: float = 0.8
-    link_spill_cost: float = 0.15
-    core_spill_cost: float = 0.6
+    discount: float = 0.9
     max_in_flight: int = 0
     probe_interval_s: float = 1.0
     probe_interval_max_s: float = 5.0
@@ -123,6 +126,8 @@ class ControlLoop:
         self._index = {point.id: index for index, point in enumerate(points)}
         self._accuracy = np.array([point.accuracy for point in points])
         self._is_local = np.array([point.kind is Kind.LOCAL for point in points])
+        self._is_sent = ~self._is_local
+        self._local = [index for index, point in enumerate(points) if point.kind is Kind.LOCAL]
         self._compute = ComputeTimes(start)
         self._sizes = PacketSizes(points, self._stage_of, len(stages))
         self._round_trip = RoundTrip(settings.rtt_s, settings.rtt_window_s)
@@ -131,6 +136,9 @@ class ControlLoop:
         self._estimator = RateEstimator(prior_bps=settings.prior_bps, scenarios=settings.scenarios)
         self._probe_index = self._find_probe(start)
         self._best_local = float(self._accuracy[self._is_local].max(initial=0.0))
+        # A rate at which the smallest packet takes a whole deadline.
+        sent_sizes = [point.bytes_median for point in points if point.kind is not Kind.LOCAL]
+        self._useless_bps = 8.0 * min(sent_sizes, default=0.0) / deadline_s
         self._connected = True
         self._probe_due_at = -math.inf
         self._probe_wait_s = settings.probe_interval_s
@@ -140,12 +148,22 @@ class ControlLoop:
         self._bits = np.zeros(len(points))
         self._bits_version = -1
         self.server_queue_depth = 0
+        self._lookahead = Lookahead(
+            self._accuracy,
+            self._is_local,
+            self._stage_of,
+            deadline_s=deadline_s,
+            frame_interval_s=frame_interval_s,
+            discount=settings.discount,
+        )
+        self._lookahead.solve(self._compute_seconds(), self._packet_bits(), self._there_and_back_s)
 
     # What the pipeline reports -------------------------------------------------------------------------------------
 
     def on_computed(self, point: OperatingPoint, seconds: float, now: float) -> None:  # noqa: ARG002
         """`seconds`: all edge compute of one frame (head, encoder and coding; or image coding; or the uncut model)."""
         self._compute.add(point.stage, seconds)
+        self._lookahead.refresh(self._compute_seconds(), self._packet_bits(), self._there_and_back_s)
 
     def on_coded(self, point: OperatingPoint, size_bytes: int) -> None:
         """The packet's real size."""
@@ -166,23 +184,24 @@ class ControlLoop:
         sent, sample = answered
         self._hold.add(server_s)
         had_round_trip = self._round_trip.known
-        self._round_trip.add(ack - sent.ready, sent.bits, now)
-        if now - sent.ready > self._outage_after_s:
-            # The frame sat out an outage. That says nothing of the rate after it; only that the link is back.
-            self._estimator.forget()
+        self._round_trip.add(ack - sent.ready, now, sample)
+        was_held_up = now - sent.ready > self._outage_after_s
+        if was_held_up:
+            # Whatever held it up, the link is back: a local answer is no longer the only one.
             self._probe_due_at = now
-            self._probe_wait_s = self.settings.probe_interval_s
+        if sample.bits < self._useless_bps * sample.transmit_s:
+            # At such a rate nothing could be sent: it sat out an outage, which says nothing of the rate after it.
+            self._estimator.forget()
             return
         if not had_round_trip and sample.limited:
             return  # nothing but the round trip's own first sample
         self._estimator.add(sample, now)
-        self._round_trip.add_rate(sample.rate_bps(self._estimator.resolution_s), now)
-        self._probe_wait_s = self.settings.probe_interval_s
-        self._probe_due_at = now + self._probe_wait_s
+        if not was_held_up:
+            self._probe_due_at = now + self._probe_wait_s
 
     def on_round_trip(self, seconds: float, now: float) -> None:
         """A round trip of something tiny (the stream's greeting) was timed, if the pipeline does so."""
-        self._round_trip.add(seconds, 0.0, now)
+        self._round_trip.add(seconds, now)
 
     def on_connected(self, now: float) -> None:
         """The stream is up (again)."""
@@ -217,37 +236,34 @@ class ControlLoop:
 
     def choose(self, now: float, captured_at: float, *, compute_free_at: float) -> Choice:
         """The operating point for the frame captured at `captured_at`; the core is free at `compute_free_at`."""
-        settings = self.settings
-        interval = self.frame_interval_s
-        start = max(now, compute_free_at)
         seconds = self._compute_seconds()
-        ready = start + seconds
+        ready = max(now, compute_free_at) + seconds
         due = captured_at + self.deadline_s
         rates = self._estimator.scenarios(now, self._bound(now))
         free = self._link_free(rates)
-        finish = self._packet_bits()[:, None] / rates + np.maximum(ready[:, None], free)
-        server_and_back = self._round_trip.seconds + self._hold.high_s
-        on_time = np.count_nonzero(finish <= due - server_and_back, axis=1) / len(rates)
-        on_time[self._is_local] = ready[self._is_local] <= due
-
-        next_ready = np.maximum(ready, captured_at + interval) + seconds
-        link_spill = np.minimum(np.maximum(finish - next_ready[:, None], 0.0), 3 * interval).mean(axis=1) / interval
-        link_spill[self._is_local] = 0.0
-        core_spill = np.maximum(ready - (captured_at + interval), 0.0) / interval
-        value = self._accuracy * on_time - settings.link_spill_cost * link_spill - settings.core_spill_cost * core_spill
-
+        finish = np.maximum(ready[:, None], free)
+        finish += self._packet_bits()[:, None] * (1.0 / rates)
+        on_time = np.add.reduce(finish <= due - self._there_and_back_s, axis=1) * (1.0 / len(rates))
+        for index in self._local:
+            finish[index] = free
+            on_time[index] = self._p_computed(float(ready[index]), float(seconds[index]), due)
+        next_capture = captured_at + self.frame_interval_s
+        value = self._accuracy * on_time + self._lookahead.after(ready - next_capture, finish - next_capture, rates)
         if self.in_outage(now) or len(self._flight) >= self._most_in_flight:
-            value[~self._is_local] = -math.inf
-            on_time[~self._is_local] = 0.0
-        best = int(np.argmax(value))
+            value[self._is_sent] = -math.inf
+            on_time[self._is_sent] = 0.0
+        best = int(value.argmax())
         probe = self._wants_probe(now, best, float(on_time[best]))
         if probe:
             best = self._probe_index
             self._probing = captured_at
-        middle = float(ready[best] if self._is_local[best] else finish[best, len(rates) // 2] + server_and_back)
-        if not self._is_local[best] and not self._connected:
-            middle = math.inf
-        return Choice(self.points[best], float(on_time[best]), middle - captured_at, self.rate_bps(now), probe)
+        if best in self._local:
+            answer = float(ready[best])
+        elif self._connected:
+            answer = float(finish[best, len(rates) // 2]) + self._there_and_back_s
+        else:
+            answer = math.inf
+        return Choice(self.points[best], float(on_time[best]), answer - captured_at, self.rate_bps(now), probe)
 
     def worth_writing(self, now: float, captured_at: float, size_bytes: int) -> bool:
         """Whether a coded frame can still be answered in time, if the link is as fast as may be hoped. Else drop it."""
@@ -264,6 +280,10 @@ class ControlLoop:
     # ---------------------------------------------------------------------------------------------------------------
 
     @property
+    def _there_and_back_s(self) -> float:
+        return self._round_trip.seconds + self._hold.high_s
+
+    @property
     def _outage_after_s(self) -> float:
         return self.deadline_s + self._round_trip.seconds
 
@@ -272,6 +292,12 @@ class ControlLoop:
         if self.settings.max_in_flight > 0:
             return self.settings.max_in_flight
         return math.ceil(self.deadline_s / self.frame_interval_s) + 1
+
+    def _p_computed(self, ready: float, seconds: float, due: float) -> float:
+        """Probability that a local answer is ready in time; compute times scatter."""
+        scatter = seconds * self._compute.scatter
+        p = 0.5 * (1.0 + math.erf((due - ready) / (scatter * math.sqrt(2.0))))
+        return p if p >= LEAST_P else 0.0
 
     def _bound(self, now: float) -> float:
         oldest = self._flight.oldest
@@ -317,14 +343,20 @@ class ControlLoop:
 
     def _wants_probe(self, now: float, best: int, p_on_time: float) -> bool:
         """Whether to send a probe in place of the best choice, which says nothing of the link."""
-        if self._probe_index < 0 or not self._connected or self.in_flight or now < self._probe_due_at:
+        if best not in self._local and p_on_time > 0:
+            self._probe_wait_s = self.settings.probe_interval_s
             return False
-        if not self._is_local[best] and p_on_time > 0:
+        if self._probe_index < 0 or not self._connected or now < self._probe_due_at:
             return False
+        oldest = self._flight.oldest
+        longest = self.settings.probe_interval_max_s
+        if oldest is not None and now - oldest.ready <= longest:
+            return False  # that frame is the probe: its answer will come when the link is back
         # Where a local answer costs the next frame nothing, no link could do better: there is nothing to learn.
-        local_is_free = self._is_local[best] and self._compute_seconds()[best] <= self.frame_interval_s
+        local_is_free = best in self._local and self._compute_seconds()[best] <= self.frame_interval_s
         if local_is_free and self._best_local >= float(self._accuracy.max()):
             return False
+        self._probe_wait_s = longest if oldest is not None else self._probe_wait_s
         self._probe_due_at = now + self._probe_wait_s
-        self._probe_wait_s = min(2 * self._probe_wait_s, self.settings.probe_interval_max_s)
+        self._probe_wait_s = min(2 * self._probe_wait_s, longest)
         return True

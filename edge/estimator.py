@@ -30,14 +30,19 @@ class RateEstimator:
         prior_bps: median before anything is known.
         prior_spread: standard deviation of the log-rate then.
         gain: weight of a precise new sample in the mean of the log-rate.
+        level_change: a sample this many standard deviations off is the link's new level, not noise; the gain rises
+            towards it.
         walk: standard deviation of the log-rate's random walk per square root of a second.
+        optimism: how many of those standard deviations an old estimate is raised by. While nothing is sent, nothing
+            is learnt, and a pessimistic estimate would stay for ever; so it is doubted in the direction that is tried.
+        lindy: see `scenarios`; 1 is Lindy's law.
         resolution_s: transmission times of this size are lost in jitter; a limited sample of transmission time t gets
             the weight t / (t + resolution_s).
         scenarios: how many.
         window: how many residuals the empirical distribution holds.
     """
 
-    START_RESIDUALS = (-0.7, -0.4, -0.2, -0.1, 0.0, 0.1, 0.2, 0.4)
+    START_RESIDUALS = (-0.4, -0.2, -0.1, 0.0, 0.1, 0.2)
     """What the empirical distribution holds before there is one: links fall faster than they rise."""
 
     def __init__(
@@ -45,23 +50,32 @@ class RateEstimator:
         *,
         prior_bps: float = 1e6,
         prior_spread: float = 1.2,
-        gain: float = 0.6,
-        walk: float = 0.3,
+        gain: float = 0.4,
+        walk: float = 0.2,
+        optimism: float = 0.5,
+        lindy: float = 0.5,
+        level_change: float = 10.0,
         resolution_s: float = 0.003,
         scenarios: int = 16,
-        window: int = 64,
+        window: int = 32,
     ) -> None:
         self.gain = gain
         self.walk = walk
+        self.optimism = optimism
+        self.level_change = level_change
+        self.lindy = lindy
         self.resolution_s = resolution_s
         self._prior_spread = prior_spread
-        self._mean = math.log(prior_bps)
+        self._prior_mean = math.log(prior_bps)
+        self._mean = self._prior_mean
         self._known = False
+        self._settled = 0
         self._sampled_at = -math.inf
         self._residuals: deque[float] = deque(self.START_RESIDUALS, maxlen=window)
         shares = (np.arange(scenarios) + 0.5) / scenarios
         self._normal = np.array([NormalDist().inv_cdf(share) for share in shares])
         self._shares = shares
+        self._log_shares = np.log(shares)
         self._quantiles = self._read_quantiles()
 
     @property
@@ -81,38 +95,56 @@ class RateEstimator:
         # How much of the measured time is transmission, and not the error of the round trip that was taken off.
         weight = sample.transmit_s / (sample.transmit_s + self.resolution_s) if sample.limited else 1.0
         if not self._known:
-            self._mean, self._known = log_rate, True
+            self._mean, self._known, self._settled = log_rate, True, 0
         else:
-            spread_by_age = self._age_spread(now)
             residual = log_rate - self._mean
+            # Noise is smoothed, a change of level is followed at once.
+            surprise = abs(residual) / (self.level_change * math.hypot(self._spread, self._age_spread(now), 0.1))
+            gain = min(1.0, max(self.gain + self._age_spread(now) ** 2, min(surprise, 0.9)))
+            updated = self._mean + weight * gain * residual
             if sample.limited:
                 # It took no longer than that: a lower bound, however imprecise the sample is.
                 floor = math.log(max(sample.bits / (sample.transmit_s + self.resolution_s), 1.0))
-                self._mean = max(self._mean, self._mean + self.gain * (floor - self._mean))
-            gain = weight * min(1.0, self.gain + spread_by_age**2)
-            self._mean += gain * (log_rate - self._mean)
-            if weight >= 0.5:
+                updated = max(updated, self._mean + gain * (floor - self._mean))
+            self._mean = updated
+            self._settled += 1
+            if weight >= 0.5 and self._settled > 2:
                 self._residuals.append(residual)
                 self._quantiles = self._read_quantiles()
         self._sampled_at = now
 
     def forget(self) -> None:
-        """The link may be another one now (a reconnection, the end of an outage): keep the mean, trust it little."""
+        """The link may be another one now (a reconnection, the end of an outage): be as careful as at the start."""
+        self._mean = min(self._mean, self._prior_mean)
         self._known = False
 
     def scenarios(self, now: float, bound_bps: float = math.inf) -> Floats:
-        """Equally likely rates in bits a second, ascending, float64 [scenarios], none above the censored bound."""
+        """Equally likely rates in bits a second, ascending, float64 [scenarios], none above the censored bound.
+
+        What is over the bound is moved below it, not onto it: that would be to say that the frame is through this
+        instant. How far below grows with how wrong the estimate turned out to be, up to a share of Lindy's law (what
+        has taken t so far takes about as long again).
+        """
         if self._known:
-            log_rates = self._mean + self._quantiles + self._normal * self._age_spread(now)
+            # Independent causes of error: variances add, and the empirical shape is stretched to the sum.
+            stretch = math.sqrt(1.0 + (self._age_spread(now) / self._spread) ** 2)
+            log_rates = self._mean + self.optimism * self._age_spread(now) + self._quantiles * stretch
         else:
             log_rates = self._mean + self._normal * self._prior_spread
-        return np.minimum(np.exp(log_rates), max(bound_bps, 1.0))
+        log_bound = math.log(max(bound_bps, 1.0))
+        excess = log_rates - log_bound
+        if excess[-1] <= 0.0:
+            return np.asarray(np.exp(log_rates), dtype=np.float64)
+        moved = log_bound + self._log_shares * np.minimum(np.maximum(excess, 0.0), self.lindy)
+        return np.sort(np.exp(np.where(excess > 0.0, moved, log_rates)))
 
     def _age_spread(self, now: float) -> float:
         return min(self.walk * math.sqrt(max(now - self._sampled_at, 0.0)), self._prior_spread)
 
     def _read_quantiles(self) -> Floats:
         ordered = np.sort(np.fromiter(self._residuals, dtype=np.float64))
+        quarter = len(ordered) // 4
+        self._spread = max(float(ordered[-1 - quarter] - ordered[quarter]) / 1.35, 0.05)  # robust standard deviation
         places = self._shares * len(ordered) - 0.5
         return np.asarray(np.interp(places, np.arange(len(ordered)), ordered), dtype=np.float64)
 

@@ -50,17 +50,17 @@ class DeliverySample:
 
 
 class WindowedMinimum:
-    """Minimum over a sliding time window with a note kept beside it, as in BBR; O(1) amortised."""
+    """Minimum over a sliding time window, as in BBR; O(1) amortised."""
 
     def __init__(self, window_s: float) -> None:
         self.window_s = window_s
-        self._entries: deque[tuple[float, float, float]] = deque()
+        self._entries: deque[tuple[float, float]] = deque()
 
-    def add(self, value: float, now: float, note: float = 0.0) -> None:
-        """Take in one value and what shall be remembered with it."""
+    def add(self, value: float, now: float) -> None:
+        """Take in one value."""
         while self._entries and self._entries[-1][1] >= value:
             self._entries.pop()
-        self._entries.append((now, value, note))
+        self._entries.append((now, value))
         # The newest value stays however old it gets: an old minimum is better than none.
         while len(self._entries) > 1 and self._entries[0][0] < now - self.window_s:
             self._entries.popleft()
@@ -70,45 +70,42 @@ class WindowedMinimum:
         """The minimum, or infinity before the first value."""
         return self._entries[0][1] if self._entries else math.inf
 
-    @property
-    def note(self) -> float:
-        """What was remembered with the minimum, or 0."""
-        return self._entries[0][2] if self._entries else 0.0
-
 
 class RoundTrip:
-    """Windowed minimum of the round trip, the frame's own transmission taken off.
+    """The round trip of propagation alone: windowed minimum of what frames took, corrected where they took long.
 
     On a link that is slow from the start every frame's delay holds much transmission, and the plain minimum would
-    take it for propagation. The smallest delay therefore gives up what its bits take at the fastest delivery that
-    the window has seen: no more than the truth, as long as no frame was slower than that.
+    take it for propagation. But there a frame often queues behind one that found the link idle, and the pair tells the
+    two apart: the second one's rate is free of the round trip, and so says how much of the first one's delay was
+    transmission. Rates vary from frame to frame, so the median of several pairs is taken.
     """
 
+    PAIRS, PAIRS_NEEDED = 9, 3
+
     def __init__(self, start_s: float, window_s: float) -> None:
-        self._start_s = start_s
+        self.seconds = start_s
+        """The round trip without transmission and without the server; the start value before the first sample."""
         self._delays = WindowedMinimum(window_s)
-        self._negated_rates = WindowedMinimum(window_s)
-
-    def add(self, delay_s: float, bits: float, now: float) -> None:
-        """`delay_s`: ack' - ready of a frame of `bits` bits (queueing may be in it: it only adds)."""
-        self._delays.add(max(delay_s, 0.0), now, bits)
-
-    def add_rate(self, rate_bps: float, now: float) -> None:
-        """A delivery rate that was seen."""
-        self._negated_rates.add(-rate_bps, now)
+        self._pairs: deque[float] = deque(maxlen=self.PAIRS)
+        self._first: tuple[float, float] | None = None
 
     @property
     def known(self) -> bool:
         """Whether anything has been measured."""
         return math.isfinite(self._delays.value)
 
-    @property
-    def seconds(self) -> float:
-        """The round trip without transmission and without the server; the start value before the first sample."""
-        if not self.known:
-            return self._start_s
-        own = self._delays.note / -self._negated_rates.value  # 0 while no rate was seen
-        return max(self._delays.value - own, 0.0)
+    def add(self, delay_s: float, now: float, sample: DeliverySample | None = None) -> None:
+        """`delay_s`: ack' - ready of a frame (queueing may be in it: it only adds); `sample`: the same frame's."""
+        self._delays.add(max(delay_s, 0.0), now)
+        if sample is not None and sample.limited:
+            self._first = (delay_s, sample.bits)
+        elif sample is not None and self._first is not None:
+            first_delay, first_bits = self._first
+            self._pairs.append(max(first_delay - first_bits * sample.transmit_s / sample.bits, 0.0))
+            self._first = None
+        self.seconds = self._delays.value
+        if len(self._pairs) >= self.PAIRS_NEEDED:
+            self.seconds = min(self.seconds, sorted(self._pairs)[len(self._pairs) // 2])
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +183,7 @@ class ComputeTimes:
     MEDIAN_OF = 5
     OWN_GAIN = 0.1
     MIN_SECONDS = 1e-5
+    START_SCATTER, MIN_SCATTER = 0.03, 0.005
 
     def __init__(self, start_s: Mapping[str, float]) -> None:
         self._log_start = {stage: math.log(max(seconds, self.MIN_SECONDS)) for stage, seconds in start_s.items()}
@@ -193,6 +191,8 @@ class ComputeTimes:
         self._seen = dict.fromkeys(self._log_start, 0)
         self._recent: deque[float] = deque(maxlen=self.MEDIAN_OF)
         self._common = 0.0
+        self.scatter = self.START_SCATTER
+        """Standard deviation of a measurement around what was expected, as a share of it."""
         self.version = 0
         """Rises with every change, so that what depends on the times can be kept."""
 
@@ -202,6 +202,7 @@ class ComputeTimes:
             return
         relative = math.log(max(seconds, self.MIN_SECONDS)) - self._log_start[stage]
         seen = self._seen[stage]
+        before = self._common + self._own[stage]
         if seen == 0 and len(self._recent) == self.MEDIAN_OF:
             # First run of this stage on a device whose common factor is known: the rest is the stage's own.
             self._own[stage] = relative - self._common
@@ -211,6 +212,10 @@ class ComputeTimes:
         # A single outlier moves a stage's own factor by a bounded step only.
         surprise = relative - self._common - self._own[stage]
         self._own[stage] += self.OWN_GAIN * min(max(surprise, -0.5), 0.5)
+        if seen:
+            # Mean deviation x 1.25 is the standard deviation of normal noise; a hiccup counts as a large one.
+            off = 1.25 * min(abs(relative - before), 0.3)
+            self.scatter = max(self.scatter + 0.1 * (off - self.scatter), self.MIN_SCATTER)
         self.version += 1
 
     def seconds(self, stage: str) -> float:

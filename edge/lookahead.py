@@ -1,0 +1,177 @@
+"""What a choice leaves to the frames after it: the price of spilling. No I/O, no clock.
+
+A frame occupies the core for its compute and the link for its bytes; what is left of both when the next frame is
+captured eats that frame's deadline, and a core that is behind by a whole frame interval loses a frame. How much that
+costs hangs on what the next frames could do instead, so no fixed price is right: on a slow link a local answer that
+takes one and a half intervals is well worth its spill every third or fourth frame, on a fast one never.
+
+So the price is computed. For a handful of rates, a small dynamic programme gives the discounted on-time accuracy of
+all further frames, as a function of what is left over at a capture:
+
+    V[rate, core left, link left] = max over points of  accuracy if in time  +  discount x V[rate, core', link']
+
+and a choice is worth its own accuracy plus `discount x V` of the state it leaves, at each scenario's rate (the
+approximation that POMDP literature calls QMDP: uncertain now, known afterwards). The programme is solved by value
+iteration when the loop is made, and row by row again, from the values it had, when compute times, sizes or the round
+trip have drifted.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Indexes = NDArray[np.intp]
+
+MIN_RATE_BPS, MAX_RATE_BPS = 1e4, 4e7
+FIRST_SWEEPS, REFRESH_SWEEPS = 40, 6
+DRIFT = 0.1
+BITS_DRIFT = 0.25
+
+
+class Lookahead:
+    """The value of the states that a choice may leave behind.
+
+    Args:
+        accuracy: of each point, 0..1, float64 [points].
+        is_local: which points send nothing, bool [points].
+        stage_of: index of each point's compute stage, [points].
+        deadline_s, frame_interval_s: as in the control loop.
+        discount: weight of each further frame, 0..1.
+        rates, core_cells, link_cells: size of the table.
+    """
+
+    def __init__(
+        self,
+        accuracy: Floats,
+        is_local: NDArray[np.bool_],
+        stage_of: Indexes,
+        *,
+        deadline_s: float,
+        frame_interval_s: float,
+        discount: float = 0.9,
+        rates: int = 20,
+        core_cells_per_interval: int = 5,
+        link_cells: int = 16,
+    ) -> None:
+        self.discount = discount
+        self._accuracy = accuracy
+        self._is_local = is_local
+        self._stage_of = stage_of
+        self._deadline = deadline_s
+        self._interval = frame_interval_s
+        self._rates = np.geomspace(MIN_RATE_BPS, MAX_RATE_BPS, rates)
+        self._log_step = math.log(MAX_RATE_BPS / MIN_RATE_BPS) / (rates - 1)
+        # A core that is behind by the whole deadline (or three intervals) is as bad as it gets.
+        self._core_step = frame_interval_s / core_cells_per_interval
+        self._core_cells = core_cells_per_interval * max(2, min(4, math.ceil(deadline_s / frame_interval_s))) + 1
+        self._link_step = (deadline_s + frame_interval_s) / (link_cells - 1)
+        self._link_cells = link_cells
+        self._interval_cells = core_cells_per_interval
+        self.values = np.zeros((rates, self._core_cells, link_cells))
+        self._seconds: Floats = np.zeros(0)
+        self._bits: Floats = np.zeros(0)
+        self._there_and_back = math.nan
+        self._kept: Indexes = np.arange(len(accuracy))
+        self._stale_rows: list[int] = []
+
+    def solve(self, seconds: Floats, bits: Floats, there_and_back_s: float) -> None:
+        """Solve for these compute times and packet sizes, float64 [points], and this round trip with the server's."""
+        self._take(seconds, bits, there_and_back_s)
+        for row in range(len(self._rates)):
+            self._solve_row(row, FIRST_SWEEPS)
+        self._stale_rows.clear()
+
+    def refresh(self, seconds: Floats, bits: Floats, there_and_back_s: float) -> None:
+        """Follow drifting inputs: at most one row of the table a call, so that no frame pays for all of it."""
+        if not self._stale_rows:
+            drifted = (
+                np.any(np.abs(seconds - self._seconds) > DRIFT * self._seconds)
+                or np.any(np.abs(bits - self._bits) > BITS_DRIFT * self._bits)
+                or abs(there_and_back_s - self._there_and_back) > DRIFT * self._deadline / 2
+            )
+            if not drifted:
+                return
+            self._take(seconds, bits, there_and_back_s)
+            self._stale_rows = list(range(len(self._rates)))
+        self._solve_row(self._stale_rows.pop(), REFRESH_SWEEPS)
+
+    def after(self, core_left_s: Floats, link_left_s: Floats, rates_bps: Floats) -> Floats:
+        """Discounted value of the states left behind.
+
+        Args:
+            core_left_s: how long the core is busy after the next capture, float64 [points].
+            link_left_s: the same of the link, float64 [points, scenarios].
+            rates_bps: float64 [scenarios].
+
+        Returns:
+            float64 [points], in accuracies summed over further frames.
+        """
+        row = np.log(rates_bps * (1 / MIN_RATE_BPS)) * (1 / self._log_step) + 0.5
+        row = np.minimum(np.maximum(row, 0), len(self._rates) - 1)
+        core, core_part = self._cell(core_left_s, self._core_step, self._core_cells)
+        link, link_part = self._cell(link_left_s, self._link_step, self._link_cells)
+        flat = self.values.reshape(-1)
+        width = self._link_cells
+        corner = link + (core * width)[:, None] + row.astype(np.intp) * (self._core_cells * width)
+        near = flat[corner]
+        near += link_part * (flat[corner + 1] - near)
+        corner += width
+        far = flat[corner]
+        far += link_part * (flat[corner + 1] - far)
+        near += core_part[:, None] * (far - near)
+        return np.asarray(near @ np.full(near.shape[1], self.discount / near.shape[1]), dtype=np.float64)
+
+    # ---------------------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _cell(left_s: Floats, step: float, cells: int) -> tuple[Indexes, Floats]:
+        """Lower cell and the part of the way to the next, for linear interpolation."""
+        place = np.minimum(np.maximum(left_s * (1 / step), 0.0), cells - 1.0001)
+        lower = place.astype(np.intp)
+        return lower, np.asarray(place - lower, dtype=np.float64)
+
+    def _take(self, seconds: Floats, bits: Floats, there_and_back_s: float) -> None:
+        self._seconds, self._bits, self._there_and_back = seconds.copy(), bits.copy(), there_and_back_s
+        # A point that another one beats in accuracy, bytes and compute is never needed.
+        no_worse = (
+            (self._accuracy[:, None] >= self._accuracy)
+            & (bits[:, None] <= bits)
+            & (seconds[:, None] <= seconds)
+            & (self._is_local[:, None] >= self._is_local)
+        )
+        same = no_worse & no_worse.T
+        earlier = np.tri(len(bits), k=-1, dtype=bool).T
+        self._kept = np.flatnonzero(~np.any(no_worse & (~same | earlier), axis=0))
+
+    def _solve_row(self, row: int, sweeps: int) -> None:
+        kept, interval, width = self._kept, self._interval, self._link_cells
+        core_left = np.arange(self._interval_cells)[:, None, None] * self._core_step
+        link_left = np.arange(width)[None, :, None] * self._link_step
+        local = self._is_local[kept]
+        ready = core_left + self._seconds[kept]
+        finish = np.maximum(ready, link_left) + self._bits[kept] / self._rates[row]
+        finish = np.where(local, link_left, finish)
+        answer = np.where(local, ready, finish + self._there_and_back)
+        reward = self._accuracy[kept] * (answer <= self._deadline)
+        core, core_part = self._cell(np.broadcast_to(ready - interval, finish.shape), self._core_step, self._core_cells)
+        link, link_part = self._cell(finish - interval, self._link_step, width)
+        # Doing nothing with a frame, or losing it to a core that is a whole interval behind.
+        idle_link, idle_part = self._cell(link_left[0, :, 0] - interval, self._link_step, width)
+        corner = core * width + link
+        weights = [
+            (corner, (1 - core_part) * (1 - link_part)),
+            (corner + 1, (1 - core_part) * link_part),
+            (corner + width, core_part * (1 - link_part)),
+            (corner + width + 1, core_part * link_part),
+        ]
+        value = self.values[row]
+        for _ in range(sweeps):
+            flat = value.reshape(-1)
+            best = reward + self.discount * sum(part * flat[at] for at, part in weights)
+            idle = (1 - idle_part) * value[:, idle_link] + idle_part * value[:, np.minimum(idle_link + 1, width - 1)]
+            value[self._interval_cells :] = self.discount * idle[: -self._interval_cells]
+            value[: self._interval_cells] = np.maximum(best.max(axis=2), self.discount * idle[0])
