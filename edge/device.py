@@ -34,14 +34,22 @@ class Device:
         self.factor = factor
         self._clock, self._cpu_clock, self._sleep = clock, cpu_clock, sleep
 
-    def run(self, stage: Callable[[], T], *, stretched: bool = True) -> tuple[T, float]:
-        """The stage's result, and the seconds it took: the whole call lasts as long."""
+    def run(
+        self, stage: Callable[[], T], *, stretched: bool = True, sleep: Callable[[float], object] | None = None
+    ) -> tuple[T, float]:
+        """The stage's result, and the seconds it took: the whole call lasts as long.
+
+        Args:
+            stage: what is run.
+            stretched: whether the device's factor applies.
+            sleep: waits for so many seconds, in place of the device's own way to wait.
+        """
         began, cpu_began = self._clock(), self._cpu_clock()
         result = stage()
         if self.factor > 1 and stretched:
             rest = (self._cpu_clock() - cpu_began) * self.factor - (self._clock() - began)
             if rest > 0:
-                self._sleep(rest)
+                (sleep or self._sleep)(rest)
         return result, self._clock() - began
 
     def time(self, stage: Callable[[], T]) -> float:

@@ -19,7 +19,8 @@ from ..models.operating_point import OperatingPoint
 from ..protos.messages import Result, Welcome
 from .capture import Capture, Captured
 from .engine import Encoded, Engine, LocalAnswer
-from .exceptions import SourceError
+from .exceptions import AbandonedError, SourceError
+from .head import Abandon
 from .ledger import Frame, Ledger
 from .pipeline import STOPPED, Control, Outgoing, Pipeline, Work
 from .stream import StreamClient
@@ -40,6 +41,7 @@ class Driver:
         self._timer: asyncio.TimerHandle | None = None
         self._capture: Capture | None = None
         self._requested = False
+        self._abandon: Abandon | None = None
         self.stream: StreamClient | None = None
         self.on_limits: Callable[[Welcome], None] = lambda _: None
         """Told of each greeting before the pipeline is: which operating points does this server take?"""
@@ -93,8 +95,9 @@ class Driver:
         if work.local:
             self._worker.submit(lambda: engine.answer(picture, pixels), lambda r, e: self._on_computed(frame, r, e))
         elif picture is not None and point is not None:
+            abandon = self._abandon = Abandon()
             self._worker.submit(
-                lambda: engine.encode(picture, point, frame.id), lambda r, e: self._on_computed(frame, r, e)
+                lambda: engine.encode(picture, point, frame.id, abandon), lambda r, e: self._on_computed(frame, r, e)
             )
 
     def _on_computed(self, frame: Frame, result: Encoded | LocalAnswer | None, error: Exception | None) -> None:
@@ -102,6 +105,8 @@ class Driver:
             self.pipeline.encoded(frame, result, self._clock())
         elif isinstance(result, LocalAnswer):
             self.pipeline.answered_locally(frame, result, self._clock())
+        elif isinstance(error, AbandonedError):
+            self.pipeline.abandoned(frame, self._clock())
         else:
             if not isinstance(error, HeadraceError):
                 log.error("computing a frame failed", frame=frame.id, exc_info=error)
@@ -111,6 +116,7 @@ class Driver:
     def use(self, engine: Engine, control: Control, points: Sequence[OperatingPoint], local_s: float) -> None:
         """Go on with another bundle; called while there is no stream."""
         self._engine = engine
+        self.pipeline.forget_packets()
         self.pipeline.use(control, points, local_s)
         self.pipeline.disconnect(self._clock())
 
@@ -134,6 +140,8 @@ class Driver:
         """The stream is down."""
         tell = log.info if reason == STOPPED else log.warning
         tell("stream is down", reason=reason, in_flight=self.pipeline.in_flight)
+        if self._abandon is not None and not self.pipeline.limits.lossless:
+            self._abandon.set()  # the device has better things to do than a packet that cannot be sent
         self.pipeline.disconnect(self._clock())
         self._pump()
 

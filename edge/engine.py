@@ -10,9 +10,10 @@ It is called from one thread, since the device has one core.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,11 +26,13 @@ from ..protos.messages import Label
 from .device import Device
 from .encoder import Encoder
 from .exceptions import ConfigError
-from .head import Head
+from .head import Abandon, Head
 from .local import Local
 
 Pixels = npt.NDArray[np.uint8]
 UNCUT_ROUNDS = 15
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,18 +79,28 @@ class Engine:
         self.bundle, self.device = bundle, device
         self._head, self._local, self._encoder = Head(bundle, folder, threads), Local(folder, threads), Encoder(bundle)
 
-    def encode(self, picture: Image.Image, point: OperatingPoint, frame_id: int) -> Encoded:
+    def encode(
+        self, picture: Image.Image, point: OperatingPoint, frame_id: int, abandon: Abandon | None = None
+    ) -> Encoded:
         """From a captured picture to the bytes that are sent for it.
 
         Raises:
             EngineError: the head cannot be run.
+            AbandonedError: it was stopped by `abandon`.
         """
-        run = self.device.run
+        abandon = abandon or Abandon()
+
+        def run(stage: Callable[[], T]) -> tuple[T, float]:
+            abandon.check()
+            done = self.device.run(stage, sleep=abandon.wait)
+            abandon.check()
+            return done
+
         pixels, prepare_s = self._prepare(picture)
         if point.kind is Kind.IMAGE:
             packet, compute_s = run(lambda: self._encoder.image(pixels, point, frame_id))
             return Encoded(packet, pixels, prepare_s, compute_s, 0.0)
-        latent, compute_s = run(lambda: self._head(point.split, pixels))
+        latent, compute_s = run(lambda: self._head(point.split, pixels, abandon))
         packet, compress_s = run(lambda: self._encoder.feature(latent, point, frame_id))
         return Encoded(packet, pixels, prepare_s, compute_s, compress_s)
 

@@ -5,6 +5,7 @@ HeadraceError
     ├── ConfigError               a setting has a value that cannot be used
     ├── SourceError               a video, picture, folder or camera cannot be read (also a DataError)
     ├── EngineError               an ONNX half cannot be loaded or run
+    │   └── AbandonedError        it was stopped halfway, since its result is of no use any more
     ├── StreamError               the connection to the server failed or broke; tried again with backoff
     │   └── RefusedError          the server refuses this edge for good
     │       └── FingerprintRefusedError   because it holds another bundle (also a FingerprintError)
@@ -31,6 +32,10 @@ class SourceError(EdgeError, DataError):
 
 class EngineError(EdgeError):
     """An ONNX half cannot be loaded or run."""
+
+
+class AbandonedError(EngineError):
+    """A computation was stopped halfway, since its result is of no use any more."""
 
 
 class StreamError(EdgeError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy.typing as npt
 import onnxruntime
 
 from ..models.bundle import Bundle, head_file
-from .exceptions import EngineError
+from .exceptions import AbandonedError, EngineError
 
 
 class Head:
@@ -21,19 +22,46 @@ class Head:
         self._bundle, self._folder, self._threads = bundle, folder, threads
         self._graphs: dict[str, Graph] = {}
 
-    def __call__(self, split: str, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    def __call__(
+        self, split: str, pixels: npt.NDArray[np.uint8], abandon: Abandon | None = None
+    ) -> npt.NDArray[np.float32]:
         """The latent float32 [K, H, W] of pixels uint8 [S, S, 3].
 
         Raises:
             EngineError: the graph cannot be loaded or run, or gives another shape.
+            AbandonedError: it was stopped by `abandon`.
         """
         graph = self._graphs.get(split)
         if graph is None:
             graph = self._graphs[split] = Graph(self._folder / head_file(split), "latent", self._threads)
-        latent = graph(pixels)
+        latent = graph(pixels, abandon)
         if latent.shape != (expected := self._bundle.split(split).latent_shape):
             raise EngineError(f"{graph.path} gives a latent of {latent.shape}, the bundle says {expected}")
         return latent
+
+
+class Abandon:
+    """Stops a computation halfway, from another thread: its result is of no use any more."""
+
+    def __init__(self) -> None:
+        """Not stopped."""
+        self.options: Any = onnxruntime.RunOptions()
+        self._event = threading.Event()
+        self.wait = self._event.wait
+
+    def set(self) -> None:
+        """Stop what runs under it."""
+        self._event.set()
+        self.options.terminate = True
+
+    def check(self) -> None:
+        """Go on, unless stopped.
+
+        Raises:
+            AbandonedError: it is stopped.
+        """
+        if self._event.is_set():
+            raise AbandonedError("the computation was abandoned")
 
 
 class Graph:
@@ -58,15 +86,19 @@ class Graph:
         except Exception as error:  # ONNX Runtime's own exceptions share no base but this
             raise EngineError(f"{path} cannot be loaded: {error}; export or fetch the edge half again") from error
 
-    def __call__(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    def __call__(self, pixels: npt.NDArray[np.uint8], abandon: Abandon | None = None) -> npt.NDArray[np.float32]:
         """The output without its batch axis.
 
         Raises:
             EngineError: the graph cannot be run on these pixels.
+            AbandonedError: it was stopped by `abandon`.
         """
+        options = abandon.options if abandon is not None else None
         try:
-            (output,) = self._session.run([self._output], {"pixels": pixels[None]})
+            (output,) = self._session.run([self._output], {"pixels": pixels[None]}, options)
         except Exception as error:  # as above
+            if abandon is not None:
+                abandon.check()
             raise EngineError(f"{self.path} cannot be run on pixels of {pixels.shape}: {error}") from error
         first: npt.NDArray[np.float32] = output[0]
         return first

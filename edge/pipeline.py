@@ -184,7 +184,7 @@ class Pipeline:
                 Outcome.ERROR,
                 f"its packet of {len(coded.packet)} bytes is over the server's limit of {self.limits.max_packet_bytes}",
             )
-        elif self.connected:
+        elif self.connected or self._must_wait:
             self._outbox.append(frame)
         else:
             self._rescue_or_close(frame, now, OUTAGE)
@@ -246,6 +246,12 @@ class Pipeline:
         frame.labels = answer.labels
         self._close_answered(frame, Outcome.LOCAL, now)
 
+    def abandoned(self, frame: Frame, now: float) -> None:
+        """The device has stopped making the frame's packet, since there is no stream to send it on."""
+        self._computing = None
+        if frame.outcome is None:
+            self._rescue_or_close(frame, now, OUTAGE)
+
     def compute_failed(self, frame: Frame, message: str) -> None:
         """The device could not compute the frame."""
         self._computing = None
@@ -265,12 +271,19 @@ class Pipeline:
         """The stream is broken, what is on its way gets no answer: serve it on the device where time allows."""
         self.connected = False
         self.control.on_disconnected(now)
-        lost = [*self._unanswered.values(), *self._outbox]
+        lost = list(self._unanswered.values())
         self._unanswered.clear()
-        self._outbox.clear()
+        if not self._must_wait:
+            lost += self._outbox
+            self._outbox.clear()
         for frame in lost:
             if frame.outcome is None:
                 self._rescue_or_close(frame, now, OUTAGE)
+
+    def forget_packets(self) -> None:
+        """Packets that were made under another bundle cannot be sent any more."""
+        while self._outbox:
+            self._ledger.close(self._outbox.popleft(), Outcome.DROPPED, OUTAGE)
 
     # Time.
 
@@ -329,6 +342,11 @@ class Pipeline:
         return min(self.limits.max_in_flight, self._server_in_flight)
 
     @property
+    def _must_wait(self) -> bool:
+        """Whether packets are kept until there is a stream again, since nothing may be dropped."""
+        return self.limits.lossless and self._local is None
+
+    @property
     def _ready_to_serve(self) -> bool:
         """On demand nothing may be dropped: without a connection frames wait, unless the device can answer them."""
         return self.connected or self._local is not None
@@ -368,7 +386,8 @@ class Pipeline:
 
     def _rescue_or_close(self, frame: Frame, now: float, reason: str, otherwise: Outcome | None = None) -> None:
         """Let the device answer what the server will not; oldest first, since they have the least time."""
-        if frame.pixels is not None and self._in_time_locally(frame, now):
+        known = frame.pixels is not None or frame.picture is not None
+        if known and self._in_time_locally(frame, now):
             self._rescue.append(frame)
         elif otherwise is not None:
             self._ledger.close(frame, otherwise, reason)

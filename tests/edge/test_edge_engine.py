@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import io
+import threading
+import time
 
 import numpy as np
 import onnxruntime
 import pytest
 from headrace.edge.device import Device
 from headrace.edge.engine import Engine, reference_picture
-from headrace.edge.exceptions import EngineError
+from headrace.edge.exceptions import AbandonedError, EngineError
+from headrace.edge.head import Abandon
 from headrace.edge.local import best_labels
 from headrace.models.bitstream import Packet
 from headrace.models.codec import Codec
@@ -69,6 +72,25 @@ def test_a_local_answer_is_the_uncut_model_s(engine, bundle, edge_half, picture)
     assert answer.labels[0].score == pytest.approx(scores[0].max())
     assert engine.answer(None, pixels).labels == answer.labels
     assert engine.answer(None, pixels).prepare_s == 0
+
+
+def test_what_is_abandoned_stops_at_once(bundle, edge_half, picture):
+    engine = Engine(bundle, edge_half, Device(1e9))  # an emulated device that would take for ever
+    abandon = Abandon()
+    stopper = threading.Timer(0.2, abandon.set)
+    stopper.start()
+    began = time.monotonic()
+    with pytest.raises(AbandonedError):
+        engine.encode(picture, point(bundle, "stage.1@0"), 0, abandon)
+    assert time.monotonic() - began < 30
+
+
+def test_a_graph_that_runs_is_stopped_by_its_options(engine, bundle, picture):
+    abandon = Abandon()
+    abandon.set()
+    with pytest.raises(AbandonedError):
+        engine._head("stage.1", prepare(picture, bundle.preprocessing), abandon)
+    assert engine.encode(picture, point(bundle, "stage.1@0"), 0).packet, "the next computation is not stopped"
 
 
 def test_best_labels_are_in_order_and_ties_go_to_the_lower_index():

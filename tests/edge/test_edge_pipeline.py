@@ -204,6 +204,34 @@ def test_a_packet_that_is_ready_when_the_stream_is_down_is_answered_locally_or_d
     assert rig.outcomes() == [(0, Outcome.DROPPED, "outage")]
 
 
+def test_what_was_abandoned_when_the_stream_broke_is_answered_locally_if_there_is_time():
+    for now, outcomes in ((0.1, []), (0.2, [(0, Outcome.DROPPED, "outage")])):
+        rig = Rig(local_s=0.1)
+        rig.pipeline.captured(PICTURE, 0.0)
+        work = rig.pipeline.take_up(0.0)
+        rig.pipeline.disconnect(now)
+        rig.pipeline.abandoned(work.frame, now)
+        assert rig.outcomes() == outcomes
+        again = rig.pipeline.take_up(now)
+        assert (again is not None and again.local and again.frame.picture is PICTURE) == (outcomes == [])
+
+
+def test_lossless_packets_wait_for_the_next_stream_if_the_device_cannot_answer():
+    rig = Rig(points=(FEATURE,), lossless=True)
+    rig.pipeline.captured(PICTURE, 0.0)
+    rig.encode(rig.pipeline.take_up(0.0), 0.1)
+    rig.pipeline.disconnect(0.1)
+    rig.pipeline.connect(5.0, max_in_flight=4, max_packet_bytes=1000)
+    assert rig.pipeline.next_to_write(5.0) is not None
+    rig.pipeline.captured(PICTURE, 6.0)
+    work = rig.pipeline.take_up(6.0)
+    rig.pipeline.disconnect(6.0)
+    rig.encode(work, 6.1)
+    assert rig.pipeline.has_packets
+    rig.pipeline.forget_packets()
+    assert [o[1:] for o in rig.outcomes()] == [(Outcome.LATE, "no answer"), (Outcome.DROPPED, "outage")]
+
+
 def test_without_a_connection_new_frames_are_answered_locally_and_those_that_waited_too_long_make_room():
     rig = Rig(local_s=0.15, connected=False)
     rig.control.choice = Choice(LOCAL)
@@ -356,8 +384,10 @@ def test_whatever_happens_each_captured_frame_gets_exactly_one_outcome(  # noqa:
             work = taken or work
         elif event in ("done", "failed") and work is not None:
             current, work = work, None
-            if event == "failed":
+            if event == "failed" and flag:
                 pipeline.compute_failed(current.frame, "failed")
+            elif event == "failed":
+                pipeline.abandoned(current.frame, now)
             elif current.local:
                 rig.answer(current, now)
             else:
