@@ -94,7 +94,7 @@ class _Entry(NamedTuple, Generic[T]):
     """A frame in the heap; the first two fields order it."""
 
     urgency: float
-    count: int
+    arrival: int
     deadline: float
     since: float
     key: TailKey

@@ -36,6 +36,9 @@ log = structlog.get_logger(__name__)
 SLACK_BYTES = 4096
 """What protobuf and later fields may add to a packet in one message."""
 
+GOODBYE_S = 1.0
+"""What connections get to close in order after a drain; watchers of the health service stay until then."""
+
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 
 
@@ -71,6 +74,7 @@ class Server:
         self._make_engine = engine or self._local_engine
         self._probes = Probes()
         self._endpoint: MetricsEndpoint | None = None
+        self._edge_halves = EdgeHalves(settings.cache_dir)
         self._health = health_aio.HealthServicer()
         self._engine: Engine | None = None
         self._pipeline: Pipeline | None = None
@@ -112,7 +116,7 @@ class Server:
         self._service = HeadraceService(
             self._pipeline,
             decoders,
-            EdgeHalves(s.cache_dir),
+            self._edge_halves,
             self.metrics,
             max_packet_bytes=s.max_packet_bytes,
             max_in_flight=s.max_in_flight,
@@ -163,22 +167,24 @@ class Server:
         self._probes.not_ready = "draining"
         await self._health.enter_graceful_shutdown()
         self._service.drain()
-        answered = True
+        answered = False
         try:
             async with asyncio.timeout_at(deadline):
+                await self._service.answered()
                 await self._pipeline.idle()
-                await self._service.streams_ended()
+                answered = True
+                await self._service.downloaded()
         except TimeoutError:
-            answered = False
-            log.warning("not everything was answered in time", waiting=self._pipeline.admission.open)
-        await self.close(max(0.0, deadline - asyncio.get_running_loop().time()))
+            log.warning("calls were cut off", frames=self._pipeline.admission.open, answered=answered)
+        await self.close(GOODBYE_S)
         return answered
 
     async def close(self, grace: float = 0.0) -> None:
-        """Let go of everything; calls under way get `grace` seconds."""
+        """Let go of everything; calls under way are cut off after `grace` seconds."""
         gc.unfreeze()
         if self._grpc is not None:
             await self._grpc.stop(grace)
+        await self._edge_halves.close()
         if self._pipeline is not None:
             await self._pipeline.close()
         if self._engine is not None:

@@ -47,7 +47,7 @@ class EdgeHalves:
     def __init__(self, cache_dir: Path) -> None:
         """Keep the folder; it is made when the first half is exported."""
         self._cache_dir = cache_dir
-        self._locks: dict[bytes, asyncio.Lock] = {}
+        self._exports: dict[bytes, asyncio.Task[Path]] = {}
 
     async def folder(self, bundle: Bundle) -> Path:
         """The folder of the bundle's edge half; exported now if the cache does not hold it undamaged.
@@ -55,11 +55,18 @@ class EdgeHalves:
         Raises:
             EdgeHalfError: the export failed, or the cache cannot be written.
         """
-        target = self._cache_dir / bundle.fingerprint.hex()
-        async with self._locks.setdefault(bundle.fingerprint, asyncio.Lock()):
-            if not await asyncio.to_thread(_is_whole, target, bundle.fingerprint):
-                await self._export(bundle, target)
-        return target
+        export = self._exports.get(bundle.fingerprint)
+        if export is None or export.done():
+            export = asyncio.create_task(self._provide(bundle))
+            self._exports[bundle.fingerprint] = export
+        # All who ask at once wait for one export, and a device that hangs up does not stop it: it will ask again.
+        return await asyncio.shield(export)
+
+    async def close(self) -> None:
+        """Stop what is being exported."""
+        for export in self._exports.values():
+            export.cancel()
+        await asyncio.gather(*self._exports.values(), return_exceptions=True)
 
     async def chunks(self, bundle: Bundle) -> AsyncIterator[Chunk]:
         """Every file of the edge half in chunks of at most `CHUNK_BYTES`; the manifest comes last.
@@ -79,6 +86,12 @@ class EdgeHalves:
                 while data := await asyncio.to_thread(file.read, CHUNK_BYTES):
                     yield Chunk("", None, data, left)
 
+    async def _provide(self, bundle: Bundle) -> Path:
+        target = self._cache_dir / bundle.fingerprint.hex()
+        if not await asyncio.to_thread(_is_whole, target, bundle.fingerprint):
+            await self._export(bundle, target)
+        return target
+
     async def _export(self, bundle: Bundle, target: Path) -> None:
         if bundle.folder is None:
             raise EdgeHalfError(f"bundle {bundle.name} was not loaded from a folder; save it and serve it from there")
@@ -94,9 +107,10 @@ class EdgeHalves:
             half = scratch / "half"
             await _run_export(bundle.folder, half)
             await asyncio.to_thread(load_edge_half, half)
-            # Whoever reads the cache sees a whole half or none.
-            shutil.rmtree(target, ignore_errors=True)
-            half.rename(target)
+            # Whoever reads the cache sees a whole half or none. Another server may have been faster.
+            if not await asyncio.to_thread(_is_whole, target, bundle.fingerprint):
+                shutil.rmtree(target, ignore_errors=True)
+                half.rename(target)
         except (OSError, HeadraceError) as error:
             raise EdgeHalfError(f"the edge half of {bundle.name} cannot be exported: {error}") from error
         finally:

@@ -71,9 +71,8 @@ class HeadraceService(messages.HeadraceServicer):
         self._edge_halves = edge_halves
         self._metrics = metrics
         self._max_packet_bytes = max_packet_bytes
-        self._open_streams = 0
-        self._no_streams = asyncio.Event()
-        self._no_streams.set()
+        self._answering: set[asyncio.Task[Any]] = set()
+        self._downloads: set[asyncio.Task[Any]] = set()
 
     async def Stream(self, request_iterator: Any, context: Context) -> None:  # noqa: N802, ARG002
         """Hello, Welcome; then frames up and results down until the edge ends it or the server drains."""
@@ -81,20 +80,22 @@ class HeadraceService(messages.HeadraceServicer):
         decoder = await self._decoder(hello.fingerprint, context)
         if self.draining.is_set():
             await _abort(context, grpc.StatusCode.UNAVAILABLE, str(_draining()))
+        _remember(self._answering)
         await context.write(messages.welcome_response(self._welcome(decoder.bundle)))
         log.info("stream opened", device=hello.device[:64], peer=context.peer(), version=hello.client_version[:32])
-        self._stream_opened()
+        self._metrics.streams.inc()
         session = Session(self.pipeline, decoder, context, self.max_in_flight)
         try:
             reason = await session.run(self.draining)
         finally:
-            self._stream_closed()
+            self._metrics.streams.dec()
             log.info("stream closed", device=hello.device[:64], peer=context.peer(), frames=session.frames)
         if reason is not None:
             await _abort(context, *reason)
 
     async def Infer(self, request: messages.InferRequest, context: Context) -> messages.ResultMessage:  # noqa: N802
         """One packet, one result; what is not OK becomes the call's status."""
+        _remember(self._answering)
         received = self.pipeline.clock()
         decoder = await self._decoder(request.fingerprint, context)
         frame = Frame(request.frame.packet, _remaining_ms(request.frame.remaining_ms, context))
@@ -105,6 +106,7 @@ class HeadraceService(messages.HeadraceServicer):
 
     async def GetBundle(self, request: messages.GetBundleRequest, context: Context) -> None:  # noqa: N802
         """The edge's half of a bundle, file by file, the manifest last."""
+        _remember(self._downloads)
         if self.draining.is_set():
             await _abort(context, grpc.StatusCode.UNAVAILABLE, str(_draining()))
         bundle = (await self._decoder(request.fingerprint or self._default.fingerprint, context)).bundle
@@ -124,20 +126,13 @@ class HeadraceService(messages.HeadraceServicer):
         self.pipeline.drain()
         self.draining.set()
 
-    async def streams_ended(self) -> None:
-        """Wait until no stream is open."""
-        await self._no_streams.wait()
+    async def answered(self) -> None:
+        """Wait until no stream and no `Infer` is open, their last words included."""
+        await _ended(self._answering)
 
-    def _stream_opened(self) -> None:
-        self._open_streams += 1
-        self._metrics.streams.set(self._open_streams)
-        self._no_streams.clear()
-
-    def _stream_closed(self) -> None:
-        self._open_streams -= 1
-        self._metrics.streams.set(self._open_streams)
-        if not self._open_streams:
-            self._no_streams.set()
+    async def downloaded(self) -> None:
+        """Wait until no device is fetching its half."""
+        await _ended(self._downloads)
 
     async def _hello(self, context: Context) -> Hello:
         try:
@@ -262,6 +257,19 @@ class Session:
 
 def _draining() -> FrameError:
     return DrainingError("the server is draining; connect again in a moment")
+
+
+def _remember(calls: set[asyncio.Task[Any]]) -> None:
+    """Keep the running call among `calls` until gRPC is done with it."""
+    task = asyncio.current_task()
+    if task is not None:
+        calls.add(task)
+        task.add_done_callback(calls.discard)
+
+
+async def _ended(calls: set[asyncio.Task[Any]]) -> None:
+    while calls:
+        await asyncio.wait(set(calls))
 
 
 def _remaining_ms(stated: int, context: Context) -> int:
