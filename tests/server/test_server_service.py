@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -342,3 +343,12 @@ async def test_a_taken_port_is_an_error_with_a_remedy(start: Any) -> None:
     metrics = free.server.metrics_address.rpartition(":")[2]
     with pytest.raises(StartError, match=f"{metrics}.*--metrics-port"):
         await start(metrics_port=int(metrics))
+
+
+async def test_a_cache_that_cannot_be_written_is_named(start: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    server = await start(cache_dir=tmp_path / "file")
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await server.stub.GetBundle(messages.GetBundleRequest()).read()
+    assert caught.value.code() is grpc.StatusCode.INTERNAL
+    assert str(tmp_path / "file") in caught.value.details() and "--cache-dir" in caught.value.details()
