@@ -14,17 +14,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..models.operating_point import OperatingPoint
+from ..models.operating_point import Kind, OperatingPoint
 from .link import Phase
 from .simulate import Replay, replay
-from .tally import FrameRecord
+from .tally import ON_TIME, FrameRecord
 from .traces import Trace
-from .workload import Answers, Workload
+from .workload import Answers, Workload, agreement
 
 _ENOUGH_FRAMES = 10
 """So many frames of a stage must have been computed in the demo for its compute time to be taken from there."""
 _SHORTLIST = 4
-"""Fixed points whose answers are really computed: those that do best by the bundle's accuracies."""
+"""Fixed points that are looked at closely: those that do best on a sample of frames."""
 _REST_S = 3600.0
 """The schedule's last rate holds on, for a replay that takes a little longer."""
 
@@ -86,25 +86,24 @@ def replay_references(
 
     Args:
         workload: the demo's frames.
-        answers: of the same workload.
+        answers: of a server with the same bundle.
         conditions: of the demo.
         note: told what is being done.
     """
     runs = _Replays(workload, answers, conditions)
     every = range(len(workload.points))
     webp = [i for i in every if workload.points[i].codec == "webp"]
-    local = [i for i in every if workload.points[i].stage == "local"]
-    note("replaying Headrace, WebP only and local only")
-    found = [
-        runs.reference("Headrace, replayed", runs.adaptive(None)),
-        runs.reference("WebP only", runs.adaptive(webp)),
-        runs.reference("local only", runs.fixed(local[0])),
-    ]
-    note("replaying every fixed operating point")
-    by_table = {index: runs.fixed(index) for index in every}
-    shortlist = sorted(by_table, key=lambda index: by_table[index].score, reverse=True)[:_SHORTLIST]
-    fixed = [runs.reference(f"best fixed, {workload.points[index].name}", by_table[index]) for index in shortlist]
-    return [*found, max(fixed, key=runs.agreement)]
+    local = next(i for i in every if workload.points[i].kind is Kind.LOCAL)
+    found = []
+    for name, allowed, fixed in (
+        ("Headrace, replayed", None, None),
+        ("WebP only", webp, None),
+        ("local only", None, local),
+    ):
+        note(f"replaying: {name}")
+        found.append(runs.reference(name, runs.settled(allowed=allowed, fixed=fixed)))
+    note("replaying: every fixed operating point")
+    return [*found, runs.best_fixed()]
 
 
 class _Replays:
@@ -114,17 +113,49 @@ class _Replays:
         phases = [(p.seconds, p.mbps * 1e6) for p in conditions.phases]
         self._trace = Trace.steps([*phases, (_REST_S, phases[-1][1])])
 
-    def adaptive(self, allowed: Sequence[int] | None) -> Replay:
-        return self._replay(allowed=allowed)
+    def settled(self, *, allowed: Sequence[int] | None = None, fixed: int | None = None) -> Replay:
+        """A replay in which every size that mattered is real: what was estimated is coded and the replay repeated."""
+        while True:
+            run = self._replay(allowed, fixed)
+            used = [(r.frame, r.point) for r in run.records if r.point >= 0]
+            missing = [pair for pair in used if not self._workload.known(pair)]
+            if not missing:
+                return run
+            near = self._workload.neighbours if fixed is None else lambda index: [index]
+            self._workload.code((frame, other) for frame, index in missing for other in near(index))
 
-    def fixed(self, index: int) -> Replay:
-        return self._replay(fixed=index)
+    def best_fixed(self) -> Reference:
+        """The fixed point, of those that send, with the most right answers in time, in hindsight.
 
-    def _replay(self, *, allowed: Sequence[int] | None = None, fixed: int | None = None) -> Replay:
+        All are replayed with estimated sizes and judged by their answers to the sample of frames; of the best few,
+        every size and every answer is computed.
+        """
+        points = self._workload.points
+        timely = {
+            index: self._replay(None, index).on_time for index, p in enumerate(points) if p.kind is not Kind.LOCAL
+        }
+        samples = {index: [(frame, index) for frame in self._workload.sample] for index in timely}
+        right = self._right(timely, samples)
+        shortlist = sorted(timely, key=right.__getitem__, reverse=True)[:_SHORTLIST]
+        runs = {index: self.settled(fixed=index) for index in shortlist}
+        timely = {index: run.on_time for index, run in runs.items()}
+        right = self._right(timely, {index: _answered(run) for index, run in runs.items()})
+        best = max(shortlist, key=right.__getitem__)
+        return self.reference(f"best fixed, {points[best].name}", runs[best])
+
+    def _right(self, timely: dict[int, float], samples: dict[int, list[tuple[int, int]]]) -> dict[int, float]:
+        """Estimated share of frames with the right answer in time, by point."""
+        self._answers.ask(self._workload, [pair for each in samples.values() for pair in each])
+        return {
+            index: share * agreement(samples[index], self._answers, self._workload) if samples[index] else 0.0
+            for index, share in timely.items()
+        }
+
+    def _replay(self, allowed: Sequence[int] | None, fixed: int | None) -> Replay:
         c = self._conditions
         return replay(
             self._workload.points,
-            self._workload.sizes,
+            self._workload.sizes(),
             self._compute_s,
             self._trace,
             delay_s=c.delay_s,
@@ -139,9 +170,9 @@ class _Replays:
 
     def reference(self, name: str, run: Replay) -> Reference:
         """The run with its real answers."""
-        answered = [r for r in run.records if r.outcome in ("ok", "local")]
-        self._answers.ask((r.frame, r.point) for r in answered)
-        told = {r.frame: self._answers.labels(r.frame, r.point) for r in answered}
+        answered = _answered(run)
+        self._answers.ask(self._workload, answered)
+        told = {pair[0]: self._answers.labels(pair) for pair in answered}
         points = self._workload.points
         frames = [
             FrameRecord(
@@ -158,6 +189,7 @@ class _Replays:
         ]
         return Reference(name, frames)
 
-    def agreement(self, run: Reference) -> int:
-        """Frames answered in time with the uncut model's label."""
-        return sum(f.on_time and f.labels[:1] == self._workload.uncut[f.frame][:1] for f in run.frames)
+
+def _answered(run: Replay) -> list[tuple[int, int]]:
+    """Frames that were answered in time, and their points."""
+    return [(r.frame, r.point) for r in run.records if r.outcome in ON_TIME]

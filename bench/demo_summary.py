@@ -19,7 +19,7 @@ from .cores import all_cores
 from .demo_references import Conditions, Reference, compute_seconds, replay_references, server_seconds
 from .link import Phase
 from .tally import OUTCOMES, FrameRecord, Tally, tally
-from .workload import Answers, Workload, measure
+from .workload import Answers, Workload
 
 HEADRACE = "Headrace, measured"
 MEASURED = (
@@ -43,15 +43,19 @@ def conclude(
     """Replay the references, print the summary and write the files. Returns the exit code."""
     demo.write_frames(output / "frames.jsonl", streamed)
     began = time.monotonic()
-    with console.status("coding the same frames at every operating point") as status:
-        if not console.is_terminal:
-            console.print("Coding the same frames at every operating point, for the references ...")
-        workload = measure(sources, half, len(streamed.frames), len(all_cores()))
-        status.update("loading the tails")
-        answers = Answers(bundle, workload)
-        conditions = _conditions(streamed, workload)
-        references = replay_references(workload, answers, conditions, status.update)
-    tallies = _tallies(streamed, references, workload)
+    with console.status("coding the same frames for the references") as status:
+
+        def note(text: str) -> None:
+            status.update(text)
+            if not console.is_terminal:
+                console.print(f"Afterwards: {text} ...")
+
+        note("coding the same frames for the references")
+        cores = len(all_cores())
+        with Workload(sources, half, len(streamed.frames), cores) as workload:
+            conditions = _conditions(streamed, workload)
+            references = replay_references(workload, Answers(bundle, cores), conditions, note)
+            tallies = _tallies(streamed, references, workload)
     timeline.draw(
         output / "timeline.png",
         streamed.frames,

@@ -138,7 +138,14 @@ def _draw_latency(axes: Any, frames: Sequence[FrameRecord], deadline_ms: float) 
     unanswered = [f.captured_s for f in frames if f.latency_ms is None]
     axes.plot(unanswered, [top] * len(unanswered), "x", markersize=4, color=COLOURS["dropped"], clip_on=False)
     axes.axhline(deadline_ms, color="#b91c1c", linewidth=1)
-    axes.annotate("deadline", (1.0, deadline_ms), xycoords=("axes fraction", "data"), fontsize=8, color="#b91c1c")
+    axes.annotate(
+        "deadline",
+        (0.998, deadline_ms * 1.03),
+        xycoords=("axes fraction", "data"),
+        ha="right",
+        fontsize=8,
+        color="#b91c1c",
+    )
     axes.set_ylim(0, top)
     axes.set_ylabel(f"latency, ms\n(x: no answer; at the top: over {top:.0f})")
 
@@ -152,4 +159,4 @@ def _draw_strip(axes: Any, frames: Sequence[FrameRecord]) -> None:
     axes.set_ylabel("outcome")
     counted = [(o, sum(f.outcome == o for f in frames)) for o in OUTCOMES]
     handles = [Patch(color=COLOURS[o], label=f"{o} {n}") for o, n in counted if n]
-    axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.45), ncols=len(OUTCOMES), fontsize=9)
+    axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.75), ncols=len(OUTCOMES), fontsize=9)

@@ -1,64 +1,136 @@
-"""What the demo's frames cost at every operating point: packets by really coding them, answers by really running tails.
+"""What the demo's frames cost at operating points: packets by really coding them, answers by really running models.
 
-frames --edge's own head and encoder--> a packet for every operating point --> sizes, compute times
-packets that a replay sent --server's own decoder and tail--> its answers
+    frames --the edge's own head and encoder--> packets --> sizes, compute times
+    feature packets --the server's own decoder and tail--> answers
+    image packets --decoded--> the uncut model (the edge's copy of it, in ONNX Runtime) --> answers
+
+Only what is asked for is coded: a replay uses one operating point a frame, and a bundle has dozens. Until then a size
+is estimated from those of neighbouring frames.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import statistics
-import time
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
-from itertools import islice
+import math
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
-from ..edge.encoder import Encoder
-from ..edge.frames import open_sources
-from ..edge.head import Head
-from ..edge.local import Local
 from ..models.bitstream import Packet
 from ..models.bundle import Bundle
 from ..models.edge_half import load_edge_half
-from ..models.exceptions import DataError
-from ..models.operating_point import Kind, OperatingPoint
-from ..models.preprocessing import prepare
+from ..models.operating_point import Kind
+from .coders import Coders, Labels
 
-T = TypeVar("T")
-Labels = tuple[int, ...]
-"""Class indices, best first, at most five."""
-BATCH = 16
+if TYPE_CHECKING:
+    from ..server.decoder import PacketDecoder
+    from ..server.engine import Tail, TailKey
+
+Pair = tuple[int, int]
+"""Frame, and index of the operating point in the bundle."""
+SAMPLE_EVERY = 20
+"""One frame of so many is coded at every operating point: for compute times and first estimates of sizes."""
+_BATCH = 8
 
 
-@dataclass(frozen=True)
 class Workload:
-    """Some frames at every operating point.
+    """Some frames, coded at operating points on demand. A context manager; its work is done by other processes.
 
     Attributes:
-        points: of the bundle.
-        packets: bytes of the packet, by frame and by index of the point; b"" for `local`.
-        sizes: int64 [frames, points], their lengths.
+        bundle: of the edge half.
+        points: its operating points.
+        sample: frames that are coded at every point from the start.
         uncut: the uncut model's five best labels of every frame.
-        seconds: median processor seconds on this machine by `OperatingPoint.stage`, preparing and coding included.
+        seconds: median processor seconds on this machine by `OperatingPoint.stage`, preparing and coding included;
+            and of the "uncut" model alone.
     """
 
-    points: tuple[OperatingPoint, ...]
-    packets: list[list[bytes]]
-    sizes: npt.NDArray[np.int64]
-    uncut: list[Labels]
-    seconds: dict[str, float]
+    def __init__(self, sources: Sequence[str], edge_half: Path, frames: int, processes: int) -> None:
+        """Read the frames, run the uncut model on each, code a sample.
+
+        Args:
+            sources: as the edge takes them.
+            edge_half: folder of an edge half.
+            frames: how many; the sources hold at least as many.
+            processes: that share the work.
+
+        Raises:
+            DataError: the sources hold fewer frames, or one cannot be read.
+        """
+        self.bundle = load_edge_half(edge_half)
+        self.points = self.bundle.operating_points
+        self.sample = range(SAMPLE_EVERY // 2, frames, SAMPLE_EVERY)
+        self._coders = Coders(sources, edge_half, frames, processes)
+        self._packets: dict[Pair, bytes] = {}
+        self._sizes = np.zeros((frames, len(self.points)))
+        self._known = np.zeros((frames, len(self.points)), np.bool_)
+        self._known[:, [i for i, p in enumerate(self.points) if p.kind is Kind.LOCAL]] = True
+        try:
+            self.uncut: list[Labels] = self._coders.uncut()
+            self.seconds: dict[str, float] = self._coders.times(self.sample)
+            self.code((f, i) for f in self.sample for i in range(len(self.points)))
+        except BaseException:
+            self._coders.close()
+            raise
+
+    def __enter__(self) -> Workload:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._coders.close()
 
     @property
     def frames(self) -> int:
         """Number of frames."""
-        return len(self.packets)
+        return len(self._sizes)
+
+    def known(self, pair: Pair) -> bool:
+        """Whether the frame was coded at that point."""
+        return bool(self._known[pair])
+
+    def packet(self, pair: Pair) -> bytes:
+        """The packet of a frame that was coded at that point."""
+        return self._packets[pair]
+
+    def code(self, pairs: Iterable[Pair]) -> None:
+        """Code frames at points; what is known is left out."""
+        asked = [pair for pair in dict.fromkeys(pairs) if not self._known[pair]]
+        for pair, packet in self._coders.code(asked):
+            self._packets[pair], self._sizes[pair], self._known[pair] = packet, len(packet), True
+
+    def answer_images(self, pairs: Iterable[Pair]) -> list[tuple[Pair, Labels]]:
+        """The uncut model's labels for image packets that were coded."""
+        return self._coders.answer_images([(pair, self._packets[pair]) for pair in pairs])
+
+    def neighbours(self, index: int) -> list[int]:
+        """The point, and those of its stage one rate level finer and coarser."""
+        stage = [i for i, p in enumerate(self.points) if p.stage == self.points[index].stage]
+        at = stage.index(index)
+        return stage[max(0, at - 1) : at + 2]
+
+    def sizes(self) -> npt.NDArray[np.float64]:
+        """float64 [frames, points] in bytes: real ones where they are known, else estimates from the bundle's medians,
+        scaled as the nearest frames of the same kind of packet are."""
+        sizes = self._sizes.copy()
+        medians = np.array([max(p.bytes_median, 1.0) for p in self.points])
+        for kind in (Kind.FEATURE, Kind.IMAGE):
+            columns = np.array([p.kind is kind for p in self.points])
+            if not columns.any():
+                continue
+            known = self._known[:, columns]
+            with np.errstate(invalid="ignore"):
+                ratios = np.where(known, sizes[:, columns] / medians[columns], 0.0).sum(1) / known.sum(1)
+            seen = np.flatnonzero(np.isfinite(ratios))
+            scale = np.interp(np.arange(len(sizes)), seen, ratios[seen]) if len(seen) else np.ones(len(sizes))
+            guess = scale[:, None] * medians[columns]
+            sizes[:, columns] = np.where(known, sizes[:, columns], np.ceil(guess))
+        return sizes
 
     def device_seconds(self, uncut_s: float) -> dict[str, float]:
         """Seconds by stage on a device that takes `uncut_s` for the uncut model."""
@@ -66,131 +138,63 @@ class Workload:
         return {stage: seconds * factor for stage, seconds in self.seconds.items() if stage != "uncut"}
 
 
-def measure(sources: Sequence[str], edge_half: Path, frames: int, processes: int) -> Workload:
-    """Code the first `frames` frames of the sources at every operating point.
-
-    Args:
-        sources: as the edge takes them.
-        edge_half: folder of an edge half.
-        frames: how many; there must be as many.
-        processes: that share the work.
-
-    Raises:
-        DataError: the sources hold fewer frames, or one cannot be read.
-    """
-    # Not forked: the parent may have threads of PyTorch and gRPC.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context) as pool:
-        jobs = [pool.submit(_measure_part, list(sources), edge_half, (n, frames, processes)) for n in range(processes)]
-        parts = [job.result() for job in jobs]
-    packets: list[list[bytes]] = [[]] * frames
-    uncut: list[Labels] = [()] * frames
-    times: dict[str, list[float]] = {}
-    for part in parts:
-        for index, coded, labels in part["frames"]:
-            packets[index], uncut[index] = coded, labels
-        for stage, each in part["times"].items():
-            times.setdefault(stage, []).extend(each)
-    if not all(packets):
-        raise DataError(f"{', '.join(sources)} hold fewer than {frames} frames")
-    points = load_edge_half(edge_half).operating_points
-    sizes = np.array([[len(packet) for packet in row] for row in packets], np.int64)
-    return Workload(points, packets, sizes, uncut, {s: statistics.median(t) for s, t in times.items()})
-
-
-def _measure_part(sources: list[str], edge_half: Path, share: tuple[int, int, int]) -> dict[str, Any]:
-    """Every `share[2]`-th of `share[1]` frames, beginning with number `share[0]`; in a process of its own."""
-    bundle = load_edge_half(edge_half)
-    coder = _Coder(bundle, edge_half)
-    pictures = (picture for source in open_sources(sources) for picture in source.frames())
-    found = []
-    first, count, step = share
-    for index, picture in islice(enumerate(pictures), first, count, step):
-        if not isinstance(picture, Image.Image):
-            raise picture
-        found.append((index, *coder.code(picture, index)))
-    return {"frames": found, "times": coder.times}
-
-
-class _Coder:
-    """Codes a frame at every operating point of a bundle and notes processor times."""
-
-    def __init__(self, bundle: Bundle, folder: Path) -> None:
-        self.times: dict[str, list[float]] = {}
-        self._bundle = bundle
-        self._head, self._local, self._encoder = Head(bundle, folder), Local(folder), Encoder(bundle)
-
-    def code(self, picture: Image.Image, frame: int) -> tuple[list[bytes], Labels]:
-        """Packets in order of the points, and the uncut model's labels."""
-        pixels, prepare_s = _timed(lambda: prepare(picture, self._bundle.preprocessing))
-        best, uncut_s = _timed(lambda: self._local(pixels))
-        self._note("uncut", uncut_s)
-        self._note("local", prepare_s + uncut_s)
-        latents = {s.name: _timed(lambda s=s: self._head(s.name, pixels)) for s in self._bundle.splits}  # type: ignore[misc]
-        packets = []
-        for point in self._bundle.operating_points:
-            if point.kind is Kind.LOCAL:
-                packets.append(b"")
-                continue
-            before = prepare_s
-            if point.kind is Kind.FEATURE:
-                latent, head_s = latents[point.split]
-                before += head_s
-                packet, seconds = _timed(lambda p=point, z=latent: self._encoder.feature(z, p, frame))  # type: ignore[misc]
-            else:
-                packet, seconds = _timed(lambda p=point: self._encoder.image(pixels, p, frame))  # type: ignore[misc]
-            packets.append(packet)
-            self._note(point.stage, before + seconds)
-        return packets, tuple(label.index for label in best)
-
-    def _note(self, stage: str, seconds: float) -> None:
-        self.times.setdefault(stage, []).append(seconds)
-
-
-def _timed(work: Callable[[], T]) -> tuple[T, float]:
-    began = time.thread_time()
-    result = work()
-    return result, time.thread_time() - began
-
-
 class Answers:
-    """What the server's own decoders and tails say to packets of a workload; each is asked once."""
+    """What a server says to the packets of a workload; each is asked once."""
 
-    def __init__(self, bundle: Bundle, workload: Workload) -> None:
-        """Load the tails.
+    def __init__(self, bundle: Bundle, threads: int) -> None:
+        """Load the tails, each to be run by one thread at a time of `threads`.
 
         Raises:
             BackboneError: the backbone's weights are missing.
         """
-        from ..server.decoder import PacketDecoder  # torch, which measuring does without
+        from ..server.decoder import PacketDecoder
         from ..server.engine import TailKey
         from ..server.tail import load_tails
 
-        self._workload, self._decoder = workload, PacketDecoder(bundle)
-        self._tails = load_tails([bundle], "cpu", 0)
-        self._key: Callable[[OperatingPoint], TailKey] = lambda point: TailKey(bundle.fingerprint, point.split)
-        self._known: dict[tuple[int, int], Labels] = {}
+        self._decoder: PacketDecoder = PacketDecoder(bundle)
+        # One thread a batch and several batches: PyTorch's own threads wait for each other on a machine that is busy.
+        self._tails = load_tails([bundle], "cpu", 1)
+        self._threads = threads
+        self._keys: list[TailKey] = [TailKey(bundle.fingerprint, p.split) for p in bundle.operating_points]
+        self._known: dict[Pair, Labels] = {}
 
-    def ask(self, pairs: Iterable[tuple[int, int]]) -> None:
-        """Answer (frame, index of the point) pairs, in batches of one tail."""
-        by_tail: dict[Any, list[tuple[int, int]]] = {}
-        for frame, index in dict.fromkeys(pairs):
-            point = self._workload.points[index]
-            if point.kind is Kind.LOCAL:
-                self._known[frame, index] = self._workload.uncut[frame]
-            elif (frame, index) not in self._known:
-                by_tail.setdefault(self._key(point), []).append((frame, index))
-        for key, asked in by_tail.items():
-            for at in range(0, len(asked), BATCH):
-                batch = asked[at : at + BATCH]
-                outputs = self._tails[key]([self._input(*pair) for pair in batch])
-                for pair, (output, *_) in zip(batch, outputs, strict=True):
-                    self._known[pair] = tuple(label.index for label in output.labels)
+    def ask(self, workload: Workload, pairs: Iterable[Pair]) -> None:
+        """Answer frames at points at which they were coded."""
+        by_kind: dict[Kind, list[Pair]] = {kind: [] for kind in Kind}
+        for pair in dict.fromkeys(pairs):
+            if pair not in self._known:
+                by_kind[workload.points[pair[1]].kind].append(pair)
+        self._known.update((pair, workload.uncut[pair[0]]) for pair in by_kind[Kind.LOCAL])
+        self._known.update(workload.answer_images(by_kind[Kind.IMAGE]))
+        by_tail: dict[TailKey, list[Pair]] = {}
+        for pair in by_kind[Kind.FEATURE]:
+            by_tail.setdefault(self._keys[pair[1]], []).append(pair)
+        with ThreadPoolExecutor(self._threads) as pool:
+            jobs: list[Future[list[tuple[Pair, Labels]]]] = []
+            for key, asked in by_tail.items():
+                batches = (asked[at : at + _BATCH] for at in range(0, len(asked), _BATCH))
+                jobs += [pool.submit(self._run, self._tails[key], workload, batch) for batch in batches]
+            for job in jobs:
+                self._known.update(job.result())
 
-    def labels(self, frame: int, index: int) -> Labels:
+    def labels(self, pair: Pair) -> Labels:
         """The answer to that frame at that point; `ask` comes first."""
-        return self._known[frame, index]
+        return self._known[pair]
 
-    def _input(self, frame: int, index: int) -> Any:
-        packet = Packet.from_bytes(self._workload.packets[frame][index])
-        return self._decoder.decode(packet, self._workload.points[index])
+    def _run(self, tail: Tail, workload: Workload, batch: list[Pair]) -> list[tuple[Pair, Labels]]:
+        inputs: list[Any] = []
+        for pair in batch:
+            packet = Packet.from_bytes(workload.packet(pair))
+            inputs.append(self._decoder.decode(packet, workload.points[pair[1]]))
+        outputs = tail(inputs)
+        return [
+            (pair, tuple(label.index for label in output.labels))
+            for pair, (output, *_) in zip(batch, outputs, strict=True)
+        ]
+
+
+def agreement(pairs: Sequence[Pair], answers: Answers, workload: Workload) -> float:
+    """Share of the pairs for which the uncut model's label is the answer; not a number of none."""
+    if not pairs:
+        return math.nan
+    return sum(answers.labels(p)[:1] == workload.uncut[p[0]][:1] for p in pairs) / len(pairs)

@@ -1,0 +1,185 @@
+"""Processes that code frames at operating points with the edge's own parts. Each owns a share of the frames.
+
+A frame stays with its process, so that its pixels and latents are computed once.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from ..edge.encoder import Encoder
+from ..edge.frames import open_sources
+from ..edge.head import Head
+from ..edge.local import Local
+from ..models.bitstream import Packet
+from ..models.edge_half import load_edge_half
+from ..models.exceptions import DataError
+from ..models.image_codec import decode_image
+from ..models.operating_point import Kind
+from ..models.preprocessing import prepare
+
+T = TypeVar("T")
+Labels = tuple[int, ...]
+"""Class indices, best first, at most five."""
+Pair = tuple[int, int]
+
+
+class Coders:
+    """The processes, used from one thread. `close` them."""
+
+    def __init__(self, sources: Sequence[str], edge_half: Path, frames: int, processes: int) -> None:
+        """Start them; each reads its frames meanwhile."""
+        # Not forked: the parent may have threads of PyTorch and gRPC.
+        context = multiprocessing.get_context("spawn")
+        self._frames = frames
+        self._pools = [
+            ProcessPoolExecutor(
+                1,
+                mp_context=context,
+                initializer=_begin,
+                initargs=(list(sources), edge_half, range(n, frames, processes)),
+            )
+            for n in range(processes)
+        ]
+
+    def uncut(self) -> list[Labels]:
+        """The uncut model's labels of every frame.
+
+        Raises:
+            DataError: there are fewer frames than were asked for.
+        """
+        found = dict(self._everywhere(_uncut))
+        if len(found) != self._frames:
+            raise DataError(f"the sources hold {len(found)} frames, fewer than {self._frames}")
+        return [found[frame] for frame in range(self._frames)]
+
+    def times(self, frames: Iterable[int]) -> dict[str, float]:
+        """Median processor seconds by stage over these frames, "uncut" being the uncut model without preparing."""
+        found: dict[str, list[float]] = {}
+        for stage, seconds in self._shared(_times, frames, lambda frame: frame):
+            found.setdefault(stage, []).append(seconds)
+        return {stage: statistics.median(each) for stage, each in found.items()}
+
+    def code(self, pairs: Iterable[Pair]) -> list[tuple[Pair, bytes]]:
+        """Packets of frames at points."""
+        return self._shared(_code, pairs, lambda pair: pair[0])
+
+    def answer_images(self, packets: Iterable[tuple[Pair, bytes]]) -> list[tuple[Pair, Labels]]:
+        """The uncut model's labels of image packets."""
+        return self._shared(_answer, packets, lambda packet: packet[0][0])
+
+    def close(self) -> None:
+        """End the processes."""
+        for pool in self._pools:
+            pool.shutdown(cancel_futures=True)
+
+    def _shared(
+        self, work: Callable[[list[Any]], list[T]], items: Iterable[Any], frame: Callable[[Any], int]
+    ) -> list[T]:
+        shares: list[list[Any]] = [[] for _ in self._pools]
+        for item in items:
+            shares[frame(item) % len(shares)].append(item)
+        jobs = [pool.submit(work, share) for pool, share in zip(self._pools, shares, strict=True) if share]
+        return [found for job in jobs for found in job.result()]
+
+    def _everywhere(self, work: Callable[[], list[T]]) -> list[T]:
+        jobs = [pool.submit(work) for pool in self._pools]
+        return [found for job in jobs for found in job.result()]
+
+
+class _Share:
+    """The frames of one process."""
+
+    def __init__(self, sources: list[str], edge_half: Path, frames: range) -> None:
+        self.bundle = load_edge_half(edge_half)
+        self.head, self.local = Head(self.bundle, edge_half), Local(edge_half)
+        self.encoder = Encoder(self.bundle)
+        self.pictures: dict[int, Image.Image] = {}
+        self.pixels: dict[int, npt.NDArray[np.uint8]] = {}
+        self._latents: dict[Any, npt.NDArray[np.float32]] = {}
+        every = (picture for source in open_sources(sources) for picture in source.frames())
+        for index, picture in islice(enumerate(every), frames.start, frames.stop, frames.step):
+            if not isinstance(picture, Image.Image):
+                raise picture
+            self.pictures[index] = picture
+            self.pixels[index] = prepare(picture, self.bundle.preprocessing)
+
+    def packet(self, frame: int, index: int) -> bytes:
+        point = self.bundle.operating_points[index]
+        if point.kind is Kind.FEATURE:
+            return self.encoder.feature(self.latent(frame, point.split), point, frame)
+        if point.kind is Kind.IMAGE:
+            return self.encoder.image(self.pixels[frame], point, frame)
+        return b""
+
+    def latent(self, frame: int, split: str) -> npt.NDArray[np.float32]:
+        found = self._latents.get((frame, split))
+        if found is None:
+            found = self._latents[frame, split] = self.head(split, self.pixels[frame])
+        return found
+
+
+_share: _Share | None = None
+
+
+def _begin(sources: list[str], edge_half: Path, frames: range) -> None:
+    global _share  # noqa: PLW0603 - what a process of the pool is for
+    _share = _Share(sources, edge_half, frames)
+
+
+def _mine() -> _Share:
+    if _share is None:
+        raise RuntimeError("this process was not begun")
+    return _share
+
+
+def _uncut() -> list[tuple[int, Labels]]:
+    share = _mine()
+    return [(frame, tuple(x.index for x in share.local(pixels))) for frame, pixels in share.pixels.items()]
+
+
+def _code(pairs: list[Pair]) -> list[tuple[Pair, bytes]]:
+    return [(pair, _mine().packet(*pair)) for pair in pairs]
+
+
+def _answer(packets: list[tuple[Pair, bytes]]) -> list[tuple[Pair, Labels]]:
+    share, found = _mine(), []
+    for pair, packet in packets:
+        pixels = decode_image(Packet.from_bytes(packet).slices[0], share.bundle.preprocessing.size)
+        found.append((pair, tuple(label.index for label in share.local(pixels))))
+    return found
+
+
+def _times(frames: list[int]) -> list[tuple[str, float]]:
+    """Every stage of these frames; of several rate levels the middle one stands for all."""
+    share, found = _mine(), []
+    middle: dict[str, int] = {}
+    for stage in {p.stage for p in share.bundle.operating_points}:
+        same = [i for i, p in enumerate(share.bundle.operating_points) if p.stage == stage]
+        middle[stage] = same[len(same) // 2]
+    for frame in frames:
+        pixels = share.pixels[frame]
+        prepare_s = _timed(lambda f=frame: prepare(share.pictures[f], share.bundle.preprocessing))  # type: ignore[misc]
+        uncut_s = _timed(lambda x=pixels: share.local(x))  # type: ignore[misc]
+        found += [("uncut", uncut_s), ("local", prepare_s + uncut_s)]
+        for stage, index in middle.items():
+            if stage != "local":
+                found.append((stage, prepare_s + _timed(lambda f=frame, i=index: share.packet(f, i))))  # type: ignore[misc]
+    return found
+
+
+def _timed(work: Callable[[], object]) -> float:
+    began = time.thread_time()
+    work()
+    return time.thread_time() - began
