@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -13,9 +12,6 @@ from .exceptions import SourceError
 from .frames import Source
 
 Picture = Image.Image | SourceError
-
-AHEAD = 2
-"""Frames that are decoded ahead when they are taken on demand."""
 
 BEHIND_S = 1.0
 """A source that is behind its schedule by more than this starts a new schedule instead of hurrying after."""
@@ -29,16 +25,12 @@ class Captured:
     at: float
 
 
-@dataclass(frozen=True, slots=True)
-class _End:
-    problem: SourceError | None
-
-
 class Capture:
     """Hands over one frame after another.
 
-    Paced (`on_demand` false): each frame when it is due, whether or not the one before was used. On demand: one frame a
-    `request`. Frames are decoded ahead in both, so that decoding a file does not count as the device's time.
+    Paced (`on_demand` false): each frame when it is due, whether or not the one before was used; the next one is
+    decoded meanwhile. On demand: one frame a `request`, decoded then and not ahead, since decoding would compete with
+    the frame that is being served. A frame counts as captured when it is decoded, as a camera's would.
     """
 
     def __init__(
@@ -62,14 +54,11 @@ class Capture:
             loop: begin again after the last source.
             max_frames: stop after so many.
             clock: monotonic seconds, the one that all times of a frame are read from.
-            on_frame, on_end: called in the capture thread or within `request`; `on_end` once, after the last frame,
-                with what went wrong if something did.
+            on_frame, on_end: called in the capture thread; `on_end` once, with what went wrong if something did.
         """
         self._sources, self._fps, self._on_demand, self._loop = sources, fps, on_demand, loop
         self._max_frames, self._clock, self._on_frame, self._on_end = max_frames, clock, on_frame, on_end
-        self._stopped, self._space = threading.Event(), threading.Semaphore(AHEAD)
-        self._give = self._offer if on_demand else self._hand_over
-        self._lock, self._ahead, self._wanted = threading.Lock(), deque[Picture | _End](), False
+        self._stopped, self._demand = threading.Event(), threading.Semaphore(0)
         self._thread = threading.Thread(target=self._run, name="capture", daemon=True)
 
     def start(self) -> None:
@@ -77,19 +66,13 @@ class Capture:
         self._thread.start()
 
     def request(self) -> None:
-        """Ask for one more frame; if one is decoded already it is handed over before this returns."""
-        with self._lock:
-            if not self._ahead:
-                self._wanted = True
-                return
-            ready = self._ahead.popleft()
-        self._space.release()
-        self._hand_over(ready)
+        """Ask for one more frame."""
+        self._demand.release()
 
     def stop(self) -> None:
         """Hand over no more frames; does not wait for the thread."""
         self._stopped.set()
-        self._space.release()
+        self._demand.release()
 
     def _run(self) -> None:
         problem: SourceError | None = None
@@ -99,41 +82,27 @@ class Capture:
             problem = error
         except Exception as error:  # a decoder's surprise must end in a message, not in a silent thread
             problem = SourceError(f"reading frames failed: {error!r}")
-        self._give(_End(problem))
+        self._on_end(problem)
 
     def _play(self) -> None:
-        due = self._clock()
-        for count, (source, picture) in enumerate(self._pictures(), 1):
+        due, count, pictures = self._clock(), 0, self._pictures()
+        while count != self._max_frames:
             if self._on_demand:
-                self._space.acquire()
-            elif not source.live:
+                self._demand.acquire()
+            if self._stopped.is_set() or (found := next(pictures, None)) is None:
+                return
+            source, picture = found
+            if not self._on_demand and not source.live:
                 rate = self._fps or source.fps
                 now = self._clock()
                 due = now if now - due > BEHIND_S else due
                 if due > now:
                     self._stopped.wait(due - now)
                 due += 1 / rate if rate else 0.0
-            if self._stopped.is_set():
-                return
-            self._give(picture)
-            if count == self._max_frames:
-                return
-
-    def _offer(self, item: Picture | _End) -> None:
-        """To who waits for it, else into what is decoded ahead."""
-        with self._lock:
-            if not self._wanted:
-                self._ahead.append(item)
-                return
-            self._wanted = False
-        self._space.release()
-        self._hand_over(item)
-
-    def _hand_over(self, item: Picture | _End) -> None:
-        if isinstance(item, _End):
-            self._on_end(item.problem)
-        else:
-            self._on_frame(Captured(item, self._clock()))
+                if self._stopped.is_set():
+                    return
+            self._on_frame(Captured(picture, self._clock()))
+            count += 1
 
     def _pictures(self) -> Iterator[tuple[Source, Picture]]:
         while True:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import random
 import signal
 import socket
@@ -29,9 +30,10 @@ from .driver import Driver
 from .exceptions import FetchError, FingerprintRefusedError, SourceError, StreamError
 from .fetch import Cache, fetch_edge_half
 from .frames import Source, open_sources
+from .interfaces import Limits
 from .ledger import Frame, Ledger
 from .metrics import Metrics
-from .pipeline import Limits, Pipeline
+from .pipeline import Pipeline
 from .report import Report
 from .stream import Backoff, StreamClient
 from .worker import Worker
@@ -109,6 +111,9 @@ class Daemon:
                 log.info("metrics are served", address=f"{self._settings.metrics_host}:{port}")
             self._bundle = await self._or_stop(self._find_bundle())
             self._half: Half = await self._or_stop(worker.call(lambda: make_ready(self._bundle, self._settings)))
+            # What is loaded by now stays; looking through it again and again would cost frames milliseconds.
+            gc.collect()
+            gc.freeze()
             return await self._run_frames(worker)
         except StoppedError:
             log.info("stopped before the first frame")

@@ -21,8 +21,9 @@ from .capture import Capture, Captured
 from .engine import Encoded, Engine, LocalAnswer
 from .exceptions import AbandonedError, SourceError
 from .head import Abandon
+from .interfaces import Control, Outgoing, Work
 from .ledger import Frame, Ledger
-from .pipeline import STOPPED, Control, Outgoing, Pipeline, Work
+from .pipeline import STOPPED, Pipeline
 from .stream import StreamClient
 from .worker import Worker
 
@@ -148,7 +149,7 @@ class Driver:
     def next_to_write(self) -> Outgoing | None:
         """The stream can take a packet."""
         outgoing = self.pipeline.next_to_write(self._clock())
-        self._pump()  # a timer for it, and whatever became of frames that were too old to write
+        self._loop.call_soon(self._pump)  # after it is written: its timer, and what became of frames too old for it
         return outgoing
 
     # After every event.

@@ -20,13 +20,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from ..models.operating_point import Kind, OperatingPoint
 from ..protos.messages import Result, Status
+from .interfaces import Control, Limits, Outgoing, Work
 from .ledger import Frame, Ledger, Outcome
 
 if TYPE_CHECKING:
@@ -37,76 +38,6 @@ LOCAL_GAIN = 0.3
 
 STALE, BUSY, OUTAGE, NO_ANSWER, STOPPED = "stale", "busy", "outage", "no answer", "stopped"
 """Reasons of `dropped` and `late` frames."""
-
-
-class Chosen(Protocol):
-    """What the control loop says about a frame."""
-
-    @property
-    def point(self) -> OperatingPoint:
-        """The operating point to use."""
-        ...
-
-    @property
-    def p_on_time(self) -> float:
-        """Probability that the answer is in time, 0..1."""
-        ...
-
-    @property
-    def probe(self) -> bool:
-        """Sent to learn about the link: worth it even if its answer would be late."""
-        ...
-
-
-class Control(Protocol):
-    """The control loop as the pipeline uses it; see `controller.ControlLoop`."""
-
-    def choose(self, now: float, captured_at: float, *, compute_free_at: float) -> Chosen: ...
-    def in_outage(self, now: float) -> bool: ...
-    def on_computed(self, point: OperatingPoint, seconds: float, now: float) -> None: ...
-    def on_coded(self, point: OperatingPoint, size_bytes: int) -> None: ...
-    def worth_writing(self, now: float, captured_at: float, size_bytes: int) -> bool: ...
-    def on_written(self, frame_id: int, size_bytes: int, now: float) -> None: ...
-    def on_result(self, frame_id: int, now: float, *, server_s: float, queue_depth: int) -> None: ...
-    def on_connected(self, now: float) -> None: ...
-    def on_disconnected(self, now: float) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What a frame may take.
-
-    Attributes:
-        deadline_s: from capture to answer.
-        grace_s: how long after its deadline an answer is waited for.
-        stall_s: frames that wait so long while nothing at all is answered mean that the stream hangs.
-        max_in_flight: most frames that are written and not answered.
-        max_packet_bytes: most that the server takes in one packet.
-        lossless: take frames only as fast as they can be served, drop none, wait for every answer.
-    """
-
-    deadline_s: float = 0.25
-    grace_s: float = 1.0
-    stall_s: float = 3.0
-    max_in_flight: int = 16
-    max_packet_bytes: int = 2**20
-    lossless: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """What the device has to compute next: this frame, at its operating point."""
-
-    frame: Frame
-    local: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Outgoing:
-    """What has to be sent next. `remaining_ms` of the deadline, 0 for none."""
-
-    packet: bytes
-    remaining_ms: int
 
 
 class Pipeline:
@@ -130,12 +61,14 @@ class Pipeline:
         self._outbox: deque[Frame] = deque()
         self._unanswered: dict[int, Frame] = {}
         self._rescue: deque[Frame] = deque()
+        self._to_learn: list[tuple[OperatingPoint, float, int, float]] = []
         self._last_answer_at = float("-inf")
         self.use(control, points, local_s)
 
     def use(self, control: Control, points: Sequence[OperatingPoint], local_s: float) -> None:
         """Go on with another control loop and other operating points: those of a bundle that was fetched anew."""
         self.control = control
+        self._to_learn.clear()
         self._local = next((p for p in points if p.kind is Kind.LOCAL), None)
         self._local_s = local_s
 
@@ -175,8 +108,7 @@ class Pipeline:
         frame.timings.update(prepare=coded.prepare_s, compute=coded.compute_s, compress=coded.compress_s)
         if frame.outcome is not None or frame.point is None:
             return
-        self.control.on_computed(frame.point, coded.seconds, now)
-        self.control.on_coded(frame.point, len(coded.packet))
+        self._to_learn.append((frame.point, coded.seconds, len(coded.packet), now))
         frame.packet, frame.pixels, frame.picture = coded.packet, coded.pixels, None
         if len(coded.packet) > self.limits.max_packet_bytes:
             self._ledger.close(
@@ -211,6 +143,7 @@ class Pipeline:
         if frame is None or frame.written_at is None:
             return
         self._last_answer_at = now
+        self._learn()
         server_s = result.timing.total_us / 1e6
         self.control.on_result(frame.id, now, server_s=server_s, queue_depth=result.queue_depth)
         if frame.outcome is not None:
@@ -270,6 +203,7 @@ class Pipeline:
     def disconnect(self, now: float) -> None:
         """The stream is broken, what is on its way gets no answer: serve it on the device where time allows."""
         self.connected = False
+        self._learn()
         self.control.on_disconnected(now)
         lost = list(self._unanswered.values())
         self._unanswered.clear()
@@ -358,6 +292,7 @@ class Pipeline:
             else:
                 self._ledger.close(frame, Outcome.DROPPED, OUTAGE)
             return None
+        self._learn()
         choice = self.control.choose(now, frame.captured_at, compute_free_at=now)
         remote = choice.point.kind is not Kind.LOCAL and self.connected
         if remote and self.in_flight < self._cap and (choice.p_on_time > 0 or choice.probe or self.limits.lossless):
@@ -375,6 +310,13 @@ class Pipeline:
             reason = BUSY if remote and self.in_flight >= self._cap else STALE
         self._ledger.close(frame, Outcome.DROPPED, reason)
         return None
+
+    def _learn(self) -> None:
+        """Tell the control loop what packets took. Not when they are made: then they are waited for on the wire."""
+        for point, seconds, size, at in self._to_learn:
+            self.control.on_computed(point, seconds, at)
+            self.control.on_coded(point, size)
+        self._to_learn.clear()
 
     def _compute(self, frame: Frame, point: OperatingPoint | None, now: float) -> Work:
         self._computing, frame.point = frame, point

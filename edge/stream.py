@@ -19,7 +19,8 @@ from ..models.bundle import short
 from ..protos import messages
 from ..protos.messages import Frame, HeadraceStub, Hello, Result, Welcome
 from .exceptions import FingerprintRefusedError, RefusedError, StreamError
-from .pipeline import STOPPED, Outgoing
+from .interfaces import Outgoing
+from .pipeline import STOPPED
 
 log = structlog.get_logger(__name__)
 

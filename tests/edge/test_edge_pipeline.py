@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from headrace.edge.engine import Encoded, LocalAnswer
 from headrace.edge.exceptions import LedgerError
+from headrace.edge.interfaces import Limits, Work
 from headrace.edge.ledger import Frame, Ledger, Outcome
-from headrace.edge.pipeline import Limits, Pipeline, Work
+from headrace.edge.pipeline import Pipeline
 from headrace.models.operating_point import Kind, OperatingPoint
 from headrace.protos.messages import Label, Result, Status, TailOutput, Timing
 from hypothesis import given, settings
@@ -121,8 +122,8 @@ def test_a_frame_goes_there_and_back():
     expected = {"wait": 0.01, "prepare": 0.01, "compute": 0.02, "compress": 0.03, "link": 0.113, "server": 0.007}
     expected |= {"queue": 0.001, "decode": 0.002, "tail": 0.003}
     assert frame.timings == pytest.approx(expected)
-    assert [h[0] for h in rig.control.heard] == ["connected", "computed", "coded", "written", "result"]
-    assert rig.control.heard[1][2] == pytest.approx(0.06)
+    assert [h[0] for h in rig.control.heard] == ["connected", "written", "computed", "coded", "result"]
+    assert rig.control.heard[2][2] == pytest.approx(0.06)
 
 
 def test_an_answer_after_the_deadline_is_late_and_keeps_its_labels():

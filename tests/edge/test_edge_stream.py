@@ -8,7 +8,7 @@ import time
 
 import pytest
 from headrace.edge.exceptions import FingerprintRefusedError, RefusedError
-from headrace.edge.pipeline import Outgoing
+from headrace.edge.interfaces import Outgoing
 from headrace.edge.stream import Backoff, StreamClient
 from headrace.models.bitstream import Packet
 from headrace.protos.messages import Hello, Result, Status, Welcome

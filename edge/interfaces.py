@@ -1,0 +1,79 @@
+"""What the pipeline is given and what it gives out: the control loop it asks, its limits, its wishes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from ..models.operating_point import OperatingPoint
+from .ledger import Frame
+
+
+class Chosen(Protocol):
+    """What the control loop says about a frame."""
+
+    @property
+    def point(self) -> OperatingPoint:
+        """The operating point to use."""
+        ...
+
+    @property
+    def p_on_time(self) -> float:
+        """Probability that the answer is in time, 0..1."""
+        ...
+
+    @property
+    def probe(self) -> bool:
+        """Sent to learn about the link: worth it even if its answer would be late."""
+        ...
+
+
+class Control(Protocol):
+    """The control loop as the pipeline uses it; see `controller.ControlLoop`."""
+
+    def choose(self, now: float, captured_at: float, *, compute_free_at: float) -> Chosen: ...
+    def in_outage(self, now: float) -> bool: ...
+    def on_computed(self, point: OperatingPoint, seconds: float, now: float) -> None: ...
+    def on_coded(self, point: OperatingPoint, size_bytes: int) -> None: ...
+    def worth_writing(self, now: float, captured_at: float, size_bytes: int) -> bool: ...
+    def on_written(self, frame_id: int, size_bytes: int, now: float) -> None: ...
+    def on_result(self, frame_id: int, now: float, *, server_s: float, queue_depth: int) -> None: ...
+    def on_connected(self, now: float) -> None: ...
+    def on_disconnected(self, now: float) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a frame may take.
+
+    Attributes:
+        deadline_s: from capture to answer.
+        grace_s: how long after its deadline an answer is waited for.
+        stall_s: frames that wait so long while nothing at all is answered mean that the stream hangs.
+        max_in_flight: most frames that are written and not answered.
+        max_packet_bytes: most that the server takes in one packet.
+        lossless: take frames only as fast as they can be served, drop none, wait for every answer.
+    """
+
+    deadline_s: float = 0.25
+    grace_s: float = 1.0
+    stall_s: float = 3.0
+    max_in_flight: int = 16
+    max_packet_bytes: int = 2**20
+    lossless: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What the device has to compute next: this frame, at its operating point."""
+
+    frame: Frame
+    local: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """What has to be sent next. `remaining_ms` of the deadline, 0 for none."""
+
+    packet: bytes
+    remaining_ms: int
