@@ -1,0 +1,138 @@
+"""What deploy/ says about commands, settings, files and metrics is true of the code."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from headrace.bench.demo import DELAY_S, DEVICE_UNCUT_MS, PHASES
+from headrace.bench.link_process import main as link_main
+from headrace.bench.material import main as material_main
+from headrace.cli import app
+from headrace.edge.config import EdgeSettings
+from headrace.edge.metrics import Metrics as EdgeMetrics
+from headrace.server.config import ServerSettings
+from headrace.server.metrics import Metrics as ServerMetrics
+
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy"
+COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+SETTINGS = {"edge": EdgeSettings, "serve": ServerSettings}
+
+
+def commands() -> set[str]:
+    return {c.name or c.callback.__name__ for c in app.registered_commands if c.callback}
+
+
+def assert_flags_exist(command: str, words: list[str]) -> None:
+    assert command in commands()
+    known = {"--config"} | {"--" + name.replace("_", "-") for name in SETTINGS[command].model_fields}
+    assert {word.partition("=")[0] for word in words if word.startswith("--")} <= known
+
+
+def flags(words: list[str]) -> dict[str, str]:
+    return dict(word.lstrip("-").split("=", 1) for word in words)
+
+
+def test_compose_runs_the_demo() -> None:
+    services = COMPOSE["services"]
+    assert services.keys() == {"server", "link", "material", "edge"}
+    for service in services.values():
+        assert set(service.get("depends_on", {})) <= services.keys()
+        if "build" in service:
+            assert (DEPLOY / service["build"]["context"] / service["build"]["dockerfile"]).is_file()
+        for volume in service.get("volumes", []):
+            assert volume.partition(":")[0] in COMPOSE["volumes"]
+    assert services["server"]["image"] == services["link"]["image"] == services["material"]["image"]
+    assert_flags_exist(services["server"]["command"][0], services["server"]["command"][1:])
+    assert_flags_exist("edge", services["edge"]["command"])
+
+
+def test_compose_has_the_link_and_the_device_of_the_demo() -> None:
+    link = flags(COMPOSE["services"]["link"]["command"])
+    assert link["phases"] == ",".join(f"{p.mbps:g}:{p.seconds:g}" for p in PHASES)
+    assert float(link["delay-ms"]) == DELAY_S * 1000
+    assert flags(COMPOSE["services"]["edge"]["command"][5:])["device-uncut-ms"] == f"{DEVICE_UNCUT_MS:g}"
+    entry = COMPOSE["services"]["link"]["entrypoint"]
+    assert entry == ["python", "-m", link_main.__module__]
+    with pytest.raises(SystemExit) as ended:
+        link_main(["--help"])
+    assert ended.value.code == 0
+
+
+def test_compose_makes_what_the_edge_looks_at(tmp_path) -> None:
+    (script,) = COMPOSE["services"]["material"]["command"]
+    first, second = (shlex.split(part) for part in script.split("&&"))
+    assert first[:3] == ["python", "-m", material_main.__module__]
+    assert second[0] == "headrace"
+    assert second[1] in commands()
+    assert material_main([str(tmp_path)]) == 0
+    sources = [
+        word.partition("=")[2] for word in COMPOSE["services"]["edge"]["command"] if word.startswith("--source=")
+    ]
+    assert len(sources) == 2
+    for source in sources:
+        assert (tmp_path / Path(source).relative_to(first[3])).exists()
+    assert material_main([]) == 2
+
+
+@pytest.mark.parametrize("side", ["edge", "server"])
+def test_dockerfiles_copy_the_whole_package(side) -> None:
+    text = (DEPLOY / f"Dockerfile.{side}").read_text()
+    copied = {word for line in re.findall(r"^COPY (?!--)(.*)$", text, re.M) for word in line.split()[:-1]}
+    assert all((ROOT / name).exists() for name in copied)
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    assert {name.removeprefix("headrace.") for name in packages} - {"headrace"} <= copied
+    assert {path.name for path in ROOT.glob("*.py")} <= copied
+    for name in re.findall(r"\b(HEADRACE_\w+)=", text):
+        prefix = {"SERVER": ServerSettings, "EDGE": EdgeSettings}[name.split("_")[1]]
+        assert name.split("_", 2)[2].lower() in prefix.model_fields
+
+
+def test_the_edges_image_has_no_torch() -> None:
+    text = (DEPLOY / "Dockerfile.edge").read_text()
+    assert "[server" not in text
+    assert all(
+        "--no-deps" in line for line in text.splitlines() if line.rstrip().endswith(("compressai", "compressai \\"))
+    )
+
+
+@pytest.mark.parametrize("side", ["edge", "server"])
+def test_units_start_commands_that_exist(side) -> None:
+    text = (DEPLOY / f"headrace-{side}.service").read_text()
+    (line,) = re.findall(r"^ExecStart=(.*)$", text, re.M)
+    program, command, *rest = line.split()
+    assert Path(program).name == "headrace"
+    assert_flags_exist(command, rest)
+    (patience,) = re.findall(r"^TimeoutStopSec=(\d+)$", text, re.M)
+    assert float(patience) > ServerSettings.load().drain_s
+
+
+def test_the_kernel_setting_is_the_one_that_compose_sets() -> None:
+    lines = (DEPLOY / "90-headrace.conf").read_text().splitlines()
+    (setting,) = [line for line in lines if line and not line.startswith("#")]
+    name, value = (part.strip() for part in setting.split("="))
+    assert Path("/proc/sys", *name.split(".")).exists()
+    for side in ("server", "edge"):
+        assert {k: str(v) for k, v in COMPOSE["services"][side]["sysctls"].items()} == {name: value}
+
+
+def test_rules_use_metrics_that_are_served() -> None:
+    rules = yaml.safe_load((DEPLOY / "headrace-rules.yaml").read_text())["groups"][0]["rules"]
+    served = {
+        sample.name
+        for metrics in (EdgeMetrics(), ServerMetrics())
+        for family in metrics.registry.collect()
+        for sample in family.samples
+    }
+    used = {name for rule in rules for name in re.findall(r"\bheadrace_\w+", rule["expr"])}
+    assert used
+    assert used <= served
+    recorded = {rule["record"] for rule in rules if "record" in rule}
+    assert {name for rule in rules for name in re.findall(r"\bheadrace:[\w:]+", rule["expr"])} <= recorded
+    scraped = yaml.safe_load((DEPLOY / "prometheus.yaml").read_text())
+    assert all((DEPLOY / name).is_file() for name in scraped["rule_files"])
