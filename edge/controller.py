@@ -183,21 +183,16 @@ class ControlLoop:
             return
         sent, sample = answered
         self._hold.add(server_s)
-        had_round_trip = self._round_trip.known
         self._round_trip.add(ack - sent.ready, now, sample)
-        was_held_up = now - sent.ready > self._outage_after_s
-        if was_held_up:
-            # Whatever held it up, the link is back: a local answer is no longer the only one.
-            self._probe_due_at = now
-        if sample.bits < self._useless_bps * sample.transmit_s:
-            # At such a rate nothing could be sent: it sat out an outage, which says nothing of the rate after it.
+        could_send = self._estimator.known and self._estimator.median_bps > self._useless_bps
+        is_back = could_send and now - sent.ready > self._outage_after_s
+        if is_back and sample.bits < self._useless_bps * sample.transmit_s:
+            # At such a rate nothing could be sent, and a moment ago it could: the frame sat out an outage, which says
+            # nothing of the rate after it. If the next one is like that too, it is the link's rate.
             self._estimator.forget()
-            return
-        if not had_round_trip and sample.limited:
-            return  # nothing but the round trip's own first sample
-        self._estimator.add(sample, now)
-        if not was_held_up:
-            self._probe_due_at = now + self._probe_wait_s
+        else:
+            self._estimator.add(sample, now)
+        self._probe_due_at = now if is_back else now + self._probe_wait_s
 
     def on_round_trip(self, seconds: float, now: float) -> None:
         """A round trip of something tiny (the stream's greeting) was timed, if the pipeline does so."""

@@ -45,6 +45,8 @@ class RateEstimator:
     START_RESIDUALS = (-0.4, -0.2, -0.1, 0.0, 0.1, 0.2)
     """What the empirical distribution holds before there is one: links fall faster than they rise."""
 
+    LEAST_SPREAD = 0.03
+
     def __init__(
         self,
         *,
@@ -101,14 +103,15 @@ class RateEstimator:
             # Noise is smoothed, a change of level is followed at once.
             surprise = abs(residual) / (self.level_change * math.hypot(self._spread, self._age_spread(now), 0.1))
             gain = min(1.0, max(self.gain + self._age_spread(now) ** 2, min(surprise, 0.9)))
-            updated = self._mean + weight * gain * residual
-            if sample.limited:
+            too_short = sample.transmit_s < self.resolution_s
+            updated = self._mean if too_short else self._mean + weight * gain * residual
+            if sample.limited or too_short:
                 # It took no longer than that: a lower bound, however imprecise the sample is.
                 floor = math.log(max(sample.bits / (sample.transmit_s + self.resolution_s), 1.0))
                 updated = max(updated, self._mean + gain * (floor - self._mean))
             self._mean = updated
             self._settled += 1
-            if weight >= 0.5 and self._settled > 2:
+            if weight >= 0.5 and not too_short and self._settled > 2:
                 self._residuals.append(residual)
                 self._quantiles = self._read_quantiles()
         self._sampled_at = now
@@ -144,9 +147,11 @@ class RateEstimator:
     def _read_quantiles(self) -> Floats:
         ordered = np.sort(np.fromiter(self._residuals, dtype=np.float64))
         quarter = len(ordered) // 4
-        self._spread = max(float(ordered[-1 - quarter] - ordered[quarter]) / 1.35, 0.05)  # robust standard deviation
+        # Robust standard deviation. No link is as steady as the last few samples of a steady one.
+        self._spread = float(ordered[-1 - quarter] - ordered[quarter]) / 1.35 + self.LEAST_SPREAD
         places = self._shares * len(ordered) - 0.5
-        return np.asarray(np.interp(places, np.arange(len(ordered)), ordered), dtype=np.float64)
+        quantiles = np.interp(places, np.arange(len(ordered)), ordered) + self.LEAST_SPREAD * self._normal
+        return np.asarray(quantiles, dtype=np.float64)
 
 
 def censored_bound(bits: float, out_s: float) -> float:

@@ -27,7 +27,7 @@ Floats = NDArray[np.float64]
 Indexes = NDArray[np.intp]
 
 MIN_RATE_BPS, MAX_RATE_BPS = 1e4, 4e7
-FIRST_SWEEPS, REFRESH_SWEEPS = 40, 6
+FIRST_SWEEPS, REFRESH_SWEEPS, REFRESH_ROUNDS = 40, 6, 4
 DRIFT = 0.1
 BITS_DRIFT = 0.25
 
@@ -96,7 +96,7 @@ class Lookahead:
             if not drifted:
                 return
             self._take(seconds, bits, there_and_back_s)
-            self._stale_rows = list(range(len(self._rates)))
+            self._stale_rows = list(range(len(self._rates))) * REFRESH_ROUNDS
         self._solve_row(self._stale_rows.pop(), REFRESH_SWEEPS)
 
     def after(self, core_left_s: Floats, link_left_s: Floats, rates_bps: Floats) -> Floats:

@@ -81,8 +81,11 @@ class RoundTrip:
     """
 
     PAIRS, PAIRS_NEEDED = 9, 3
+    FRAMES_NEEDED = 10
 
     def __init__(self, start_s: float, window_s: float) -> None:
+        self._start_s = start_s
+        self._frames = 0
         self.seconds = start_s
         """The round trip without transmission and without the server; the start value before the first sample."""
         self._delays = WindowedMinimum(window_s)
@@ -97,15 +100,24 @@ class RoundTrip:
     def add(self, delay_s: float, now: float, sample: DeliverySample | None = None) -> None:
         """`delay_s`: ack' - ready of a frame (queueing may be in it: it only adds); `sample`: the same frame's."""
         self._delays.add(max(delay_s, 0.0), now)
-        if sample is not None and sample.limited:
+        self._frames += 1
+        if sample is None:  # timed on its own, without a packet's transmission in it
+            self._frames = self.FRAMES_NEEDED
+        elif sample.limited:
             self._first = (delay_s, sample.bits)
-        elif sample is not None and self._first is not None:
+        elif self._first is not None:
             first_delay, first_bits = self._first
             self._pairs.append(max(first_delay - first_bits * sample.transmit_s / sample.bits, 0.0))
             self._first = None
-        self.seconds = self._delays.value
+        smallest = self._delays.value
         if len(self._pairs) >= self.PAIRS_NEEDED:
-            self.seconds = min(self.seconds, sorted(self._pairs)[len(self._pairs) // 2])
+            self.seconds = min(smallest, sorted(self._pairs)[len(self._pairs) // 2])
+        elif self._frames >= self.FRAMES_NEEDED:
+            self.seconds = smallest
+        else:
+            # Until pairs could have come, what is over the start value is taken for transmission: a rate that is too
+            # low is corrected by the next larger frame, one that is too high only by frames that are late.
+            self.seconds = min(smallest, self._start_s)
 
 
 @dataclass(frozen=True, slots=True)
