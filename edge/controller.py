@@ -183,7 +183,7 @@ class ControlLoop:
             return
         sent, sample = answered
         self._hold.add(server_s)
-        self._round_trip.add(ack - sent.ready, now, sample)
+        self._round_trip.add(sent.ready, ack, sent.bits, now)
         could_send = self._estimator.known and self._estimator.median_bps > self._useless_bps
         is_back = could_send and now - sent.ready > self._outage_after_s
         if is_back and sample.bits < self._useless_bps * sample.transmit_s:
@@ -196,7 +196,7 @@ class ControlLoop:
 
     def on_round_trip(self, seconds: float, now: float) -> None:
         """A round trip of something tiny (the stream's greeting) was timed, if the pipeline does so."""
-        self._round_trip.add(seconds, now)
+        self._round_trip.add_timed(seconds, now)
 
     def on_connected(self, now: float) -> None:
         """The stream is up (again)."""

@@ -74,50 +74,67 @@ class WindowedMinimum:
 class RoundTrip:
     """The round trip of propagation alone: windowed minimum of what frames took, corrected where they took long.
 
-    On a link that is slow from the start every frame's delay holds much transmission, and the plain minimum would
-    take it for propagation. But there a frame often queues behind one that found the link idle, and the pair tells the
-    two apart: the second one's rate is free of the round trip, and so says how much of the first one's delay was
-    transmission. Rates vary from frame to frame, so the median of several pairs is taken.
+    On a link that is slow from the start every frame's delay holds much transmission, and the plain minimum would take
+    it for propagation. But frames differ in size, and some queue behind others: of all round trips up to the minimum,
+    one explains the last frames best by a single rate (least squares of the transmission times that it implies, each
+    frame beginning when the one before it has left). Where no rate explains them well, the minimum stands.
     """
 
-    PAIRS, PAIRS_NEEDED = 9, 3
-    FRAMES_NEEDED = 10
+    FRAMES, FRAMES_NEEDED, EVERY = 24, 12, 4
+    FITS, FITS_NEEDED = 9, 2
+    WORST_FIT = 0.2
+    """Root mean square error as a share of the mean transmission time, over which a fit says nothing."""
+    LEAST_ERROR_S = 0.0015
+    """Frames of one size tell nothing apart, and then no round trip is better than the minimum by as much as this."""
 
     def __init__(self, start_s: float, window_s: float) -> None:
-        self._start_s = start_s
-        self._frames = 0
         self.seconds = start_s
         """The round trip without transmission and without the server; the start value before the first sample."""
+        self._start_s = start_s
         self._delays = WindowedMinimum(window_s)
-        self._pairs: deque[float] = deque(maxlen=self.PAIRS)
-        self._first: tuple[float, float] | None = None
+        self._frames: deque[tuple[float, float, float]] = deque(maxlen=self.FRAMES)
+        self._fits: deque[float] = deque(maxlen=self.FITS)
+        self._seen = 0
 
-    @property
-    def known(self) -> bool:
-        """Whether anything has been measured."""
-        return math.isfinite(self._delays.value)
+    def add(self, ready: float, ack: float, bits: float, now: float) -> None:
+        """One frame of `bits` bits, written at `ready` and acknowledged at `ack` (the server's hold time taken off)."""
+        self._delays.add(max(ack - ready, 0.0), now)
+        self._frames.append((ready, ack, bits))
+        self._seen += 1
+        if self._seen % self.EVERY == 0 and len(self._frames) >= self.FRAMES_NEEDED:
+            self._fit()
+        self._settle()
 
-    def add(self, delay_s: float, now: float, sample: DeliverySample | None = None) -> None:
-        """`delay_s`: ack' - ready of a frame (queueing may be in it: it only adds); `sample`: the same frame's."""
-        self._delays.add(max(delay_s, 0.0), now)
-        self._frames += 1
-        if sample is None:  # timed on its own, without a packet's transmission in it
-            self._frames = self.FRAMES_NEEDED
-        elif sample.limited:
-            self._first = (delay_s, sample.bits)
-        elif self._first is not None:
-            first_delay, first_bits = self._first
-            self._pairs.append(max(first_delay - first_bits * sample.transmit_s / sample.bits, 0.0))
-            self._first = None
+    def add_timed(self, seconds: float, now: float) -> None:
+        """A round trip that was timed on its own, without a packet's transmission in it."""
+        self._delays.add(max(seconds, 0.0), now)
+        self._seen = max(self._seen, self.FRAMES_NEEDED)
+        self._settle()
+
+    def _settle(self) -> None:
         smallest = self._delays.value
-        if len(self._pairs) >= self.PAIRS_NEEDED:
-            self.seconds = min(smallest, sorted(self._pairs)[len(self._pairs) // 2])
-        elif self._frames >= self.FRAMES_NEEDED:
+        if len(self._fits) >= self.FITS_NEEDED:
+            self.seconds = min(smallest, sorted(self._fits)[len(self._fits) // 2])
+        elif self._seen >= self.FRAMES_NEEDED:
             self.seconds = smallest
         else:
-            # Until pairs could have come, what is over the start value is taken for transmission: a rate that is too
-            # low is corrected by the next larger frame, one that is too high only by frames that are late.
+            # Before that, what is over the start value is taken for transmission: a rate that is too low is corrected
+            # by the next larger frame, one that is too high only by frames that are late.
             self.seconds = min(smallest, self._start_s)
+
+    def _fit(self) -> None:
+        ready, ack, bits = np.array(self._frames).T
+        candidates = np.linspace(0.0, float((ack - ready).min()), 21)[:, None]
+        sent = ack - candidates
+        taken = sent[:, 1:] - np.maximum(ready[1:], sent[:, :-1])
+        seconds_per_bit = taken @ bits[1:] / float(bits[1:] @ bits[1:])
+        error = np.sqrt(np.square(taken - seconds_per_bit[:, None] * bits[1:]).mean(axis=1))
+        best = int(error.argmin())
+        is_better = error[-1] > max(error[best] / 0.7, self.LEAST_ERROR_S)
+        if is_better and error[best] <= self.WORST_FIT * taken[best].mean():
+            self._fits.append(float(candidates[best, 0]))
+        elif self._fits:
+            self._fits.popleft()  # the link is not what it was; the minimum comes back bit by bit
 
 
 @dataclass(frozen=True, slots=True)

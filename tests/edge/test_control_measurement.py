@@ -110,26 +110,47 @@ def test_round_trip_takes_the_minimum_once_enough_frames_were_seen() -> None:
     for frame in range(RoundTrip.FRAMES_NEEDED):
         # At first what is over the start value may as well be transmission.
         assert round_trip.seconds == 0.03
-        round_trip.add(0.08 + frame / 1000, float(frame), DeliverySample(8000, 0.05, limited=True))
-    assert round_trip.seconds == 0.08
+        round_trip.add(float(frame), frame + 0.08 + frame / 1000, 8000, float(frame))
+    assert round_trip.seconds == pytest.approx(0.08)
 
 
-def test_round_trip_starts_from_its_setting_and_believes_what_was_timed_on_its_own() -> None:
+def test_round_trip_that_was_timed_on_its_own_is_believed_at_once() -> None:
     round_trip = RoundTrip(0.03, window_s=60)
-    assert (round_trip.seconds, round_trip.known) == (0.03, False)
-    round_trip.add(0.08, now=0.0)
-    round_trip.add(0.05, now=1.0)
-    round_trip.add(0.07, now=2.0)
-    assert (round_trip.seconds, round_trip.known) == (0.05, True)
+    round_trip.add_timed(0.05, now=0.0)
+    assert round_trip.seconds == pytest.approx(0.05)
+    round_trip.add(1.0, 1.2, 8000, now=1.2)
+    assert round_trip.seconds == pytest.approx(0.05)
+
+
+def answers(rates: list[float], sizes: list[int], round_trip_s: float, interval: float = 0.1) -> RoundTrip:
+    """Frames every `interval` seconds over a FIFO link."""
+    round_trip = RoundTrip(0.03, window_s=60)
+    free = 0.0
+    for frame, (rate, size) in enumerate(zip(rates, sizes, strict=True)):
+        ready = frame * interval
+        free = max(ready, free) + 8 * size / rate
+        round_trip.add(ready, free + round_trip_s, 8.0 * size, free + round_trip_s)
+    return round_trip
 
 
 def test_round_trip_of_a_slow_link_does_not_hold_the_transmission() -> None:
-    """100 kbit/s and 40 ms: no frame of 1000 bytes comes back before 120 ms, yet pairs tell the two apart."""
-    round_trip = RoundTrip(0.03, window_s=60)
-    for second in range(3):
-        round_trip.add(0.12, float(second), DeliverySample(8000, 0.0, limited=True))
-        round_trip.add(0.20, second + 0.1, DeliverySample(8000, 0.08, limited=False))
-    assert round_trip.seconds == pytest.approx(0.04)
+    """100 kbit/s and 50 ms: no frame comes back before 114 ms, yet one round trip explains them all."""
+    sizes = [800 + 150 * (frame * 7 % 5) for frame in range(40)]
+    round_trip = answers([100_000.0] * 40, sizes, 0.05)
+    assert round_trip.seconds == pytest.approx(0.05, abs=0.004)
+
+
+def test_round_trip_of_frames_of_one_size_is_the_minimum() -> None:
+    assert answers([100_000.0] * 40, [800] * 40, 0.05).seconds == pytest.approx(0.05 + 0.064)
+
+
+def test_round_trip_of_a_link_that_no_single_rate_explains_is_the_minimum() -> None:
+    rng = np.random.default_rng(0)
+    rates = np.exp(rng.normal(13, 1.0, 40)).tolist()
+    sizes = [800 + 150 * (frame * 7 % 5) for frame in range(40)]
+    round_trip = answers(rates, sizes, 0.05)
+    smallest = min(0.05 + 8 * size / rate for rate, size in zip(rates, sizes, strict=True))
+    assert round_trip.seconds == pytest.approx(smallest, rel=0.05)
 
 
 def test_compute_time_starts_from_the_share_and_one_hiccup_is_ignored() -> None:
