@@ -32,6 +32,10 @@ LEAST_P = 0.02
 """A chance smaller than this is none: better to leave the core idle until the next frame."""
 
 
+FREE_PROBE = 0.2
+"""Probes that take nobody's place go out at this share of the interval."""
+
+
 @dataclass(frozen=True, slots=True)
 class ControlSettings:
     """What can be tuned. The defaults are meant to be left alone.
@@ -140,7 +144,7 @@ class ControlLoop:
         sent_sizes = [point.bytes_median for point in points if point.kind is not Kind.LOCAL]
         self._useless_bps = 8.0 * min(sent_sizes, default=0.0) / deadline_s
         self._connected = True
-        self._probe_due_at = -math.inf
+        self._probe_at = -math.inf  # when the link was last heard of or asked
         self._probe_wait_s = settings.probe_interval_s
         self._probing: float | None = None  # captured_at of the frame that is a probe
         self._seconds = np.zeros(len(points))
@@ -184,15 +188,16 @@ class ControlLoop:
         sent, sample = answered
         self._hold.add(server_s)
         self._round_trip.add(sent.ready, ack, sent.bits, now)
-        could_send = self._estimator.known and self._estimator.median_bps > self._useless_bps
+        known = self._estimator.known
+        could_send = not known or self._estimator.median_bps > self._useless_bps
         is_back = could_send and now - sent.ready > self._outage_after_s
-        if is_back and sample.bits < self._useless_bps * sample.transmit_s:
+        if is_back and known and sample.bits < self._useless_bps * sample.transmit_s:
             # At such a rate nothing could be sent, and a moment ago it could: the frame sat out an outage, which says
             # nothing of the rate after it. If the next one is like that too, it is the link's rate.
             self._estimator.forget()
         else:
             self._estimator.add(sample, now)
-        self._probe_due_at = now if is_back else now + self._probe_wait_s
+        self._probe_at = -math.inf if is_back else now
 
     def on_round_trip(self, seconds: float, now: float) -> None:
         """A round trip of something tiny (the stream's greeting) was timed, if the pipeline does so."""
@@ -204,7 +209,7 @@ class ControlLoop:
         self._flight.clear()
         self._estimator.forget()
         self._probe_wait_s = self.settings.probe_interval_s
-        self._probe_due_at = now
+        self._probe_at = -math.inf
 
     def on_disconnected(self, now: float) -> None:  # noqa: ARG002
         """The stream is down: only local answers until `on_connected`; what was in flight is lost."""
@@ -341,7 +346,9 @@ class ControlLoop:
         if best not in self._local and p_on_time > 0:
             self._probe_wait_s = self.settings.probe_interval_s
             return False
-        if self._probe_index < 0 or not self._connected or now < self._probe_due_at:
+        # A frame that would be dropped anyway costs nothing but its bytes.
+        wait = self._probe_wait_s * (FREE_PROBE if p_on_time <= 0 else 1.0)
+        if self._probe_index < 0 or not self._connected or now < self._probe_at + wait:
             return False
         oldest = self._flight.oldest
         longest = self.settings.probe_interval_max_s
@@ -351,7 +358,6 @@ class ControlLoop:
         local_is_free = best in self._local and self._compute_seconds()[best] <= self.frame_interval_s
         if local_is_free and self._best_local >= float(self._accuracy.max()):
             return False
-        self._probe_wait_s = longest if oldest is not None else self._probe_wait_s
-        self._probe_due_at = now + self._probe_wait_s
-        self._probe_wait_s = min(2 * self._probe_wait_s, longest)
+        self._probe_at = now
+        self._probe_wait_s = longest if oldest is not None else min(2 * self._probe_wait_s, longest)
         return True
