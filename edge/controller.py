@@ -203,7 +203,7 @@ class ControlLoop:
         """A round trip of something tiny (the stream's greeting) was timed, if the pipeline does so."""
         self._round_trip.add_timed(seconds, now)
 
-    def on_connected(self, now: float) -> None:
+    def on_connected(self, now: float) -> None:  # noqa: ARG002
         """The stream is up (again)."""
         self._connected = True
         self._flight.clear()
