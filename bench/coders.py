@@ -23,7 +23,7 @@ from ..edge.frames import open_sources
 from ..edge.head import Head
 from ..edge.local import Local
 from ..models.bitstream import Packet
-from ..models.edge_half import load_edge_half
+from ..models.bundle import Bundle
 from ..models.exceptions import DataError
 from ..models.image_codec import decode_image
 from ..models.operating_point import Kind
@@ -38,8 +38,15 @@ Pair = tuple[int, int]
 class Coders:
     """The processes, used from one thread. `close` them."""
 
-    def __init__(self, sources: Sequence[str], edge_half: Path, frames: int, processes: int) -> None:
-        """Start them; each reads its frames meanwhile."""
+    def __init__(self, sources: Sequence[str], bundle: Path, frames: int, processes: int) -> None:
+        """Start them; each reads and prepares its frames meanwhile.
+
+        Args:
+            sources: as the edge takes them.
+            bundle: folder of the bundle.
+            frames: how many.
+            processes: that share them.
+        """
         # Not forked: the parent may have threads of PyTorch and gRPC.
         context = multiprocessing.get_context("spawn")
         self._frames = frames
@@ -48,10 +55,19 @@ class Coders:
                 1,
                 mp_context=context,
                 initializer=_begin,
-                initargs=(list(sources), edge_half, range(n, frames, processes)),
+                initargs=(list(sources), bundle, range(n, frames, processes)),
             )
             for n in range(processes)
         ]
+
+    def ready(self) -> None:
+        """Wait until the frames are read."""
+        self._everywhere(_ready)
+
+    def use(self, edge_half: Path) -> None:
+        """Compute with the graphs in this folder; comes before all that follows."""
+        for pool in self._pools:
+            pool.submit(_use, edge_half).result()
 
     def uncut(self) -> list[Labels]:
         """The uncut model's labels of every frame.
@@ -101,9 +117,8 @@ class Coders:
 class _Share:
     """The frames of one process."""
 
-    def __init__(self, sources: list[str], edge_half: Path, frames: range) -> None:
-        self.bundle = load_edge_half(edge_half)
-        self.head, self.local = Head(self.bundle, edge_half), Local(edge_half)
+    def __init__(self, sources: list[str], bundle: Path, frames: range) -> None:
+        self.bundle = Bundle.load(bundle)
         self.encoder = Encoder(self.bundle)
         self.pictures: dict[int, Image.Image] = {}
         self.pixels: dict[int, npt.NDArray[np.uint8]] = {}
@@ -114,6 +129,9 @@ class _Share:
                 raise picture
             self.pictures[index] = picture
             self.pixels[index] = prepare(picture, self.bundle.preprocessing)
+
+    def use(self, edge_half: Path) -> None:
+        self.head, self.local = Head(self.bundle, edge_half), Local(edge_half)
 
     def packet(self, frame: int, index: int) -> bytes:
         point = self.bundle.operating_points[index]
@@ -133,15 +151,23 @@ class _Share:
 _share: _Share | None = None
 
 
-def _begin(sources: list[str], edge_half: Path, frames: range) -> None:
+def _begin(sources: list[str], bundle: Path, frames: range) -> None:
     global _share  # noqa: PLW0603 - what a process of the pool is for
-    _share = _Share(sources, edge_half, frames)
+    _share = _Share(sources, bundle, frames)
 
 
 def _mine() -> _Share:
     if _share is None:
         raise RuntimeError("this process was not begun")
     return _share
+
+
+def _ready() -> list[int]:
+    return [len(_mine().pixels)]
+
+
+def _use(edge_half: Path) -> None:
+    _mine().use(edge_half)
 
 
 def _uncut() -> list[tuple[int, Labels]]:

@@ -10,13 +10,12 @@ same link on the same frames, and summary, frames and timeline are written.
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -26,69 +25,16 @@ from ..server.config import ServerSettings
 from ..server.edge_halves import EdgeHalves
 from . import material
 from .cores import all_cores, cores_beside_the_edge
+from .demo_summary import conclude
 from .demo_view import View
-from .link import LinkRecord, Phase
 from .link_process import LinkProcess
 from .processes import Process, Server
+from .scenario import DEADLINE_MS, DELAY_S, DEVICE_UNCUT_MS, FPS, PHASES, Streamed
 from .tally import FrameRecord
+from .workload import Answers, Workload
 
-FPS = 10.0
-DEADLINE_MS = 250.0
-DEVICE_UNCUT_MS = 150.0
-DELAY_S = 0.012
-PHASES = tuple(
-    Phase(seconds, mbps)
-    for mbps, seconds in (
-        (8, 5),
-        (4, 4),
-        (2, 4),
-        (1, 4),
-        (0.5, 4),
-        (0.25, 4),
-        (0.1, 4),
-        (0, 4),
-        (0.5, 2.5),
-        (2, 2),
-        (8, 2.5),
-    )
-)
-"""40 s; the last rate holds on."""
 SERVER_AWAY_S = 3.0
 """With `--kill-server-at`: how long after its death the server is started again."""
-
-
-@dataclass
-class Streamed:
-    """What the real run gave.
-
-    Attributes:
-        frames: in order of their outcomes.
-        lines: the same as the edge wrote them.
-        summary: the edge's last line.
-        link: what passed the link.
-        link_kind: the mechanism.
-        server_away_s: from when until when there was no server, in seconds since the first frame.
-    """
-
-    frames: list[FrameRecord] = field(default_factory=list)
-    lines: list[dict[str, Any]] = field(default_factory=list)
-    summary: dict[str, Any] = field(default_factory=dict)
-    link: LinkRecord = field(default_factory=LinkRecord)
-    link_kind: str = ""
-    server_away_s: list[tuple[float, float]] = field(default_factory=list)
-
-    def complaints(self) -> list[str]:
-        """Sums that do not add up; empty when all do."""
-        found = []
-        captured, outcomes = self.summary["frames"], self.summary["outcomes"]
-        if sum(outcomes.values()) != captured:
-            found.append(f"the outcomes sum to {sum(outcomes.values())}, but {captured} frames were captured")
-        if sorted(f.frame for f in self.frames) != list(range(captured)):
-            found.append(f"{len(self.frames)} frames have a line, but {captured} were captured")
-        for outcome, count in outcomes.items():
-            if count != (lines := sum(f.outcome == outcome for f in self.frames)):
-                found.append(f"the summary has {count} frames {outcome}, their lines {lines}")
-        return found
 
 
 def run(output: Path, *, kill_server_at: float = 0.0, frames: int = material.FRAMES) -> int:
@@ -109,10 +55,17 @@ def run(output: Path, *, kill_server_at: float = 0.0, frames: int = material.FRA
     output.mkdir(parents=True, exist_ok=True)
     bundle = Bundle.load(ServerSettings.load().bundles[0])
     sources = [str(material.video()), str(material.write_photographs(output / "photographs"))]
-    half, streamed = asyncio.run(_Demo(console, output, bundle, sources, frames, kill_server_at).run())
-    from .demo_summary import conclude
+    cores = len(all_cores())
+    # What the references need later is loaded and read while the server starts, and waits while frames are streamed.
+    with Workload(sources, bundle, frames, cores) as workload, ThreadPoolExecutor(1) as pool:
+        loading = pool.submit(Answers, bundle, cores)
 
-    return conclude(console, output, bundle, half, sources, streamed)
+        def quiet() -> None:
+            workload.ready()
+            loading.result()
+
+        half, streamed = asyncio.run(_Demo(console, output, bundle, sources, frames, kill_server_at, quiet).run())
+        return conclude(console, output, bundle, streamed, half=half, workload=workload, answers=loading.result())
 
 
 @dataclass
@@ -123,6 +76,8 @@ class _Demo:
     sources: list[str]
     frames: int
     kill_server_at: float
+    quiet: Callable[[], None]
+    """Returns when nothing else computes on this machine that the demo has started."""
 
     async def run(self) -> tuple[Path, Streamed]:
         """The folder of the edge half, and the run."""
@@ -132,6 +87,7 @@ class _Demo:
         halves = EdgeHalves(ServerSettings.load().cache_dir)
         async with self._server() as server:
             half = await halves.folder(self.bundle)
+            await asyncio.to_thread(self.quiet)
             return half, await self._stream(server, half)
 
     @asynccontextmanager
@@ -231,9 +187,3 @@ class _Restartable:
     async def stop(self) -> None:
         if self._server is not None:
             await self._server.stop()
-
-
-def write_frames(path: Path, streamed: Streamed) -> None:
-    """The edge's lines, one JSON object a line, in order of the frames."""
-    lines = sorted(streamed.lines, key=lambda line: line["frame"])
-    path.write_text("".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines))

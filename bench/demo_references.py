@@ -1,8 +1,9 @@
 """References for the demo: other ways to use the same link, replayed in virtual time on the same frames.
 
 Measured: every packet's size (the frames are really coded), every answer (the tails are really run), compute times (in
-the demo's edge), the server's time. Replayed: when what is sent arrives, on the schedule of the demo's link. Headrace
-itself is replayed as well, so that the distance between replay and reality can be read off.
+the demo's edge, with every frame's deviation from the median), the server's time. Replayed: when what is sent arrives,
+on the schedule of the demo's link. Headrace itself is replayed as well, so that the distance between replay and
+reality can be read off.
 """
 
 from __future__ import annotations
@@ -10,12 +11,12 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ..models.operating_point import Kind, OperatingPoint
-from .link import Phase
+from .schedule import Phase
 from .simulate import Replay, replay
 from .tally import ON_TIME, FrameRecord
 from .traces import Trace
@@ -23,10 +24,24 @@ from .workload import Answers, Workload, agreement
 
 _ENOUGH_FRAMES = 10
 """So many frames of a stage must have been computed in the demo for its compute time to be taken from there."""
-_SHORTLIST = 4
+_SHORTLIST = 3
 """Fixed points that are looked at closely: those that do best on a sample of frames."""
 _REST_S = 3600.0
 """The schedule's last rate holds on, for a replay that takes a little longer."""
+
+
+@dataclass(frozen=True, slots=True)
+class ComputeTimes:
+    """What the demo's edge took for computing.
+
+    Attributes:
+        median_s: seconds by `OperatingPoint.stage`.
+        deviation: by frame, how much longer than its stage's median it took (1: just as long); frames that computed
+            nothing have that of the frame before.
+    """
+
+    median_s: dict[str, float]
+    deviation: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +52,7 @@ class Conditions:
         phases: the link's schedule, from the first frame on.
         delay_s: one way.
         deadline_s, fps: of the frames.
-        compute_s: seconds of the device by `OperatingPoint.stage`.
+        compute: what the device took.
         server_s: seconds that the server holds a frame.
         disconnected_s: stretches in which the server was away.
     """
@@ -46,7 +61,7 @@ class Conditions:
     delay_s: float
     deadline_s: float
     fps: float
-    compute_s: dict[str, float]
+    compute: ComputeTimes
     server_s: float
     disconnected_s: tuple[tuple[float, float], ...] = ()
 
@@ -59,18 +74,26 @@ class Reference:
     frames: list[FrameRecord]
 
 
-def compute_seconds(
-    frames: Sequence[FrameRecord], points: Sequence[OperatingPoint], else_: dict[str, float]
-) -> dict[str, float]:
-    """Median seconds by stage as the demo's edge took them; of a stage that it hardly used, those in `else_`."""
+def compute_times(
+    frames: Sequence[FrameRecord], points: Sequence[OperatingPoint], otherwise: dict[str, float]
+) -> ComputeTimes:
+    """Compute times as they were measured; of a stage that was hardly used, the median is taken from `otherwise`."""
     stages = {point.name: point.stage for point in points}
     seen: dict[str, list[float]] = {}
+    taken: dict[int, tuple[str, float]] = {}
     for frame in frames:
-        parts = [frame.timings_ms.get(part) for part in ("prepare", "compute", "compress")]
-        if frame.point in stages and parts[1]:
-            seen.setdefault(stages[frame.point], []).append(sum(p or 0.0 for p in parts) / 1000)
-    measured = {stage: statistics.median(each) for stage, each in seen.items() if len(each) >= _ENOUGH_FRAMES}
-    return {**else_, **measured}
+        stage = stages.get(frame.point)
+        if stage is not None and frame.timings_ms.get("compute"):
+            seconds = sum(frame.timings_ms.get(part, 0.0) for part in ("prepare", "compute", "compress")) / 1000
+            seen.setdefault(stage, []).append(seconds)
+            taken[frame.frame] = (stage, seconds)
+    medians = {stage: statistics.median(each) for stage, each in seen.items() if len(each) >= _ENOUGH_FRAMES}
+    deviation, last = [], 1.0
+    for index in range(len(frames)):
+        stage, seconds = taken.get(index, ("", 0.0))
+        last = seconds / medians[stage] if stage in medians else last
+        deviation.append(last)
+    return ComputeTimes({**otherwise, **medians}, tuple(deviation))
 
 
 def server_seconds(frames: Sequence[FrameRecord]) -> float:
@@ -109,7 +132,10 @@ def replay_references(
 class _Replays:
     def __init__(self, workload: Workload, answers: Answers, conditions: Conditions) -> None:
         self._workload, self._answers, self._conditions = workload, answers, conditions
-        self._compute_s = np.array([conditions.compute_s[point.stage] for point in workload.points])
+        medians = conditions.compute.median_s
+        self._compute_s = np.outer(conditions.compute.deviation, [medians[point.stage] for point in workload.points])
+        # As the edge does, the loop begins with compute times that were measured on the device.
+        self._points = [replace(p, edge_share=medians[p.stage] / medians["local"]) for p in workload.points]
         phases = [(p.seconds, p.mbps * 1e6) for p in conditions.phases]
         self._trace = Trace.steps([*phases, (_REST_S, phases[-1][1])])
 
@@ -127,8 +153,8 @@ class _Replays:
     def best_fixed(self) -> Reference:
         """The fixed point, of those that send, with the most right answers in time, in hindsight.
 
-        All are replayed with estimated sizes and judged by their answers to the sample of frames; of the best few,
-        every size and every answer is computed.
+        All are replayed with estimated sizes and judged by their answers to the sample of frames; the best few with
+        their real sizes and by every other answer.
         """
         points = self._workload.points
         timely = {
@@ -139,7 +165,7 @@ class _Replays:
         shortlist = sorted(timely, key=right.__getitem__, reverse=True)[:_SHORTLIST]
         runs = {index: self.settled(fixed=index) for index in shortlist}
         timely = {index: run.on_time for index, run in runs.items()}
-        right = self._right(timely, {index: _answered(run) for index, run in runs.items()})
+        right = self._right(timely, {index: _answered(run)[::2] for index, run in runs.items()})
         best = max(shortlist, key=right.__getitem__)
         return self.reference(f"best fixed, {points[best].name}", runs[best])
 
@@ -154,7 +180,7 @@ class _Replays:
     def _replay(self, allowed: Sequence[int] | None, fixed: int | None) -> Replay:
         c = self._conditions
         return replay(
-            self._workload.points,
+            self._points,
             self._workload.sizes(),
             self._compute_s,
             self._trace,
@@ -164,7 +190,7 @@ class _Replays:
             fixed=fixed,
             allowed=allowed,
             server_s=c.server_s,
-            uncut_s=c.compute_s["local"],
+            uncut_s=c.compute.median_s["local"],
             disconnected_s=c.disconnected_s,
         )
 

@@ -14,36 +14,41 @@ from rich.console import Console
 from rich.table import Table
 
 from ..models.bundle import Bundle
-from . import demo, timeline
-from .cores import all_cores
-from .demo_references import Conditions, Reference, compute_seconds, replay_references, server_seconds
-from .link import Phase
+from . import scenario, timeline
+from .demo_references import Conditions, Reference, compute_times, replay_references, server_seconds
+from .schedule import Phase
 from .tally import OUTCOMES, FrameRecord, Tally, tally
 from .workload import Answers, Workload
 
 HEADRACE = "Headrace, measured"
 MEASURED = (
     "Measured: the first row, by real processes over the emulated link. For the other rows: every packet's size (the "
-    "same frames were really coded), every answer (the tails really ran), compute times, the server's time."
+    "same frames were really coded), every answer (the tails really ran), every frame's compute time, the server's."
 )
 REPLAYED = (
     "Replayed in virtual time: when the other rows' packets and answers arrive on the same schedule of the link. "
     "The row 'Headrace, replayed' shows how far replay and reality agree."
 )
 AGREEMENT = (
-    "Agreement with the uncut model on the same frames: its label is ours (first), or among our five best (five); of "
-    "the frames answered in time, and of all captured frames, where a frame without an answer in time agrees with "
-    "nothing."
+    "Agrees with the uncut model on the same frames: its label is ours (first), or among our five best (five). Of the "
+    "frames answered in time, then of all captured ones, where a frame without an answer in time agrees with nothing."
 )
 
 
 def conclude(
-    console: Console, output: Path, bundle: Bundle, half: Path, sources: Sequence[str], streamed: demo.Streamed
+    console: Console,
+    output: Path,
+    bundle: Bundle,
+    streamed: scenario.Streamed,
+    *,
+    half: Path,
+    workload: Workload,
+    answers: Answers,
 ) -> int:
     """Replay the references, print the summary and write the files. Returns the exit code."""
-    demo.write_frames(output / "frames.jsonl", streamed)
+    scenario.write_frames(output / "frames.jsonl", streamed)
     began = time.monotonic()
-    with console.status("coding the same frames for the references") as status:
+    with console.status("") as status:
 
         def note(text: str) -> None:
             status.update(text)
@@ -51,19 +56,18 @@ def conclude(
                 console.print(f"Afterwards: {text} ...")
 
         note("coding the same frames for the references")
-        cores = len(all_cores())
-        with Workload(sources, half, len(streamed.frames), cores) as workload:
-            conditions = _conditions(streamed, workload)
-            references = replay_references(workload, Answers(bundle, cores), conditions, note)
-            tallies = _tallies(streamed, references, workload)
+        workload.begin(half)
+        conditions = _conditions(streamed, workload)
+        references = replay_references(workload, answers, conditions, note)
+    tallies = _tallies(streamed, references, workload)
     timeline.draw(
         output / "timeline.png",
         streamed.frames,
-        demo.PHASES,
-        deadline_ms=demo.DEADLINE_MS,
+        scenario.PHASES,
+        deadline_ms=scenario.DEADLINE_MS,
         record=streamed.link,
-        title=f"Headrace: {bundle.backbone.name}, {demo.FPS:g} frames/s, {demo.DEADLINE_MS:g} ms deadline, "
-        f"a device on which the uncut model takes {demo.DEVICE_UNCUT_MS:g} ms",
+        title=f"Headrace: {bundle.backbone.name}, {scenario.FPS:g} frames/s, {scenario.DEADLINE_MS:g} ms deadline, "
+        f"a device on which the uncut model takes {scenario.DEVICE_UNCUT_MS:g} ms",
     )
     complaints = streamed.complaints()
     _write_summary(output / "summary.json", bundle, streamed, conditions, tallies, complaints)
@@ -77,28 +81,28 @@ def conclude(
     if not complaints:
         console.print(f"The outcomes of {captured} captured frames sum to {captured}.")
     console.print(
-        f"Written: {output / 'timeline.png'}, summary.json, frames.jsonl, link.json (replays took "
-        f"{time.monotonic() - began:.0f} s)",
+        f"Written: {output / 'timeline.png'}, summary.json, frames.jsonl, link.json (replays "
+        f"took {time.monotonic() - began:.0f} s)",
         soft_wrap=True,
         highlight=False,
     )
     return 1 if complaints else 0
 
 
-def _conditions(streamed: demo.Streamed, workload: Workload) -> Conditions:
-    fallback = workload.device_seconds(demo.DEVICE_UNCUT_MS / 1000)
+def _conditions(streamed: scenario.Streamed, workload: Workload) -> Conditions:
+    fallback = workload.device_seconds(scenario.DEVICE_UNCUT_MS / 1000)
     return Conditions(
-        phases=demo.PHASES,
-        delay_s=demo.DELAY_S,
-        deadline_s=demo.DEADLINE_MS / 1000,
-        fps=demo.FPS,
-        compute_s=compute_seconds(streamed.frames, workload.points, fallback),
+        phases=scenario.PHASES,
+        delay_s=scenario.DELAY_S,
+        deadline_s=scenario.DEADLINE_MS / 1000,
+        fps=scenario.FPS,
+        compute=compute_times(streamed.frames, workload.points, fallback),
         server_s=server_seconds(streamed.frames),
         disconnected_s=tuple(streamed.server_away_s),
     )
 
 
-def _tallies(streamed: demo.Streamed, references: Sequence[Reference], workload: Workload) -> list[Tally]:
+def _tallies(streamed: scenario.Streamed, references: Sequence[Reference], workload: Workload) -> list[Tally]:
     uncut = [labels[0] for labels in workload.uncut]
     return [
         tally(HEADRACE, streamed.frames, uncut, measured=True),
@@ -109,7 +113,7 @@ def _tallies(streamed: demo.Streamed, references: Sequence[Reference], workload:
 def _write_summary(
     path: Path,
     bundle: Bundle,
-    streamed: demo.Streamed,
+    streamed: scenario.Streamed,
     conditions: Conditions,
     tallies: Sequence[Tally],
     complaints: Sequence[str],
@@ -119,17 +123,17 @@ def _write_summary(
         "frames": streamed.summary["frames"],
         "sums_add_up": not complaints,
         "complaints": list(complaints),
-        "fps": demo.FPS,
-        "deadline_ms": demo.DEADLINE_MS,
-        "device_uncut_ms": demo.DEVICE_UNCUT_MS,
+        "fps": scenario.FPS,
+        "deadline_ms": scenario.DEADLINE_MS,
+        "device_uncut_ms": scenario.DEVICE_UNCUT_MS,
         "link": {
             "kind": streamed.link_kind,
-            "one_way_delay_ms": demo.DELAY_S * 1000,
-            "phases": [asdict(phase) for phase in demo.PHASES],
+            "one_way_delay_ms": scenario.DELAY_S * 1000,
+            "phases": [asdict(phase) for phase in scenario.PHASES],
             "connections": streamed.link.connections,
         },
         "server_away_s": streamed.server_away_s,
-        "compute_ms": {stage: round(s * 1000, 2) for stage, s in sorted(conditions.compute_s.items())},
+        "compute_ms": {stage: round(s * 1000, 2) for stage, s in sorted(conditions.compute.median_s.items())},
         "server_ms": round(conditions.server_s * 1000, 2),
         "runs": [asdict(each) for each in tallies],
         "notes": [MEASURED, REPLAYED, AGREEMENT],
@@ -141,7 +145,8 @@ def _print_tallies(console: Console, tallies: Sequence[Tally]) -> None:
     table = Table(title="The same frames over the same link", title_justify="left")
     table.add_column("run", no_wrap=True)
     shown = [o for o in OUTCOMES if any(t.outcomes[o] for t in tallies)]
-    for name in ("frames", *shown, "in time", "first", "five", "first, all", "five, all", "bytes/frame", "median ms"):
+    agrees = ("agrees\nfirst", "agrees\nfive", "of all\nfirst", "of all\nfive")
+    for name in ("frames", *shown, "in time", *agrees, "bytes/\nframe", "median\nms"):
         table.add_column(name, justify="right")
     for each in tallies:
         cells = [
@@ -161,7 +166,7 @@ def _print_phases(console: Console, frames: Sequence[FrameRecord]) -> None:
     table = Table(title="Headrace on the narrowing link", title_justify="left")
     for name in ("from s", "link", "frames", "in time", "bytes/frame", "operating points (frames)"):
         table.add_column(name, justify="left" if name.startswith("operating") else "right")
-    for start, phase, inside in _by_phase(frames, demo.PHASES):
+    for start, phase, inside in _by_phase(frames, scenario.PHASES):
         points = Counter(f.point for f in inside if f.point)
         row: list[Any] = [
             f"{start:g}",

@@ -17,7 +17,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from .link import Phase, RateSchedule
+from .schedule import Phase, RateSchedule
 from .tally import OUTCOMES, FrameRecord
 
 STYLES = {"ok": "green", "local": "blue", "late": "yellow", "dropped": "bright_black", "error": "red"}

@@ -15,7 +15,8 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from .cores import keep_to
-from .link import DEFAULT_QUEUE_BYTES, LinkRecord, Phase, RateSchedule, TcpProxyLink, parse_phases
+from .link import DEFAULT_QUEUE_BYTES, LinkRecord, TcpProxyLink
+from .schedule import Phase, RateSchedule, parse_phases
 
 
 class LinkProcess:

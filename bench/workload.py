@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from ..models.bitstream import Packet
 from ..models.bundle import Bundle
-from ..models.edge_half import load_edge_half
+from ..models.exceptions import DataError
 from ..models.operating_point import Kind
 from .coders import Coders, Labels
 
@@ -41,41 +41,51 @@ class Workload:
     """Some frames, coded at operating points on demand. A context manager; its work is done by other processes.
 
     Attributes:
-        bundle: of the edge half.
-        points: its operating points.
+        points: the bundle's operating points.
         sample: frames that are coded at every point from the start.
         uncut: the uncut model's five best labels of every frame.
         seconds: median processor seconds on this machine by `OperatingPoint.stage`, preparing and coding included;
             and of the "uncut" model alone.
     """
 
-    def __init__(self, sources: Sequence[str], edge_half: Path, frames: int, processes: int) -> None:
-        """Read the frames, run the uncut model on each, code a sample.
+    def __init__(self, sources: Sequence[str], bundle: Bundle, frames: int, processes: int) -> None:
+        """Let the processes read the frames; `begin` comes next.
 
         Args:
             sources: as the edge takes them.
-            edge_half: folder of an edge half.
+            bundle: loaded from a folder.
             frames: how many; the sources hold at least as many.
             processes: that share the work.
 
         Raises:
-            DataError: the sources hold fewer frames, or one cannot be read.
+            DataError: the bundle lies in no folder.
         """
-        self.bundle = load_edge_half(edge_half)
-        self.points = self.bundle.operating_points
+        if bundle.folder is None:
+            raise DataError(f"bundle {bundle.name} lies in no folder; load it from one")
+        self.points = bundle.operating_points
         self.sample = range(SAMPLE_EVERY // 2, frames, SAMPLE_EVERY)
-        self._coders = Coders(sources, edge_half, frames, processes)
+        self.uncut: list[Labels] = []
+        self.seconds: dict[str, float] = {}
         self._packets: dict[Pair, bytes] = {}
         self._sizes = np.zeros((frames, len(self.points)))
         self._known = np.zeros((frames, len(self.points)), np.bool_)
         self._known[:, [i for i, p in enumerate(self.points) if p.kind is Kind.LOCAL]] = True
-        try:
-            self.uncut: list[Labels] = self._coders.uncut()
-            self.seconds: dict[str, float] = self._coders.times(self.sample)
-            self.code((f, i) for f in self.sample for i in range(len(self.points)))
-        except BaseException:
-            self._coders.close()
-            raise
+        self._coders = Coders(sources, bundle.folder, frames, processes)
+
+    def ready(self) -> None:
+        """Wait until the frames are read."""
+        self._coders.ready()
+
+    def begin(self, edge_half: Path) -> None:
+        """Run the uncut model on every frame and code the sample, with the graphs in this folder.
+
+        Raises:
+            DataError: the sources hold fewer frames, or one cannot be read.
+        """
+        self._coders.use(edge_half)
+        self.uncut = self._coders.uncut()
+        self.seconds = self._coders.times(self.sample)
+        self.code((f, i) for f in self.sample for i in range(len(self.points)))
 
     def __enter__(self) -> Workload:
         return self

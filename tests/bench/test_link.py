@@ -12,12 +12,10 @@ from headrace.bench.link import (
     CHUNK_BYTES,
     DEFAULT_QUEUE_BYTES,
     LinkRecord,
-    Phase,
-    RateSchedule,
     TcpProxyLink,
-    parse_phases,
 )
 from headrace.bench.link_process import LinkProcess
+from headrace.bench.schedule import Phase, RateSchedule, parse_phases
 from headrace.bench.traces import Trace
 
 pytestmark = pytest.mark.timeout(60)

@@ -6,8 +6,9 @@ import dataclasses
 import shutil
 
 import pytest
-from headrace.bench.link import RateSchedule, TcpProxyLink
+from headrace.bench.link import TcpProxyLink
 from headrace.bench.processes import Server
+from headrace.bench.schedule import RateSchedule
 from headrace.models.bundle import Bundle
 from headrace.models.edge_half import load_edge_half, write_edge_manifest
 
