@@ -132,6 +132,12 @@ class _Share:
 
     def use(self, edge_half: Path) -> None:
         self.head, self.local = Head(self.bundle, edge_half), Local(edge_half)
+        # Graphs are loaded on first use, which must not count as computing.
+        size = self.bundle.preprocessing.size
+        black = np.zeros((size, size, 3), np.uint8)
+        self.local(black)
+        for split in self.bundle.splits:
+            self.head(split.name, black)
 
     def packet(self, frame: int, index: int) -> bytes:
         point = self.bundle.operating_points[index]
