@@ -51,7 +51,7 @@ def run(output: Path, *, kill_server_at: float = 0.0, frames: int = material.FRA
     Raises:
         HeadraceError: something is missing, or a process ended before its time.
     """
-    console = Console(width=None if sys.stdout.isatty() else 140)
+    console = Console(width=None if sys.stdout.isatty() else 100)
     output.mkdir(parents=True, exist_ok=True)
     bundle = Bundle.load(ServerSettings.load().bundles[0])
     sources = [str(material.video()), str(material.write_photographs(output / "photographs"))]

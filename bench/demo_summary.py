@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -30,8 +30,9 @@ REPLAYED = (
     "The row 'Headrace, replayed' shows how far replay and reality agree."
 )
 AGREEMENT = (
-    "Agrees with the uncut model on the same frames: its label is ours (first), or among our five best (five). Of the "
-    "frames answered in time, then of all captured ones, where a frame without an answer in time agrees with nothing."
+    "Agreement with the uncut model on the same frames: its label is ours (same label), or among our five best (in our "
+    "five). (1) of the frames answered in time; (2) of all captured frames, where one without an answer in time agrees "
+    "with nothing."
 )
 
 
@@ -79,7 +80,7 @@ def conclude(
     for complaint in complaints:
         console.print(f"The sums do not add up: {complaint}", style="bold red")
     if not complaints:
-        console.print(f"The outcomes of {captured} captured frames sum to {captured}.")
+        console.print(f"The outcomes of {captured} captured frames sum to {captured}.", highlight=False)
     console.print(
         f"Written: {output / 'timeline.png'}, summary.json, frames.jsonl, link.json (replays "
         f"took {time.monotonic() - began:.0f} s)",
@@ -142,41 +143,44 @@ def _write_summary(
 
 
 def _print_tallies(console: Console, tallies: Sequence[Tally]) -> None:
-    table = Table(title="The same frames over the same link", title_justify="left")
-    table.add_column("run", no_wrap=True)
-    shown = [o for o in OUTCOMES if any(t.outcomes[o] for t in tallies)]
-    agrees = ("agrees\nfirst", "agrees\nfive", "of all\nfirst", "of all\nfive")
-    for name in ("frames", *shown, "in time", *agrees, "bytes/\nframe", "median\nms"):
-        table.add_column(name, justify="right")
+    """One column a run, so that it fits a terminal of 80 columns."""
+    table = Table(title="The same frames over the same link", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
+    table.add_column("")
     for each in tallies:
-        cells = [
-            *(str(each.captured), *(str(each.outcomes[o]) for o in shown), f"{each.on_time:.1%}"),
-            *(f"{value:.1%}" for value in _agreements(each)),
-            *(f"{each.bytes_per_frame:.0f}", "-" if each.latency_ms is None else f"{each.latency_ms:.0f}"),
-        ]
-        table.add_row(each.name, *cells, style="bold" if each.measured else None)
+        name, _, rest = each.name.replace(",", "").rpartition(" ")
+        table.add_column(f"{name}\n{rest}", justify="right", no_wrap=True)
+    shown = [o for o in OUTCOMES if any(t.outcomes[o] for t in tallies)]
+    rows: list[tuple[str, Callable[[Tally], str]]] = [
+        ("frames", lambda t: str(t.captured)),
+        *((f"  {outcome}", lambda t, o=outcome: str(t.outcomes[o])) for outcome in shown),
+        ("in time", lambda t: f"{t.on_time:.1%}"),
+        ("same label (1)", lambda t: f"{t.agree_first:.1%}"),
+        ("in our five (1)", lambda t: f"{t.agree_five:.1%}"),
+        ("same label (2)", lambda t: f"{t.agree_first_all:.1%}"),
+        ("in our five (2)", lambda t: f"{t.agree_five_all:.1%}"),
+        ("bytes a frame", lambda t: f"{t.bytes_per_frame:.0f}"),
+        ("median ms", lambda t: "-" if t.latency_ms is None else f"{t.latency_ms:.0f}"),
+    ]
+    for name, cell in rows:
+        table.add_row(name, *(cell(each) for each in tallies))
     console.print(table)
 
 
-def _agreements(each: Tally) -> tuple[float, ...]:
-    return each.agree_first, each.agree_five, each.agree_first_all, each.agree_five_all
-
-
 def _print_phases(console: Console, frames: Sequence[FrameRecord]) -> None:
-    table = Table(title="Headrace on the narrowing link", title_justify="left")
-    for name in ("from s", "link", "frames", "in time", "bytes/frame", "operating points (frames)"):
-        table.add_column(name, justify="left" if name.startswith("operating") else "right")
+    table = Table(title="Headrace on the narrowing link", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
+    for name in ("second", "Mbit/s", "frames", "in time", "bytes"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("mostly at (so many frames)", no_wrap=True)
     for start, phase, inside in _by_phase(frames, scenario.PHASES):
         points = Counter(f.point for f in inside if f.point)
-        row: list[Any] = [
+        table.add_row(
             f"{start:g}",
-            f"{phase.mbps:g} Mbit/s" if phase.mbps else "outage",
-            len(inside),
+            f"{phase.mbps:g}" if phase.mbps else "outage",
+            str(len(inside)),
             f"{sum(f.on_time for f in inside) / max(1, len(inside)):.0%}",
             f"{sum(f.bytes for f in inside) / max(1, len(inside)):.0f}",
-            ", ".join(f"{name} ({n})" for name, n in points.most_common(3)),
-        ]
-        table.add_row(*map(str, row))
+            ", ".join(f"{name} {n}" for name, n in points.most_common(2)),
+        )
     console.print(table)
 
 

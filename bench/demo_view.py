@@ -22,7 +22,7 @@ from .tally import OUTCOMES, FrameRecord
 
 STYLES = {"ok": "green", "local": "blue", "late": "yellow", "dropped": "bright_black", "error": "red"}
 _BARS = "▁▂▃▄▅▆▇█"
-_SHOWN_FRAMES = 60
+_SHOWN_FRAMES = 48
 _LINE_EVERY_S = 2.0
 
 
@@ -120,7 +120,9 @@ class View:
         rows.add_row("frames", ProgressBar(self._expected, min(known, self._expected), width=_SHOWN_FRAMES))
         if self._note:
             rows.add_row("", Text(self._note, "bright_black"))
-        return Panel(Group(rows), title=f"Headrace  {elapsed:.0f} s", title_align="left", width=96)
+        return Panel(
+            Group(rows), title=f"Headrace  {elapsed:.0f} s", title_align="left", width=min(96, self._console.width)
+        )
 
     def _latencies(self) -> Text:
         """The last frames' latencies as bars: full height is twice the deadline, red is no answer."""
