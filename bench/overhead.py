@@ -22,6 +22,7 @@ from ..models.exceptions import HeadraceError
 from ..server.config import ServerSettings
 from ..server.edge_halves import EdgeHalves
 from . import material
+from .cores import all_cores, cores_beside_the_edge
 from .processes import Process, Server
 
 COMPUTE = ("prepare", "compute", "compress", "decode", "tail")
@@ -88,7 +89,8 @@ async def _stream(frames: int, scratch: Path, console: Console) -> list[dict[str
     """The lines of that many frames, one in flight."""
     settings = ServerSettings.load()
     bundle = Bundle.load(settings.bundles[0])
-    server = await Server.listening({"port": 0}, scratch / "server.log")
+    cores = cores_beside_the_edge()
+    server = await Server.listening({"port": 0, "threads": max(1, len(cores))}, scratch / "server.log", cores)
     try:
         if console.is_terminal:
             console.print("The device's half is being prepared (half a minute the first time) ...")
@@ -103,6 +105,7 @@ async def _stream(frames: int, scratch: Path, console: Console) -> list[dict[str
             "max_in_flight": 1,
             "point": POINT,
             "deadline_ms": 10_000,
+            "cpu": max(all_cores()) if cores else None,
         }
         edge = await Process.start("edge", flags, scratch / "edge.log")
         try:
