@@ -24,7 +24,9 @@ from .workload import Answers, Workload, agreement
 
 _ENOUGH_FRAMES = 10
 """So many frames of a stage must have been computed in the demo for its compute time to be taken from there."""
-_SHORTLIST = 3
+_LIKELY = 12
+"""Fixed points whose answers to the sample of frames are computed."""
+_SHORTLIST = 2
 """Fixed points that are looked at closely: those that do best on a sample of frames."""
 _REST_S = 3600.0
 """The schedule's last rate holds on, for a replay that takes a little longer."""
@@ -147,19 +149,20 @@ class _Replays:
             missing = [pair for pair in used if not self._workload.known(pair)]
             if not missing:
                 return run
+            # The next replay will often want a neighbouring rate level, which costs little once the head has run.
             near = self._workload.neighbours if fixed is None else lambda index: [index]
             self._workload.code((frame, other) for frame, index in missing for other in near(index))
 
     def best_fixed(self) -> Reference:
         """The fixed point, of those that send, with the most right answers in time, in hindsight.
 
-        All are replayed with estimated sizes and judged by their answers to the sample of frames; the best few with
-        their real sizes and by every other answer.
+        All are replayed with estimated sizes; those that do best by the bundle's accuracies are judged by their answers
+        to the sample of frames; the best few of these with their real sizes and by every other answer.
         """
         points = self._workload.points
-        timely = {
-            index: self._replay(None, index).on_time for index, p in enumerate(points) if p.kind is not Kind.LOCAL
-        }
+        estimates = {index: self._replay(None, index) for index, p in enumerate(points) if p.kind is not Kind.LOCAL}
+        likely = sorted(estimates, key=lambda index: estimates[index].score, reverse=True)[:_LIKELY]
+        timely = {index: estimates[index].on_time for index in likely}
         samples = {index: [(frame, index) for frame in self._workload.sample] for index in timely}
         right = self._right(timely, samples)
         shortlist = sorted(timely, key=right.__getitem__, reverse=True)[:_SHORTLIST]

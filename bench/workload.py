@@ -119,7 +119,9 @@ class Workload:
         return self._coders.answer_images([(pair, self._packets[pair]) for pair in pairs])
 
     def neighbours(self, index: int) -> list[int]:
-        """The point, and those of its stage one rate level finer and coarser."""
+        """The point; and of a feature point those of its stage one rate level finer and coarser, too."""
+        if self.points[index].kind is not Kind.FEATURE:
+            return [index]
         stage = [i for i, p in enumerate(self.points) if p.stage == self.points[index].stage]
         at = stage.index(index)
         return stage[max(0, at - 1) : at + 2]
