@@ -22,12 +22,12 @@ from .workload import Answers, Workload
 
 HEADRACE = "Headrace, measured"
 MEASURED = (
-    "Measured: the first row, by real processes over the emulated link. For the other rows: every packet's size (the "
-    "same frames were really coded), every answer (the tails really ran), every frame's compute time, the server's."
+    "Measured: the first column, by real processes over the emulated link. For the other columns: every packet's size "
+    "(the same frames were really coded), every answer (the tails really ran), every frame's compute time, the server's."
 )
 REPLAYED = (
-    "Replayed in virtual time: when the other rows' packets and answers arrive on the same schedule of the link. "
-    "The row 'Headrace, replayed' shows how far replay and reality agree."
+    "Replayed in virtual time: when the other columns' packets and answers arrive on the same schedule of the link. "
+    "'Headrace, replayed' shows how far replay and reality agree."
 )
 AGREEMENT = (
     "Agreement with the uncut model on the same frames: its label is ours (same label), or among our five best (in our "

@@ -91,7 +91,7 @@ def test_splitting_measures_its_operating_points(bundle):
 
 
 def test_a_packet_carries_the_answer(bundle, backbone, pixels):
-    """Finest rate level, fitted on a street alone: what the uncut model says is among the five best on other photographs.
+    """Finest rate level, fitted on a street alone: the uncut label is among the five best on other photographs.
 
     Not always the first: several labels fit a cat.
     """
