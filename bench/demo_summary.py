@@ -23,7 +23,8 @@ from .workload import Answers, Workload
 HEADRACE = "Headrace, measured"
 MEASURED = (
     "Measured: the first column, by real processes over the emulated link. For the other columns: every packet's size "
-    "(the same frames were really coded), every answer (the tails really ran), every frame's compute time, the server's."
+    "(the same frames were really coded), every answer (the tails really ran), every frame's compute time, "
+    "and the server's."
 )
 REPLAYED = (
     "Replayed in virtual time: when the other columns' packets and answers arrive on the same schedule of the link. "
