@@ -1,8 +1,8 @@
 """`headrace bench overhead`: what the runtime adds to computing, with one frame in flight over loopback.
 
 overhead = end-to-end time - (preparing, head, entropy coding) on the edge - (entropy decoding, decoder and tail) on the
-server. What remains is queues, threads, event loops, gRPC, protobuf and the kernel, there and back. With one operating
-point given and no deadline there is nothing to decide; what a decision among all points takes is stated beside it.
+server. What remains is queues, threads, event loops, gRPC, protobuf and the kernel, there and back. The
+control loop's decision is part of it.
 """
 
 from __future__ import annotations
@@ -12,14 +12,12 @@ import json
 import math
 import statistics
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from ..edge.controller import ControlLoop
 from ..models.bundle import Bundle
 from ..models.exceptions import HeadraceError
 from ..server.config import ServerSettings
@@ -47,36 +45,17 @@ def run(frames: int = 300, json_file: Path | None = None) -> int:
     console = Console()
     with tempfile.TemporaryDirectory(prefix="headrace-") as scratch:
         lines = asyncio.run(_stream(frames + WARM_UP, Path(scratch), console))
-    found = summarise(lines[WARM_UP:]) | {"decision_us": round(decision_us(), 1)}
+    found = summarise(lines[WARM_UP:])
     console.print(
         f"Overhead of the runtime over {found['frames']} frames, one in flight on loopback: median "
         f"{found['median_ms']:.2f} ms, p99 {found['p99_ms']:.2f} ms (end to end {found['end_to_end_ms']:.2f} ms, of "
-        f"which {found['compute_ms']:.2f} ms were computing). A decision among all operating points takes another "
-        f"{found['decision_us']:.0f} us.",
+        f"which {found['compute_ms']:.2f} ms were computing).",
         highlight=False,
         soft_wrap=True,
     )
     if json_file is not None:
         json_file.write_text(json.dumps(found, indent=2) + "\n")
     return 0
-
-
-def decision_us(rounds: int = 300) -> float:
-    """Median time in microseconds of one decision among all operating points, with answers coming in between."""
-    points = Bundle.load(ServerSettings.load().bundles[0]).operating_points
-    loop = ControlLoop(points, deadline_s=0.25, frame_interval_s=0.1, uncut_s=0.15)
-    taken = []
-    for frame in range(rounds):
-        now = frame * 0.1
-        began = time.perf_counter()
-        choice = loop.choose(now, now, compute_free_at=now)
-        taken.append(time.perf_counter() - began)
-        size = int(choice.point.bytes_median)
-        loop.on_computed(choice.point, 0.07, now + 0.07)
-        loop.on_coded(choice.point, size)
-        loop.on_written(frame, size, now + 0.07)
-        loop.on_result(frame, now + 0.12 + 8 * size / 4e6, server_s=0.02, queue_depth=0)
-    return statistics.median(taken) * 1e6
 
 
 def overhead_ms(line: Mapping[str, Any]) -> float:

@@ -70,7 +70,6 @@ class Pipeline:
         self.control = control
         self._to_learn.clear()
         self._local = next((p for p in points if p.kind is Kind.LOCAL), None)
-        self._only = points[0] if len(points) == 1 and self._local is None else None
         self._local_s = local_s
 
     # A frame's way, in order.
@@ -294,8 +293,6 @@ class Pipeline:
                 self._ledger.close(frame, Outcome.DROPPED, OUTAGE)
             return None
         self._learn()
-        if self._only is not None and self.limits.lossless and self.connected and self.in_flight < self._cap:
-            return self._compute(frame, self._only, now)  # no deadline and no other point: nothing to decide
         choice = self.control.choose(now, frame.captured_at, compute_free_at=now)
         remote = choice.point.kind is not Kind.LOCAL and self.connected
         if remote and self.in_flight < self._cap and (choice.p_on_time > 0 or choice.probe or self.limits.lossless):

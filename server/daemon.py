@@ -253,9 +253,6 @@ async def _serve(settings: ServerSettings) -> int:
     }
     sys.stdout.write(json.dumps(listening) + "\n")
     sys.stdout.flush()
-    # What is loaded now stays: sparing the collector from looking through it keeps it off frames' ways.
-    gc.collect()
-    gc.freeze()
     log.info("listening", address=server.address, metrics=server.metrics_address, bundle=short(server.fingerprint))
     await stopping
     log.info("draining")
