@@ -88,7 +88,7 @@ class Unpack(nn.Module):
     def forward(self, packed: Tensor) -> tuple[Tensor, ...]:
         """Unstack and unfold."""
         (height, width), maps = self.packing.grid, []
-        parts = packed.split(self.packing.channels, 1)
+        parts = torch.split(packed, list(self.packing.channels), 1)
         for part, (c, h, w), (down, across) in zip(parts, self.packing.shapes, self.packing.folds, strict=True):
             blocks = part.reshape(-1, c, down, across, height, width).permute(0, 1, 4, 2, 5, 3)
             maps.append(blocks.reshape(-1, c, height * down, width * across)[:, :, :h, :w])

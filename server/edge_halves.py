@@ -14,13 +14,13 @@ import shutil
 import sys
 import tempfile
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import structlog
 
 from ..models.bundle import EDGE_MANIFEST, Bundle, short
-from ..models.edge_half import FileEntry, file_names, load_edge_half, read_edge_manifest
+from ..models.edge_half import FileEntry, file_names, load_edge_half, read_edge_manifest, write_edge_manifest
 from ..models.exceptions import HeadraceError
 from .exceptions import EdgeHalfError
 
@@ -88,14 +88,17 @@ class EdgeHalves:
 
     async def _provide(self, bundle: Bundle) -> Path:
         target = self._cache_dir / bundle.fingerprint.hex()
-        if not await asyncio.to_thread(_is_whole, target, bundle.fingerprint):
-            await self._export(bundle, target)
+        cached = await asyncio.to_thread(_cached, target, bundle.fingerprint)
+        if cached is None or cached.manifest() != bundle.manifest():
+            await self._export(bundle, target, cached)
         return target
 
-    async def _export(self, bundle: Bundle, target: Path) -> None:
+    async def _export(self, bundle: Bundle, target: Path, cached: Bundle | None) -> None:
+        """Put a half into the cache. Of one that is there and was only measured anew, the graphs are kept."""
         if bundle.folder is None:
             raise EdgeHalfError(f"bundle {bundle.name} was not loaded from a folder; save it and serve it from there")
-        log.info("exporting the edge half, this takes about half a minute", fingerprint=short(bundle.fingerprint))
+        if cached is None:
+            log.info("exporting the edge half, this takes about half a minute", fingerprint=short(bundle.fingerprint))
         try:
             self._cache_dir.mkdir(parents=True, exist_ok=True)
             scratch = Path(tempfile.mkdtemp(prefix="export-", dir=self._cache_dir))
@@ -105,10 +108,14 @@ class EdgeHalves:
             ) from error
         try:
             half = scratch / "half"
-            await _run_export(bundle.folder, half)
+            if cached is None:
+                await _run_export(bundle.folder, half)
+            else:
+                await asyncio.to_thread(_with_manifest_of, bundle, target, half)
             await asyncio.to_thread(load_edge_half, half)
             # Whoever reads the cache sees a whole half or none. Another server may have been faster.
-            if not await asyncio.to_thread(_is_whole, target, bundle.fingerprint):
+            present = await asyncio.to_thread(_cached, target, bundle.fingerprint)
+            if present is None or present.manifest() != bundle.manifest():
                 shutil.rmtree(target, ignore_errors=True)
                 half.rename(target)
         except (OSError, HeadraceError) as error:
@@ -118,11 +125,20 @@ class EdgeHalves:
         log.info("exported the edge half", folder=str(target))
 
 
-def _is_whole(folder: Path, fingerprint: bytes) -> bool:
+def _cached(folder: Path, fingerprint: bytes) -> Bundle | None:
+    """The undamaged edge half of that fingerprint, if the folder holds it."""
     try:
-        return load_edge_half(folder).fingerprint == fingerprint
+        found = load_edge_half(folder)
     except HeadraceError:
-        return False
+        return None
+    return found if found.fingerprint == fingerprint else None
+
+
+def _with_manifest_of(bundle: Bundle, half: Path, target: Path) -> None:
+    """Copy an edge half and give the copy the bundle's measured values; the fingerprint does not cover those."""
+    shutil.copytree(half, target)
+    replace(bundle, folder=target).save(target)
+    write_edge_manifest(target, bundle)
 
 
 async def _run_export(bundle_folder: Path, target: Path) -> None:
