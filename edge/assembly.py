@@ -88,13 +88,26 @@ def make_engine(bundle: Bundle, settings: EdgeSettings) -> Engine:
     return engine
 
 
+def of_splits(bundle: Bundle, settings: EdgeSettings) -> tuple[OperatingPoint, ...]:
+    """The bundle's operating points without those of split points that are not used.
+
+    Raises:
+        ConfigError: the bundle has no such split point.
+    """
+    known = [s.name for s in bundle.splits]
+    if unknown := sorted(set(settings.splits) - set(known)):
+        raise ConfigError(f"bundle {bundle.name} has no split point {unknown[0]!r}; --splits takes {', '.join(known)}")
+    used = settings.splits or known
+    return tuple(p for p in bundle.operating_points if p.kind is not Kind.FEATURE or p.split in used)
+
+
 def select_points(bundle: Bundle, settings: EdgeSettings) -> tuple[OperatingPoint, ...]:
     """The bundle's operating points that the settings leave.
 
     Raises:
         ConfigError: none is left, or there is none of the name asked for.
     """
-    points = [p for p in bundle.operating_points if not settings.kinds or p.kind in settings.kinds]
+    points = [p for p in of_splits(bundle, settings) if not settings.kinds or p.kind in settings.kinds]
     if settings.point is not None:
         named = [p for p in points if p.name == settings.point]
         if not named:

@@ -76,6 +76,10 @@ class EdgeSettings(BaseSettings):
         default_factory=list,
         description="Choose among operating points of these kinds only: feature, image, local. Default: all.",
     )
+    splits: Annotated[list[str], NoDecode] = Field(
+        default_factory=list,
+        description="Use these split points only; heads of others are neither fetched nor loaded. Default: all.",
+    )
     max_in_flight: int | None = Field(
         None,
         gt=0,
@@ -128,7 +132,7 @@ class EdgeSettings(BaseSettings):
     )
     device_name: str = Field("", max_length=128, description="Name of this device in the server's log. Default: host.")
 
-    @field_validator("source", "kinds", mode="before")
+    @field_validator("source", "kinds", "splits", mode="before")
     @classmethod
     def _split_commas(cls, value: Any) -> Any:
         """Environment variables hold a JSON list, or text with commas."""

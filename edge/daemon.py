@@ -92,7 +92,7 @@ class Daemon:
         self._clock = time.monotonic
         self._metrics = Metrics()
         self._rng = random.Random()
-        self._cache = Cache(settings.cache_dir)
+        self._cache = Cache(settings.cache_dir, settings.splits)
         self._interval_s = frame_interval_s(settings, [s.fps for s in sources])
         self._control: Any = None
         self._welcome: Welcome | None = None
@@ -228,7 +228,7 @@ class Daemon:
     async def _find_bundle(self) -> Bundle:
         """The edge half: as given, from the cache, or from the server, however long that takes."""
         if self._settings.bundle is not None:
-            return await asyncio.to_thread(load_edge_half, self._settings.bundle)
+            return await asyncio.to_thread(load_edge_half, self._settings.bundle, self._settings.splits)
         cached = await asyncio.to_thread(self._cache.last_from, self._settings.server)
         return cached or await self._fetch()
 

@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,7 +26,7 @@ from ..models.bundle import Bundle, short
 from ..models.edge_half import MAX_FILE_BYTES, load_edge_half
 from ..models.exceptions import BundleError, HeadraceError
 from ..protos.messages import BundleChunk, GetBundleRequest, HeadraceStub
-from .exceptions import FetchError, StreamError
+from .exceptions import ConfigError, FetchError, StreamError
 from .stream import CHANNEL_OPTIONS
 
 log = structlog.get_logger(__name__)
@@ -40,9 +40,14 @@ PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 class Cache:
     """Edge halves that were fetched before."""
 
-    def __init__(self, folder: Path) -> None:
-        """Keep the folder; it is made when something is put into it."""
-        self.folder = folder
+    def __init__(self, folder: Path, splits: Collection[str] = ()) -> None:
+        """Keep where and what; the folder is made when something is put into it.
+
+        Args:
+            folder: of the cache.
+            splits: split points whose heads are wanted; empty for all.
+        """
+        self.folder, self.splits = folder, tuple(splits)
 
     def bundle_folder(self, fingerprint: bytes) -> Path:
         """Where the edge half of that fingerprint lies, if it does."""
@@ -70,7 +75,7 @@ class Cache:
         Raises:
             BundleError: it does not verify.
         """
-        if load_edge_half(received).fingerprint != fingerprint:
+        if load_edge_half(received, self.splits).fingerprint != fingerprint:
             raise BundleError(f"the server sent another bundle than the {short(fingerprint)} it had announced")
         target = self.bundle_folder(fingerprint)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -80,18 +85,22 @@ class Cache:
             present = self._verified(target)
             if present is not None:
                 return present
-            target.rename(Path(tempfile.mkdtemp(prefix="damaged-", dir=self.folder)) / target.name)
+            away = Path(tempfile.mkdtemp(prefix="replaced-", dir=self.folder))
+            target.rename(away / target.name)
             received.rename(target)
-        return load_edge_half(target)
+            shutil.rmtree(away, ignore_errors=True)
+        return load_edge_half(target, self.splits)
 
     def _verified(self, folder: Path) -> Bundle | None:
         if not folder.is_dir():
             return None
         try:
-            return load_edge_half(folder)
+            return load_edge_half(folder, self.splits)
         except HeadraceError as error:
             log.warning(
-                "a cached edge half is damaged and will be fetched again", folder=str(folder), reason=str(error)
+                "a cached edge half is damaged, or lacks a head, and will be fetched again",
+                folder=str(folder),
+                reason=str(error),
             )
             return None
 
@@ -110,13 +119,14 @@ async def fetch_edge_half(server: str, cache: Cache, *, fingerprint: bytes = b""
 
     Raises:
         StreamError: the server cannot be reached, or broke off.
+        ConfigError: its bundle has no such split points.
         FetchError: what it sent is not accepted.
     """
     cache.folder.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix="fetch-", dir=cache.folder))
     channel = grpc.aio.insecure_channel(server, options=CHANNEL_OPTIONS)
     try:
-        request = GetBundleRequest(fingerprint=fingerprint)
+        request = GetBundleRequest(fingerprint=fingerprint, splits=cache.splits)
         stub: Any = HeadraceStub(channel)  # type: ignore[no-untyped-call]
         chunks: AsyncIterator[Any] = stub.GetBundle(request, timeout=timeout_s).__aiter__()
         received = await receive(chunks, temporary)
@@ -125,6 +135,8 @@ async def fetch_edge_half(server: str, cache: Cache, *, fingerprint: bytes = b""
         bundle = await asyncio.to_thread(cache.put, temporary, received)
         cache.remember(server, received)
     except grpc.aio.AioRpcError as error:
+        if error.code() is grpc.StatusCode.INVALID_ARGUMENT:
+            raise ConfigError(f"server {server} cannot give what --splits asks for: {error.details()}") from error
         raise StreamError(f"server {server} gave no edge half: {error.code().name}: {error.details()}") from error
     except BundleError as error:
         raise FetchError(f"the edge half from server {server} is not accepted: {error}") from error

@@ -73,14 +73,15 @@ def profile(settings: EdgeSettings, rounds: int = ROUNDS) -> Profile:
     Raises:
         HeadraceError: there is no edge half, or it cannot be run.
     """
-    from .assembly import make_engine  # assembly reads profiles
+    from .assembly import make_engine, of_splits  # assembly reads profiles
 
     if settings.emulated or settings.cpu is not None:
         pin(settings.cpu)
     bundle = _edge_half(settings)
     engine: Engine = make_engine(bundle, settings)
-    engine.warm_up(bundle.operating_points)
-    seconds = engine.time_stages(bundle.operating_points, rounds)
+    points = of_splits(bundle, settings)
+    engine.warm_up(points)
+    seconds = engine.time_stages(points, rounds)
     path = settings.profile or profile_path(settings, bundle.fingerprint)
     result = Profile(
         fingerprint=bundle.fingerprint.hex(),
@@ -93,7 +94,7 @@ def profile(settings: EdgeSettings, rounds: int = ROUNDS) -> Profile:
         stages_ms={stage: round(each * 1000, 4) for stage, each in seconds.items()},
         points={
             p.name: {"stage": p.stage, "kind": str(p.kind), "bytes": p.bytes_median, "accuracy": p.accuracy}
-            for p in bundle.operating_points
+            for p in points
         },
         path=path,
     )
@@ -154,8 +155,8 @@ def _edge_half(settings: EdgeSettings) -> Bundle:
     from .fetch import Cache, fetch_edge_half
 
     if settings.bundle is not None:
-        return load_edge_half(settings.bundle)
-    cache = Cache(settings.cache_dir)
+        return load_edge_half(settings.bundle, settings.splits)
+    cache = Cache(settings.cache_dir, settings.splits)
     bundle = cache.last_from(settings.server)
     if bundle is None:
         bundle = asyncio.run(fetch_edge_half(settings.server, cache))

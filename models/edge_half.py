@@ -9,6 +9,7 @@ edge.msgpack                          fingerprint; size and SHA-256 of every fil
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,9 +30,18 @@ class FileEntry:
     sha256: bytes
 
 
-def file_names(bundle: Bundle) -> tuple[str, ...]:
-    """Names of the files that an edge half of `bundle` holds, without the manifest that lists them."""
-    return (MANIFEST, TENSORS, *(head_file(s.name) for s in bundle.splits), UNCUT)
+def file_names(bundle: Bundle, splits: Collection[str] = ()) -> tuple[str, ...]:
+    """Names of the files that an edge half of `bundle` holds, without the manifest that lists them.
+
+    Args:
+        bundle: any.
+        splits: only the heads of these split points; empty for all.
+
+    Raises:
+        OperatingPointError: the bundle has no such split point.
+    """
+    chosen = [bundle.split(name) for name in splits] or bundle.splits
+    return (MANIFEST, TENSORS, *(head_file(s.name) for s in chosen), UNCUT)
 
 
 def write_edge_manifest(folder: Path, bundle: Bundle) -> None:
@@ -58,17 +68,22 @@ def read_edge_manifest(folder: Path) -> tuple[bytes, dict[str, FileEntry]]:
         raise BundleError(f"{folder / EDGE_MANIFEST} is not an edge half's manifest: {error!r}") from error
 
 
-def load_edge_half(folder: Path) -> Bundle:
+def load_edge_half(folder: Path, splits: Collection[str] = ()) -> Bundle:
     """Verify every file of an edge half by its digest and load the bundle in it.
+
+    Args:
+        folder: where it lies.
+        splits: the heads of these split points are looked for, others need not be there; empty for all.
 
     Raises:
         BundleError: a file is missing, has another size or digest, or the fingerprints differ.
+        OperatingPointError: the bundle has no such split point.
     """
     fingerprint, files = read_edge_manifest(folder)
     bundle = Bundle.load(folder)
     if bundle.fingerprint != fingerprint:
         raise BundleError(f"{folder} mixes files of two bundles; delete it and fetch or export it again")
-    for name in file_names(bundle):
+    for name in file_names(bundle, splits):
         path = folder / name
         if not path.is_file():
             raise BundleError(f"{path} is missing; export the edge half again with `headrace export`")

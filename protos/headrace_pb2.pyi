@@ -149,10 +149,12 @@ class InferRequest(_message.Message):
     def __init__(self, fingerprint: _Optional[bytes] = ..., frame: _Optional[_Union[Frame, _Mapping]] = ...) -> None: ...
 
 class GetBundleRequest(_message.Message):
-    __slots__ = ("fingerprint",)
+    __slots__ = ("fingerprint", "splits")
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    SPLITS_FIELD_NUMBER: _ClassVar[int]
     fingerprint: bytes
-    def __init__(self, fingerprint: _Optional[bytes] = ...) -> None: ...
+    splits: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, fingerprint: _Optional[bytes] = ..., splits: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class BundleChunk(_message.Message):
     __slots__ = ("fingerprint", "name", "size", "sha256", "data", "files_left")

@@ -13,7 +13,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -68,14 +68,19 @@ class EdgeHalves:
             export.cancel()
         await asyncio.gather(*self._exports.values(), return_exceptions=True)
 
-    async def chunks(self, bundle: Bundle) -> AsyncIterator[Chunk]:
-        """Every file of the edge half in chunks of at most `CHUNK_BYTES`; the manifest comes last.
+    async def chunks(self, bundle: Bundle, splits: Collection[str] = ()) -> AsyncIterator[Chunk]:
+        """The files of the edge half in chunks of at most `CHUNK_BYTES`; the manifest comes last.
+
+        Args:
+            bundle: which.
+            splits: only the heads of these split points; empty for all.
 
         Raises:
             EdgeHalfError: see `folder`.
+            OperatingPointError: the bundle has no such split point.
         """
+        names = (*file_names(bundle, splits), EDGE_MANIFEST)
         folder = await self.folder(bundle)
-        names = (*file_names(bundle), EDGE_MANIFEST)
         _, entries = await asyncio.to_thread(read_edge_manifest, folder)
         for left, name in zip(reversed(range(len(names))), names, strict=True):
             with (folder / name).open("rb") as file:

@@ -18,6 +18,7 @@ import structlog
 from .. import __version__
 from ..models.bitstream import VERSION
 from ..models.bundle import Bundle, short
+from ..models.exceptions import OperatingPointError
 from ..models.operating_point import Kind
 from ..protos import messages
 from ..protos.messages import Frame, Hello, Result, Status, Welcome
@@ -111,12 +112,14 @@ class HeadraceService(messages.HeadraceServicer):
             await _abort(context, grpc.StatusCode.UNAVAILABLE, str(_draining()))
         bundle = (await self._decoder(request.fingerprint or self._default.fingerprint, context)).bundle
         try:
-            async for chunk in self._edge_halves.chunks(bundle):
+            async for chunk in self._edge_halves.chunks(bundle, tuple(request.splits)):
                 message = messages.BundleChunk(data=chunk.data, files_left=chunk.files_left)
                 if chunk.entry is not None:
                     message.fingerprint, message.name = bundle.fingerprint, chunk.name
                     message.size, message.sha256 = chunk.entry.size, chunk.entry.sha256
                 await context.write(message)
+        except OperatingPointError as error:
+            await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
         except EdgeHalfError as error:
             log.error("no edge half for a device", error=str(error))
             await _abort(context, grpc.StatusCode.INTERNAL, str(error))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import onnx
 import pytest
 from headrace.models.bundle import UNCUT, BackboneSpec, Bundle, Preprocessing, SplitSpec, head_file
 from headrace.models.edge_half import file_names, write_edge_manifest
+from headrace.models.exceptions import OperatingPointError
 from headrace.models.operating_point import Kind, OperatingPoint
 from headrace.protos import messages
 from headrace.protos.messages import BundleChunk, Label, Result, Status, TailOutput, Timing, Welcome
@@ -88,7 +89,8 @@ def write_edge_half(folder: Path, bundle: Bundle, work: int = 1) -> Path:
         helper.make_node("AveragePool", ["planes"], ["pooled"], kernel_shape=[cell, cell], strides=[cell, cell]),
     ]
     head = [*front, helper.make_node("Conv", ["pooled", "project"], ["latent"])]
-    _save_graph(folder / head_file("stage.1"), head, [project, scale], "latent", [1, CHANNELS, PLACES, PLACES])
+    for split in bundle.splits:
+        _save_graph(folder / head_file(split.name), head, [project, scale], "latent", [1, CHANNELS, PLACES, PLACES])
     weights = [
         numpy_helper.from_array(rng.normal(size=(3 * PLACES * PLACES, 256)).astype(np.float32), "widen"),
         numpy_helper.from_array((rng.normal(size=(256, 256)) / 16).astype(np.float32), "square"),
@@ -249,21 +251,27 @@ class _Service(messages.HeadraceServicer):
             await context.write(messages.result_response(result))
 
     async def GetBundle(self, request: Any, context: Any) -> None:  # noqa: N802
-        chunks = self.script.chunks() if self.script.chunks is not None else bundle_chunks(self.script.half)
+        try:
+            chunks = self.script.chunks() if self.script.chunks else bundle_chunks(self.script.half, request.splits)
+        except OperatingPointError as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         async for chunk in chunks:
             await context.write(chunk)
 
 
-async def bundle_chunks(half: Path, chunk_bytes: int = 1000) -> AsyncIterator[BundleChunk]:
+def bundle_chunks(half: Path, splits: Sequence[str] = (), chunk_bytes: int = 1000) -> AsyncIterator[BundleChunk]:
     """An edge half as GetBundle sends it."""
     bundle = Bundle.load(half)
-    names = [*file_names(bundle), "edge.msgpack"]
+    return _chunks(half, bundle.fingerprint, [*file_names(bundle, splits), "edge.msgpack"], chunk_bytes)
+
+
+async def _chunks(half: Path, fingerprint: bytes, names: list[str], chunk_bytes: int) -> AsyncIterator[BundleChunk]:
     for left, name in zip(range(len(names) - 1, -1, -1), names, strict=True):
         data = (half / name).read_bytes()
         for at in range(0, max(len(data), 1), chunk_bytes):
             chunk = BundleChunk(data=data[at : at + chunk_bytes], files_left=left)
             if at == 0:
-                chunk.fingerprint, chunk.name = bundle.fingerprint, name
+                chunk.fingerprint, chunk.name = fingerprint, name
                 chunk.size, chunk.sha256 = len(data), hashlib.sha256(data).digest()
             yield chunk
 

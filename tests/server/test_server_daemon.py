@@ -197,6 +197,9 @@ async def test_a_device_gets_its_half_and_can_run_it(
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await stub.GetBundle(messages.GetBundleRequest(fingerprint=bytes(32))).read()
         assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+        with pytest.raises(grpc.aio.AioRpcError, match="no split point 'nowhere'") as caught:
+            await stub.GetBundle(messages.GetBundleRequest(splits=["nowhere"])).read()
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert daemon.log.read_text().count("exported the edge half") == 1
     assert [path.name for path in daemon.cache.iterdir()] == [bundle.fingerprint.hex()]
     split = bundle.splits[0]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from headrace.models.bundle import UNCUT, Bundle, head_file
 from headrace.models.edge_half import load_edge_half, write_edge_manifest
+from headrace.models.exceptions import OperatingPointError
 from headrace.server.edge_halves import EdgeHalves
 from headrace.server.exceptions import EdgeHalfError
 
@@ -62,3 +63,12 @@ async def test_a_damaged_half_is_exported_again(served: Bundle, tmp_path: Path) 
     (cached / UNCUT).write_bytes(b"damaged")
     with pytest.raises(EdgeHalfError, match="cannot be exported"):
         await EdgeHalves(tmp_path / "cache").folder(served)
+
+
+async def test_only_the_heads_that_are_asked_for_are_given(served: Bundle, tmp_path: Path) -> None:
+    write_half(tmp_path / "cache" / served.fingerprint.hex(), served)
+    halves, split = EdgeHalves(tmp_path / "cache"), served.splits[-1].name
+    names = [chunk.name async for chunk in halves.chunks(served, [split]) if chunk.name]
+    assert names == ["bundle.msgpack", "bundle.safetensors", head_file(split), UNCUT, "edge.msgpack"]
+    with pytest.raises(OperatingPointError, match="no split point 'nowhere'"):
+        await anext(halves.chunks(served, ["nowhere"]))
