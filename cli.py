@@ -34,6 +34,8 @@ app.add_typer(bench_app, name="bench")
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file with these settings.")]
 BundleFolder = Annotated[Path, typer.Option("--bundle", help="Folder of the bundle.")]
+Calibration = Annotated[Path, typer.Option(help="Folder of at least 100 unlabelled photographs.")]
+Device = Annotated[str, typer.Option(help="Where to learn: cpu or cuda.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the result to this file.")]
 COMMITTED = Path(__file__).parent / "models" / "bundles" / "efficientnet_lite0"
 
@@ -137,13 +139,16 @@ def profile(config: Path | None, flags: dict[str, Any]) -> None:
 @app.command()
 def split(
     backbone: Annotated[str, typer.Argument(help="Name of the backbone, such as efficientnet_lite0.")],
-    calibration: Annotated[Path, typer.Option(help="Folder of at least 100 unlabelled photographs.")],
+    calibration: Calibration,
     output: Annotated[Path, typer.Option(help="Folder to write the bundle to.")],
     at: Annotated[list[str] | None, typer.Option(help="Split point; may be given several times.")] = None,
     photographs: Annotated[int, typer.Option(help="Photographs to fit on.")] = 150,
     held_out: Annotated[int, typer.Option(help="Other photographs to measure operating points on.")] = 64,
     seed: Annotated[int, typer.Option(help="Of the choice of photographs and of the metric's draws.")] = 0,
     data_note: Annotated[str, typer.Option(help="What the provenance says about the photographs.")] = "",
+    repair: Annotated[bool, typer.Option("--repair", help="Then learn the server's repair, see `repair`.")] = False,
+    repair_minutes: Annotated[float, typer.Option(help="Time for the repair of each split point.")] = 20.0,
+    device: Device = "cpu",
 ) -> None:
     """Cut a backbone without training and write a bundle."""
     from rich.console import Console
@@ -158,6 +163,41 @@ def split(
         bundle = make_bundle(plan, progress, data_note)
     bundle.save(output)
     typer.echo(f"{output}: {len(bundle.operating_points)} operating points, fingerprint {short(bundle.fingerprint)}")
+    if repair:
+        repair_bundle(calibration, output, output, None, repair_minutes, 0, photographs, held_out, seed, device)
+
+
+@app.command("repair")
+def repair_bundle(
+    calibration: Calibration,
+    output: Annotated[Path, typer.Option(help="Folder to write the repaired bundle to; may be the bundle's own.")],
+    bundle: BundleFolder = COMMITTED,
+    at: Annotated[list[str] | None, typer.Option(help="Split point; several times for several. [default: all]")] = None,
+    minutes: Annotated[float, typer.Option(help="Time for each split point.")] = 20.0,
+    steps: Annotated[int, typer.Option(help="Number of steps, instead of what fits into the minutes.")] = 0,
+    photographs: Annotated[int, typer.Option(help="As given to `split`, to measure on the same photographs.")] = 150,
+    held_out: Annotated[int, typer.Option(help="Photographs to measure on, not to learn from.")] = 64,
+    seed: Annotated[int, typer.Option(help="Of crops, rate levels and prefixes.")] = 0,
+    device: Device = "cpu",
+) -> None:
+    """Teach the server's half to answer coarse symbols better; edge and bitstream stay as they are.
+
+    A run that was killed goes on where it was when the same command is given again.
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from .models.bundle import Bundle, short
+    from .models.repair import RepairPlan, repair
+    from .models.split import bar_columns
+
+    places = tuple(at or ())
+    plan = RepairPlan(places, minutes, steps, device=device, seed=seed, photographs=photographs, held_out=held_out)
+    with Progress(*bar_columns(), console=Console(stderr=True)) as progress:
+        repaired = repair(Bundle.load(bundle), calibration, plan, output / "repair-work", progress)
+    repaired.save(output)
+    size = sum(array.nbytes for array in repaired.repair.values())
+    typer.echo(f"{output}: repair of {size} bytes, fingerprint {short(repaired.fingerprint)} as before")
 
 
 @app.command()

@@ -2,12 +2,14 @@
 
     bundle.msgpack        manifest: task, backbone (digest), preprocessing, labels, splits, operating points
     bundle.safetensors    per split: gains, entropy tables (integers), encoder and decoder matrices
+    repair.safetensors    server's half only, where it was learned: see `repaired`
     edge.msgpack          edge half only: digests of the files below
     head-SPLIT.onnx       edge half only: pixels -> latent
     uncut.onnx            edge half only: pixels -> scores, for local answers
 
 The **fingerprint** is a SHA-256 over all tensors and over every part of the manifest that the two sides must share;
-measured values (bytes, accuracy, times), labels and provenance are left out, so that measuring anew keeps it.
+measured values (bytes, accuracy, times), labels and provenance are left out, so that measuring anew keeps it. So is the
+repair, which the edge neither has nor needs; the manifest states the digest of its file.
 Nothing here is pickle, and nothing is read before its size is known.
 """
 
@@ -15,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,7 @@ from .operating_point import Kind, OperatingPoint
 
 FORMAT = 1
 MANIFEST, TENSORS, EDGE_MANIFEST, UNCUT = "bundle.msgpack", "bundle.safetensors", "edge.msgpack", "uncut.onnx"
+REPAIR = "repair.safetensors"
 MAX_MANIFEST_BYTES = 4 * 2**20
 MAX_TENSORS_BYTES = 64 * 2**20
 
@@ -116,6 +119,8 @@ class Bundle:
     tensors: Mapping[str, Array]
     provenance: Mapping[str, Any] = field(default_factory=dict)
     folder: Path | None = None
+    repair: Mapping[str, Array] = field(default_factory=dict)
+    """Tensors float16 that only the server uses, named as `repaired` says; none where nothing was learned."""
 
     @cached_property
     def fingerprint(self) -> bytes:
@@ -173,6 +178,10 @@ class Bundle:
         gain: npt.NDArray[np.float32] = self.tensors[f"{split}/gains"][level]
         return gain
 
+    def without_repair(self) -> Bundle:
+        """The bundle as the edge gets it."""
+        return replace(self, repair={})
+
     @cached_property
     def _points(self) -> dict[int, OperatingPoint]:
         return {p.id: p for p in self.operating_points}
@@ -206,7 +215,15 @@ class Bundle:
                     raise BundleError(f"bundle {self.name}: slices {ends} of {s.name} do not fit {k} channels")
                 if len(self.tables(s.name, level)) < ends[-1]:
                     raise BundleError(f"bundle {self.name}: {s.name} rate level {level} lacks entropy tables")
+        self._check_repair()
         return self
+
+    def _check_repair(self) -> None:
+        for name, array in self.repair.items():
+            if array.dtype != np.float16 or not any(name.startswith(f"{s.name}/") for s in self.splits):
+                raise BundleError(f"bundle {self.name} is damaged: repair {name} is not float16 or for no split point")
+            if not np.isfinite(array).all():
+                raise BundleError(f"bundle {self.name}: repair {name} is not finite; learn it anew")
 
     def manifest(self) -> dict[str, Any]:
         """Plain values, as they are packed."""
@@ -221,6 +238,7 @@ class Bundle:
             "operating_points": [p.to_dict() for p in self.operating_points],
             "provenance": dict(self.provenance),
             "fingerprint": self.fingerprint,
+            **({"repair": hashlib.sha256(self._repair_file()).digest()} if self.repair else {}),
         }
 
     def save(self, folder: Path) -> None:
@@ -228,14 +246,23 @@ class Bundle:
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {k: np.ascontiguousarray(v) for k, v in self.tensors.items()}
         (folder / TENSORS).write_bytes(save_tensors(tensors))
+        # What an earlier bundle left there would be taken for this one's by nobody, but would be shipped with it.
+        (folder / REPAIR).unlink(missing_ok=True)
+        if self.repair:
+            (folder / REPAIR).write_bytes(self._repair_file())
         (folder / MANIFEST).write_bytes(msgpack.packb(self.manifest()))
+
+    def _repair_file(self) -> bytes:
+        data: bytes = save_tensors({k: np.ascontiguousarray(v) for k, v in self.repair.items()})
+        return data
 
     @classmethod
     def load(cls, folder: Path) -> Bundle:
         """Read and verify a bundle.
 
         Raises:
-            BundleError: a file is missing, cannot be read, or does not give the fingerprint that the manifest states.
+            BundleError: a file is missing, cannot be read, or does not give the fingerprint or the digest of the repair
+                that the manifest states.
         """
         manifest = read_msgpack(folder / MANIFEST, MAX_MANIFEST_BYTES)
         if manifest.get("format") != FORMAT:
@@ -259,6 +286,7 @@ class Bundle:
                 tensors=tensors,
                 provenance=manifest["provenance"],
                 folder=folder,
+                repair=_read_repair(folder / REPAIR, manifest["repair"]) if "repair" in manifest else {},
             )
         except (TypeError, KeyError, ValueError) as error:
             raise BundleError(f"{folder / MANIFEST} is not a bundle's manifest: {error!r}") from error
@@ -310,6 +338,21 @@ def read_msgpack(path: Path, limit: int) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise BundleError(f"{path} holds no map")
     return content
+
+
+def _read_repair(path: Path, digest: bytes) -> Mapping[str, Array]:
+    data = read_limited(path, MAX_TENSORS_BYTES)
+    found = hashlib.sha256(data).digest()
+    if found != digest:
+        raise BundleError(
+            f"{path} has the digest {short(found)}, the manifest states another; the repair is damaged or of another "
+            "bundle: copy it again, or learn it anew with `headrace repair`"
+        )
+    try:
+        tensors: Mapping[str, Array] = load_tensors(data)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise BundleError(f"{path} is not a safetensors file: {error}") from error
+    return tensors
 
 
 def _split_spec(fields: Mapping[str, Any]) -> SplitSpec:

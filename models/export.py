@@ -39,7 +39,7 @@ def export_edge_half(bundle: Bundle, folder: Path, note: Callable[[str], None] =
         write_onnx(backbone, nn.Sequential(backbone.head(spec.name), encoder), "latent", folder / head_file(spec.name))
     note(UNCUT)
     write_onnx(backbone, backbone.uncut, "scores", folder / UNCUT)
-    replace(bundle, folder=folder).save(folder)
+    replace(bundle.without_repair(), folder=folder).save(folder)
     write_edge_manifest(folder, bundle)
 
 

