@@ -252,25 +252,25 @@ class Lesson:
         denoiser = None
         if plan.hidden:
             features, _ = crops.batch(np.arange(min(len(crops), 256)))
-            deviation = self._symbols(features, 0)[2].std((0, 2, 3))
+            deviation = features.std((0, 2, 3))
+            deviation = deviation.clamp_min(1e-3 * float(deviation.mean()))
             torch.manual_seed(plan.seed)
-            deviation = deviation.clamp_min(1e-3 * float(deviation.mean())).cpu()
-            denoiser = Denoiser(deviation, mean_gain(bundle, split), plan.hidden)
+            denoiser = Denoiser(features.mean((0, 2, 3)), deviation, mean_gain(bundle, split), plan.hidden)
         decoder = Decoder.of(bundle, split).to(device)
         self.student = Student(decoder, tail, denoiser, plan.rank, plan.seed).to(device)
 
     def latent_loss(self, step: int) -> Tensor:
-        """Squared error of the denoised latent, as a share of the latent's power.
+        """Squared error of the denoised features as a share of their power, both seen through the encoder.
 
         In the closed form's basis plain squared error is error in the answer, to second order (see `closed_form`), at
         a tenth of the cost of running the tail forth and back.
         """
-        denoiser = self.student.denoiser
-        assert denoiser is not None
         features, _ = self._crops.batch(self._indexes(step))
         symbols, gain, latent = self._symbols(features, step)
-        found: Tensor = denoiser(symbols, gain) / gain[:, :, None, None]
-        return (found - latent).square().mean() / latent.square().mean()
+        error: Tensor = self._symbols.encoder(self.student.features(symbols, gain)) - latent
+        # Where components have gains of their own, these are what they matter.
+        scale = (gain / gain.mean(1, keepdim=True))[:, :, None, None]
+        return (error * scale).square().mean() / (latent * scale).square().mean()
 
     def output_loss(self, step: int) -> Tensor:
         """`distance` of the outputs to the uncut model's."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch import Tensor
 from .backbones import Backbone
 from .bottleneck import Encoder
 from .bundle import Bundle, Preprocessing
+from .codec import Codec
 from .exceptions import DataError
 from .preprocessing import prepare
 from .quantiser import quantise
@@ -116,9 +118,10 @@ class RandomSymbols:
 
     def __init__(self, bundle: Bundle, split: str, seed: int, device: torch.device) -> None:
         """Take encoder, gains and slices from the bundle."""
-        self._encoder = Encoder.of(bundle, split).to(device)
-        self._spec, self._seed, self._device = bundle.split(split), seed, device
-        self._gains = np.stack([bundle.gain(split, level) for level in range(self._spec.rate_levels)])
+        self.encoder = Encoder.of(bundle, split).to(device)
+        self._seed, self._device = seed, device
+        self._gains = np.stack([bundle.gain(split, level) for level in range(bundle.split(split).rate_levels)])
+        self._arriving = [_arriving(bundle, split, level) for level in range(len(self._gains))]
         odds = np.linspace(1.0, COARSE, len(self._gains))
         self._odds = odds / odds.sum()
 
@@ -127,16 +130,25 @@ class RandomSymbols:
         the latent float32 [B, K, H, W] that the symbols were made of."""
         rng = np.random.default_rng((self._seed, 1, step))
         levels = rng.choice(len(self._gains), len(features), p=self._odds)
-        with torch.inference_mode():
-            exact = self._encoder(features.to(self._device))
+        with torch.no_grad():
+            exact = self.encoder(features.to(self._device))
         latents = exact.cpu().numpy()
         symbols = np.zeros(latents.shape, np.int32)
         for i, level in enumerate(levels):
-            ends = self._spec.slices[level]
-            arrived = ends[rng.integers(len(ends))] if rng.random() < PREFIXES else ends[-1]
-            symbols[i, :arrived] = quantise(latents[i], self._gains[level])[:arrived]
+            prefixes = self._arriving[level]
+            arrived = prefixes[rng.integers(len(prefixes))] if rng.random() < PREFIXES else prefixes[-1]
+            symbols[i] = quantise(latents[i], self._gains[level]) * arrived
         gain = torch.from_numpy(self._gains[levels])
-        return torch.from_numpy(symbols).to(self._device), gain.to(self._device), exact.clone()
+        return torch.from_numpy(symbols).to(self._device), gain.to(self._device), exact
+
+
+def _arriving(bundle: Bundle, split: str, level: int) -> list[npt.NDArray[np.int32]]:
+    """For each prefix of the slices, 1 where a symbol arrives, int32 [K, H, W]; the codec itself is asked."""
+    codec = Codec(bundle)
+    point = next(p for p in bundle.operating_points if (p.split, p.rate_level) == (split, level))
+    packet = codec.compress_symbols(np.ones(bundle.split(split).latent_shape, np.int32), point, 0)
+    slices = packet.slices
+    return [codec.decompress(replace(packet, slices=slices[: n + 1])) for n in range(len(slices))]
 
 
 def tensors_of(outputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -1,7 +1,7 @@
 """Student: the server's half of one split point with what a repair learns, on its way there.
 
-symbols, gain --Denoiser--> symbols --Decoder--> features --tail, its weights + deltas--> outputs
-                 learned               fixed                 fixed          learned
+symbols, gain --Decoder--> features --Denoiser--> features --tail, its weights + deltas--> outputs
+                 fixed                 learned               fixed          learned
 """
 
 from __future__ import annotations
@@ -47,13 +47,17 @@ class Student(nn.Module):
 
     def forward(self, symbols: Tensor, gain: Tensor) -> tuple[Tensor, ...]:
         """The tail's outputs."""
-        decoder, tail = self._fixed
-        if self.denoiser is not None:
-            symbols = self.denoiser(symbols, gain)
+        _, tail = self._fixed
+        features = self.features(symbols, gain)
         changed = {
             name: weight + self._delta(name, weight) for name, weight in weights(tail).items() if name in self._names
         }
-        return tensors_of(functional_call(tail, changed, (decoder(symbols, gain),)))
+        return tensors_of(functional_call(tail, changed, (features,)))
+
+    def features(self, symbols: Tensor, gain: Tensor) -> Tensor:
+        """What the tail gets, float32 [B, C, H, W]."""
+        features: Tensor = self._fixed[0](symbols, gain)
+        return features if self.denoiser is None else self.denoiser(features, gain)
 
     def tensors(self) -> dict[str, npt.NDArray[np.float16]]:
         """What a bundle holds of it, see `repaired`, without the split point's name."""
@@ -61,7 +65,7 @@ class Student(nn.Module):
         if self.denoiser is not None:
             layers = self.denoiser.layers.state_dict()
             found |= {f"{DENOISE}/{key.replace('.', '/')}": value for key, value in layers.items()}
-            found[f"{DENOISE}/deviation"] = self.denoiser.deviation
+            found |= {f"{DENOISE}/{key}": getattr(self.denoiser, key).flatten() for key in ("mean", "deviation")}
         for name, short in self._names.items():
             unit = self._units[name]
             if short in self.deltas:

@@ -1,13 +1,13 @@
 """Repair: what a server may add behind the entropy decoder so that coarse symbols are answered better.
 
-    symbols, gain --Denoiser--> symbols + change --Decoder--> features --tail + deltas--> scores
-                    learned                        as before             learned
+    symbols, gain --Decoder--> features --Denoiser--> features + change --tail + deltas--> scores
+                    as before             learned                         learned
 
 Nothing of it is on the edge or in the bitstream, so a bundle's fingerprint does not cover it: a server with repair
 serves devices whose half was exported without, and the other way round. The tensors, float16, have their own file:
 
     SPLIT/denoise/LAYER/weight, .../bias       convolutions of the denoiser, first to last
-    SPLIT/denoise/deviation                    of the latent's channels [K], by which it normalises
+    SPLIT/denoise/mean, .../deviation          of the features' channels [C], by which it normalises
     SPLIT/tail/NAME                            what is added to the tail's tensor NAME, in full, or
     SPLIT/tail/NAME/left, .../right            the same as a product [out, r] [r, rest] of low rank
 
@@ -31,52 +31,52 @@ DENOISE, TAIL, LEFT, RIGHT = "denoise", "tail", "/left", "/right"
 
 
 class Denoiser(nn.Module):
-    """symbols [B, K, H, W] and each frame's gain [B, K] -> symbols float32 [B, K, H, W], nearer to what was rounded.
+    """features float32 [B, C, H, W] and each frame's gain [B, K] -> features float32 [B, C, H, W], nearer to the uncut.
 
-    It sees all components of a place and its neighbours, which the decoder does not. Its change is in units of the
-    quantiser's step, so that what one rate level needs does no harm at a finer one; the gain tells it the level. It
-    begins as the identity.
+    It knows what features look like, which the linear decoder does not. Its change is in units of the quantiser's step,
+    so that what a coarse rate level needs does no harm at a fine one. It begins as the identity.
     """
 
-    def __init__(self, deviation: Tensor, gain: float, hidden: int) -> None:
-        """Deviation float32 [K] of the latent; a middling gain; channels of the hidden layers."""
+    def __init__(self, mean: Tensor, deviation: Tensor, gain: float, hidden: int) -> None:
+        """Mean and deviation float32 [C] of the features; a middling gain; channels of the hidden layers."""
         super().__init__()
-        channels = len(deviation)
+        channels = len(mean)
         self.gain = gain
-        self.layers = nn.ModuleList([
-            nn.Conv2d(2 * channels + 1, hidden, 1),
-            nn.Conv2d(hidden, hidden, 3, padding=1),
-            nn.Conv2d(hidden, hidden, 3, padding=1),
-            nn.Conv2d(hidden, channels, 1),
-        ])  # fmt: skip
+        self.layers = nn.ModuleList(
+            [
+                nn.Conv2d(channels + 1, hidden, 1),
+                nn.Conv2d(hidden, hidden, 3, padding=1),
+                nn.Conv2d(hidden, hidden, 3, padding=1),
+                nn.Conv2d(hidden, channels, 1),
+            ]
+        )
         for parameter in self.layers[-1].parameters():
             nn.init.zeros_(parameter)
-        self.deviation = nn.Buffer(deviation)
+        self.mean, self.deviation = nn.Buffer(mean[:, None, None]), nn.Buffer(deviation[:, None, None])
         self.to(memory_format=torch.channels_last)
 
-    def forward(self, symbols: Tensor, gain: Tensor) -> Tensor:
-        """Add what rounding took away, as far as it can be told."""
-        symbols = symbols.float()
-        # Gains span less than one decade; their logarithm is of the size of the normalised latent.
-        level = (gain.mean(1) / self.gain).log()[:, None, None, None].expand(-1, 1, *symbols.shape[2:])
-        latent = symbols / (gain * self.deviation)[:, :, None, None]
-        hidden = torch.cat([latent, symbols.clamp(-1.5, 1.5), level], 1)
+    def forward(self, features: Tensor, gain: Tensor) -> Tensor:
+        """Add what the quantiser took away, as far as it can be told."""
+        step = (self.gain / gain.mean(1))[:, None, None, None]
+        # Steps span less than one decade; their logarithm is of the size of the normalised features.
+        level = step.log().expand(-1, 1, *features.shape[2:])
+        hidden = torch.cat([(features - self.mean) / self.deviation, level], 1)
         for layer in self.layers[:-1]:
             hidden = functional.relu(layer(hidden))
         change: Tensor = self.layers[-1](hidden)
-        return symbols + change
+        return features + change * self.deviation * step
 
 
 class DenoisingDecoder(nn.Module):
-    """A decoder behind a denoiser; called like the decoder."""
+    """A decoder with a denoiser behind it; called like the decoder."""
 
-    def __init__(self, denoiser: nn.Module, decoder: nn.Module) -> None:
+    def __init__(self, decoder: nn.Module, denoiser: nn.Module) -> None:
         super().__init__()
-        self.denoiser, self.decoder = denoiser, decoder
+        self.decoder, self.denoiser = decoder, denoiser
 
     def forward(self, symbols: Tensor, gain: Tensor) -> Tensor:
         """symbols [B, K, H, W], gain [B, K] -> features float32 [B, C, H, W]."""
-        features: Tensor = self.decoder(self.denoiser(symbols, gain), gain)
+        features: Tensor = self.denoiser(self.decoder(symbols, gain), gain)
         return features
 
 
@@ -103,7 +103,7 @@ def repaired(bundle: Bundle, split: str, decoder: nn.Module, tail: nn.Module) ->
     try:
         if f"{DENOISE}/deviation" in tensors:
             decoder = (
-                DenoisingDecoder(_denoiser(tensors, mean_gain(bundle, split)), decoder).requires_grad_(False).eval()
+                DenoisingDecoder(decoder, _denoiser(tensors, mean_gain(bundle, split))).requires_grad_(False).eval()
             )
         return decoder, _with_deltas(tail, deltas)
     except (KeyError, RuntimeError) as error:
@@ -125,7 +125,8 @@ def mean_gain(bundle: Bundle, split: str) -> float:
 
 
 def _denoiser(tensors: Mapping[str, Tensor], gain: float) -> Denoiser:
-    denoiser = Denoiser(tensors[f"{DENOISE}/deviation"], gain, len(tensors[f"{DENOISE}/0/weight"]))
+    mean, deviation = tensors[f"{DENOISE}/mean"], tensors[f"{DENOISE}/deviation"]
+    denoiser = Denoiser(mean, deviation, gain, len(tensors[f"{DENOISE}/0/weight"]))
     layers = range(len(denoiser.layers))
     state = {f"{i}.{part}": tensors[f"{DENOISE}/{i}/{part}"] for i in layers for part in ("weight", "bias")}
     denoiser.layers.load_state_dict(state)
