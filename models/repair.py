@@ -43,6 +43,8 @@ from .split import SplitPlan, choose, measured_points
 DENOISER_STEPS = 3
 """Steps of the denoiser alone, for each step through the tail; they cost a tenth."""
 DENOISER_RATE = 2e-3
+LEVEL_POWER = 2.0
+"""Of the gain, by which frames are weighed."""
 WARM_UP = 30
 """Steps over which the learning rate rises; after them it falls along a cosine."""
 CLIP = 5.0
@@ -171,19 +173,19 @@ def learn(
 
 
 def distance(outputs: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
-    """How far outputs are from the uncut model's, averaged over the batch; a scalar.
+    """How far each frame's outputs are from the uncut model's, float32 [B].
 
     Distributions (scores that sum to 1 over the second axis) are compared by the Kullback-Leibler divergence
     (distillation at temperature 1: Hinton et al., "Distilling the Knowledge in a Neural Network", 2015), anything
     else by squared error in units of its variance.
     """
-    total = outputs[0].new_zeros(())
+    total = outputs[0].new_zeros(len(outputs[0]))
     for mine, theirs in zip(outputs, wanted, strict=True):
         if theirs.ndim == 2 and bool((theirs.sum(1) - 1).abs().max() < 1e-2):
             logarithms = theirs.clamp_min(1e-8).log() - mine.clamp_min(1e-8).log()
-            total = total + (theirs * logarithms).sum(1).mean()
+            total = total + (theirs * logarithms).sum(1)
         else:
-            total = total + (mine - theirs).square().mean() / theirs.var().clamp_min(1e-12)
+            total = total + (mine - theirs).square().flatten(1).mean(1) / theirs.var().clamp_min(1e-12)
     return total
 
 
@@ -249,13 +251,14 @@ class Lesson:
         """Begin; `tail` is the backbone's, on `device`."""
         self._crops, self._plan, self._device = crops, plan, device
         self._symbols = RandomSymbols(bundle, split, plan.seed, device)
+        self._gain = mean_gain(bundle, split)
         denoiser = None
         if plan.hidden:
             features, _ = crops.batch(np.arange(min(len(crops), 256)))
             deviation = features.std((0, 2, 3))
             deviation = deviation.clamp_min(1e-3 * float(deviation.mean()))
             torch.manual_seed(plan.seed)
-            denoiser = Denoiser(features.mean((0, 2, 3)), deviation, mean_gain(bundle, split), plan.hidden)
+            denoiser = Denoiser(features.mean((0, 2, 3)), deviation, self._gain, plan.hidden)
         decoder = Decoder.of(bundle, split).to(device)
         self.student = Student(decoder, tail, denoiser, plan.rank, plan.seed).to(device)
 
@@ -273,10 +276,15 @@ class Lesson:
         return (error * scale).square().mean() / (latent * scale).square().mean()
 
     def output_loss(self, step: int) -> Tensor:
-        """`distance` of the outputs to the uncut model's."""
+        """`distance` of the outputs to the uncut model's, each frame in proportion to what is usual at its rate level.
+
+        A distance grows about as the square of the quantiser's step. Without this, what little goes wrong at fine rate
+        levels would not count, and the tail, which is the same for all, would get worse there.
+        """
         features, wanted = self._crops.batch(self._indexes(step))
         symbols, gain, _ = self._symbols(features, step)
-        return distance(self.student(symbols, gain), tuple(w.to(self._device) for w in wanted))
+        distances = distance(self.student(symbols, gain), tuple(w.to(self._device) for w in wanted))
+        return (distances * (gain.mean(1) / self._gain) ** LEVEL_POWER).mean()
 
     def steps_within(self, seconds: float) -> int:
         """Steps that fit into a time, at least one, with those of the denoiser before them; nothing is learned."""

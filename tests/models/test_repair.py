@@ -97,7 +97,7 @@ def _loss(bundle: Bundle, photographs: Path, folder: Path) -> float:
     features, wanted = crops.batch(np.arange(96))
     decoder, tail = repaired(bundle, "a", Decoder.of(bundle, "a"), backbone.tail("a"))
     with torch.inference_mode():
-        return float(distance((tail(decoder(*RandomSymbols(bundle, "a", 5, CPU)(features, 0)[:2])),), wanted))
+        return float(distance((tail(decoder(*RandomSymbols(bundle, "a", 5, CPU)(features, 0)[:2])),), wanted).mean())
 
 
 def test_the_answers_come_closer_to_the_uncut_models(bundle, better, photographs, tmp_path):
