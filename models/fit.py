@@ -104,7 +104,7 @@ def _gains(
     """Gains of the rate levels that disturb the answer by `distortions`, on latents [N, K, H, W]."""
     sample = latents[:STEPS_FROM]
     unit = max(float(sample.std()), 1e-12)
-    steps = unit * np.geomspace(0.03, 300, 80)
+    steps = unit * np.geomspace(1e-3, 300, 120)
     disturbed: list[float] = []
     for step in steps:
         error = sample - np.rint(sample / np.float32(step)) * np.float32(step)
