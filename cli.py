@@ -142,7 +142,7 @@ def split(
     calibration: Calibration,
     output: Annotated[Path, typer.Option(help="Folder to write the bundle to.")],
     at: Annotated[list[str] | None, typer.Option(help="Split point; may be given several times.")] = None,
-    photographs: Annotated[int, typer.Option(help="Photographs to fit on.")] = 150,
+    photographs: Annotated[int, typer.Option(help="Photographs to fit on, at most.")] = 300,
     held_out: Annotated[int, typer.Option(help="Other photographs to measure operating points on.")] = 64,
     seed: Annotated[int, typer.Option(help="Of the choice of photographs and of the metric's draws.")] = 0,
     data_note: Annotated[str, typer.Option(help="What the provenance says about the photographs.")] = "",

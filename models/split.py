@@ -1,6 +1,6 @@
 """`headrace split`: from a backbone and a folder of unlabelled photographs to a bundle, without training.
 
-photographs -> features at each cut -> Fisher metric -> closed form -> symbols at each rate level -> tables, slices
+photographs -> features and gradients at each cut -> `fit`: transform, quantiser, tables, slices
 held-out photographs -> every operating point -> measured bytes and accuracy
 """
 
@@ -30,20 +30,15 @@ from torch import Tensor, nn
 from .backbones import Backbone, load_backbone
 from .bottleneck import Encoder
 from .bundle import Bundle, SplitSpec
-from .closed_form import ClosedForm, fisher_metric, fit_closed_form
-from .entropy_model import frozen_tables
+from .closed_form import fisher_gradients
 from .exceptions import DataError
 from .export import write_onnx
+from .fit import fit_map
 from .measure import find_pictures, measure, pixel_batches
 from .onnx_time import edge_milliseconds, image_milliseconds
 from .operating_point import Kind, OperatingPoint
-from .quantiser import quantise
 
 MIN_PHOTOGRAPHS = 100
-STEPS = (1.0, 1.25, 1.5, 1.8, 2.2, 2.6, 3.0, 3.4)
-"""Quantiser steps of the rate levels, in units of the components' mean standard deviation, finest first."""
-SLICE_SHARES = (0.4, 0.65, 0.85)
-"""Shares of a rate level's bits at which the first slices end; the last slice holds the rest."""
 IMAGE_QUALITIES: Mapping[str, Sequence[int]] = {"webp": (1, 5, 10, 20, 35, 50, 75, 90), "jpeg": (5, 10, 20, 35, 55, 80)}
 
 
@@ -55,7 +50,8 @@ class SplitPlan:
         backbone: name, as in `backbones.BACKBONES`.
         calibration: folder of photographs; labels are not looked at.
         at: split points; empty for the backbone's usual three.
-        photographs: how many are used to fit, at least 100.
+        photographs: how many are used to fit, at least 100; fewer where the folder does not hold as many besides those
+            that are held out.
         held_out: how many others are used to measure the operating points.
         seed: of the choice of photographs and of the draws for the Fisher metric.
     """
@@ -63,7 +59,7 @@ class SplitPlan:
     backbone: str
     calibration: Path
     at: tuple[str, ...] = ()
-    photographs: int = 150
+    photographs: int = 300
     held_out: int = 64
     seed: int = 0
 
@@ -102,11 +98,15 @@ def split(plan: SplitPlan, progress: Progress | None = None, data_note: str = ""
     for name in names:
         bar = progress.add_task(f"{name}: closed form", total=len(fit_on))
         batches = [b.clone() for b in features.pop(name)]
-        metric = fisher_metric(backbone.tail(name), batches, plan.seed, lambda n, b=bar: progress.advance(b, n))  # type: ignore[misc]
-        form = fit_closed_form(torch.cat(batches), metric)
-        spec, arrays = _rate_levels(name, torch.cat(batches), form)
-        specs.append(spec)
-        tensors |= {f"{name}/{key}": value for key, value in arrays.items()}
+        gradients = fisher_gradients(
+            backbone.tail(name),
+            batches,
+            plan.seed,
+            lambda n, b=bar: progress.advance(b, n),  # type: ignore[misc]
+        )
+        fitted = fit_map(torch.cat(batches), gradients)
+        specs.append(SplitSpec(name, fitted.features, fitted.latent_channels, fitted.slices))
+        tensors |= {f"{name}/{key}": value for key, value in fitted.arrays.items()}
     bundle = Bundle(
         name=plan.backbone,
         task="classification",
@@ -146,16 +146,16 @@ def choose(plan: SplitPlan) -> tuple[list[Path], list[Path]]:
         DataError: there are too few.
     """
     found = find_pictures(plan.calibration)
-    needed = max(plan.photographs, MIN_PHOTOGRAPHS)
-    if plan.photographs < MIN_PHOTOGRAPHS or len(found) < needed:
+    if plan.photographs < MIN_PHOTOGRAPHS or len(found) < MIN_PHOTOGRAPHS:
         raise DataError(
             f"{plan.calibration} holds {len(found)} photographs, {plan.photographs} are asked for, "
             f"and at least {MIN_PHOTOGRAPHS} are needed; add photographs like those the camera will see"
         )
     random.Random(plan.seed).shuffle(found)
+    fitted = min(plan.photographs, max(MIN_PHOTOGRAPHS, len(found) - plan.held_out))
     # With too few for both, what is measured on was also fitted on: better than nothing, and said in the provenance.
-    rest = found[needed : needed + plan.held_out]
-    return found[:needed], rest or found[: plan.held_out]
+    rest = found[fitted : fitted + plan.held_out]
+    return found[:fitted], rest or found[: plan.held_out]
 
 
 def _chain(backbone: Backbone, names: Sequence[str]) -> list[tuple[str, nn.Module]]:
@@ -170,44 +170,6 @@ def _chain(backbone: Backbone, names: Sequence[str]) -> list[tuple[str, nn.Modul
         chain.append((name, nn.Sequential(*(m for _, m in backbone.stages[begin:end])).eval()))
         begin = end
     return chain
-
-
-def _rate_levels(name: str, features: Tensor, form: ClosedForm) -> tuple[SplitSpec, dict[str, np.ndarray[Any, Any]]]:
-    """Gains, tables and slices of a split point, from the calibration photographs' own symbols."""
-    with torch.inference_mode():
-        latents = Encoder(form.encoder, form.mean)(features).numpy()
-    gains = np.full((len(STEPS), latents.shape[1]), 0, np.float32)
-    gains[:] = (1 / (np.array(STEPS) * form.unit)).astype(np.float32)[:, None]
-    arrays: dict[str, np.ndarray[Any, Any]] = {}
-    slices: list[tuple[int, ...]] = []
-    for level, gain in enumerate(gains):
-        symbols = np.stack([quantise(latent, gain) for latent in latents])
-        # A channel that was 0 everywhere is not sent at this level.
-        coded = int(np.flatnonzero(symbols.any(axis=(0, 2, 3)))[-1]) + 1
-        tables = frozen_tables(symbols[:, :coded])
-        index = np.arange(coded, dtype=np.int32)
-        bits = np.array([tables.bits(symbols[:, k], np.full_like(symbols[:, k], k)) for k in index])
-        slices.append(_slice_ends(bits))
-        arrays |= {f"{level}/cdf": tables.cdf, f"{level}/sizes": tables.sizes, f"{level}/offsets": tables.offsets}
-    kept = max(ends[-1] for ends in slices)
-    arrays |= {
-        "gains": np.ascontiguousarray(gains[:, :kept]),
-        "mean": form.mean.numpy(),
-        "encoder": form.encoder[:kept].contiguous().numpy(),
-        "decoder": form.decoder[:, :kept].contiguous().numpy(),
-    }
-    shape = (features.shape[1], features.shape[2], features.shape[3])
-    return SplitSpec(name=name, features=shape, latent_channels=kept, slices=tuple(slices)), arrays
-
-
-def _slice_ends(bits: np.ndarray[Any, Any]) -> tuple[int, ...]:
-    """Channel at which each slice ends, at about `SLICE_SHARES` of the bits, at least one channel a slice."""
-    count, shares = len(bits), np.cumsum(bits) / bits.sum()
-    ends = []
-    for i, share in enumerate(SLICE_SHARES):
-        end = int(np.searchsorted(shares, share)) + 1
-        ends.append(min(max(end, i + 1), count - len(SLICE_SHARES) + i))
-    return (*(max(e, i + 1) for i, e in enumerate(np.maximum.accumulate(ends).tolist())), count)
 
 
 def _operating_points(specs: Sequence[SplitSpec]) -> tuple[OperatingPoint, ...]:
