@@ -40,9 +40,6 @@ from .repair_student import Student
 from .repaired import Denoiser, mean_gain
 from .split import SplitPlan, choose, measured_points
 
-DENOISER_STEPS = 3
-"""Steps of the denoiser alone, for each step through the tail; they cost a tenth."""
-DENOISER_RATE = 2e-3
 LEVEL_POWER = 2.0
 """Of the gain, by which frames are weighed."""
 WARM_UP = 30
@@ -52,6 +49,7 @@ CLIP = 5.0
 CROPS_SHARE = 0.3
 """Share of the minutes after which no more crops are made."""
 SAVE_SECONDS = 30.0
+STATE = "student.safetensors"
 TIMED = 6
 """Steps that are timed to tell how many fit."""
 
@@ -79,7 +77,7 @@ class RepairPlan:
     minutes: float = 20.0
     steps: int = 0
     crops: int = 16_000
-    batch: int = 32
+    batch: int = 16
     rank: int = 16
     hidden: int = 64
     rate: float = 1e-3
@@ -217,14 +215,9 @@ def _learn(
         file.write_text(json.dumps({"steps": plan.steps or lesson.steps_within(left)}))
     # A run that is resumed keeps its schedule.
     steps = int(json.loads(file.read_text())["steps"])
-    if lesson.student.denoiser is not None:
-        named = dict(lesson.student.denoiser.named_parameters())
-        note = _noting(progress, f"{split}: denoiser", DENOISER_STEPS * steps, plan.batch)
-        file = folder / "denoiser.safetensors"
-        learn(named, lesson.latent_loss, DENOISER_RATE, DENOISER_STEPS * steps, file, identity, note)
-    note = _noting(progress, f"{split}: tail", steps, plan.batch)
+    note = _noting(progress, f"{split}: repair", steps, plan.batch)
     named = dict(lesson.student.named_parameters())
-    learn(named, lesson.output_loss, plan.rate, steps, folder / "student.safetensors", identity, note)
+    learn(named, lesson.loss, plan.rate, steps, folder / STATE, identity, note)
     return lesson.student
 
 
@@ -243,7 +236,7 @@ def _noting(progress: Progress, name: str, steps: int, batch: int) -> Callable[[
 
 
 class Lesson:
-    """A student, what it learns from, and its two losses."""
+    """A student, what it learns from, and its loss."""
 
     def __init__(
         self, bundle: Bundle, split: str, tail: nn.Module, crops: Crops, plan: RepairPlan, device: torch.device
@@ -262,42 +255,26 @@ class Lesson:
         decoder = Decoder.of(bundle, split).to(device)
         self.student = Student(decoder, tail, denoiser, plan.rank, plan.seed).to(device)
 
-    def latent_loss(self, step: int) -> Tensor:
-        """Squared error of the denoised features as a share of their power, both seen through the encoder.
-
-        In the closed form's basis plain squared error is error in the answer, to second order (see `closed_form`), at
-        a tenth of the cost of running the tail forth and back.
-        """
-        features, _ = self._crops.batch(self._indexes(step))
-        symbols, gain, latent = self._symbols(features, step)
-        error: Tensor = self._symbols.encoder(self.student.features(symbols, gain)) - latent
-        # Where components have gains of their own, these are what they matter.
-        scale = (gain / gain.mean(1, keepdim=True))[:, :, None, None]
-        return (error * scale).square().mean() / (latent * scale).square().mean()
-
-    def output_loss(self, step: int) -> Tensor:
+    def loss(self, step: int) -> Tensor:
         """`distance` of the outputs to the uncut model's, each frame in proportion to what is usual at its rate level.
 
         A distance grows about as the square of the quantiser's step. Without this, what little goes wrong at fine rate
         levels would not count, and the tail, which is the same for all, would get worse there.
         """
         features, wanted = self._crops.batch(self._indexes(step))
-        symbols, gain, _ = self._symbols(features, step)
+        symbols, gain = self._symbols(features, step)
         distances = distance(self.student(symbols, gain), tuple(w.to(self._device) for w in wanted))
         return (distances * (gain.mean(1) / self._gain) ** LEVEL_POWER).mean()
 
     def steps_within(self, seconds: float) -> int:
-        """Steps that fit into a time, at least one, with those of the denoiser before them; nothing is learned."""
-        losses = [(self.output_loss, 1)] + [(self.latent_loss, DENOISER_STEPS)] * (self.student.denoiser is not None)
-        cost = 0.0
-        for loss_of, times in losses:
-            for step in range(TIMED + 1):
-                if step == 1:  # the first one allocates
-                    began = time.monotonic()
-                loss_of(step).backward()  # type: ignore[no-untyped-call]
-                self.student.zero_grad(set_to_none=True)
-            cost += times * (time.monotonic() - began) / TIMED
-        return max(1, int(seconds / max(cost, 1e-4)))
+        """Steps that fit into a time, at least one; nothing is learned by timing some."""
+        began = 0.0
+        for step in range(TIMED + 1):
+            if step == 1:  # the first one allocates
+                began = time.monotonic()
+            self.loss(step).backward()  # type: ignore[no-untyped-call]
+            self.student.zero_grad(set_to_none=True)
+        return max(1, int(seconds * TIMED / max(time.monotonic() - began, 1e-4)))
 
     def _indexes(self, step: int) -> npt.NDArray[np.int64]:
         return crops_of_step(len(self._crops), self._plan.batch, self._plan.seed, step)

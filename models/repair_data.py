@@ -118,28 +118,26 @@ class RandomSymbols:
 
     def __init__(self, bundle: Bundle, split: str, seed: int, device: torch.device) -> None:
         """Take encoder, gains and slices from the bundle."""
-        self.encoder = Encoder.of(bundle, split).to(device)
+        self._encoder = Encoder.of(bundle, split).to(device)
         self._seed, self._device = seed, device
         self._gains = np.stack([bundle.gain(split, level) for level in range(bundle.split(split).rate_levels)])
         self._arriving = [_arriving(bundle, split, level) for level in range(len(self._gains))]
         odds = np.linspace(1.0, COARSE, len(self._gains))
         self._odds = odds / odds.sum()
 
-    def __call__(self, features: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Features float32 [B, C, H, W] and the step's number -> symbols int32 [B, K, H, W], gain float32 [B, K], and
-        the latent float32 [B, K, H, W] that the symbols were made of."""
+    def __call__(self, features: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Features float32 [B, C, H, W] and the step's number -> symbols int32 [B, K, H, W], gain float32 [B, K]."""
         rng = np.random.default_rng((self._seed, 1, step))
         levels = rng.choice(len(self._gains), len(features), p=self._odds)
-        with torch.no_grad():
-            exact = self.encoder(features.to(self._device))
-        latents = exact.cpu().numpy()
+        with torch.inference_mode():
+            latents = self._encoder(features.to(self._device)).cpu().numpy()
         symbols = np.zeros(latents.shape, np.int32)
         for i, level in enumerate(levels):
             prefixes = self._arriving[level]
             arrived = prefixes[rng.integers(len(prefixes))] if rng.random() < PREFIXES else prefixes[-1]
             symbols[i] = quantise(latents[i], self._gains[level]) * arrived
         gain = torch.from_numpy(self._gains[levels])
-        return torch.from_numpy(symbols).to(self._device), gain.to(self._device), exact
+        return torch.from_numpy(symbols).to(self._device), gain.to(self._device)
 
 
 def _arriving(bundle: Bundle, split: str, level: int) -> list[npt.NDArray[np.int32]]:

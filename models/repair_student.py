@@ -47,17 +47,14 @@ class Student(nn.Module):
 
     def forward(self, symbols: Tensor, gain: Tensor) -> tuple[Tensor, ...]:
         """The tail's outputs."""
-        _, tail = self._fixed
-        features = self.features(symbols, gain)
+        decoder, tail = self._fixed
+        features = decoder(symbols, gain)
+        if self.denoiser is not None:
+            features = self.denoiser(features, gain)
         changed = {
             name: weight + self._delta(name, weight) for name, weight in weights(tail).items() if name in self._names
         }
         return tensors_of(functional_call(tail, changed, (features,)))
-
-    def features(self, symbols: Tensor, gain: Tensor) -> Tensor:
-        """What the tail gets, float32 [B, C, H, W]."""
-        features: Tensor = self._fixed[0](symbols, gain)
-        return features if self.denoiser is None else self.denoiser(features, gain)
 
     def tensors(self) -> dict[str, npt.NDArray[np.float16]]:
         """What a bundle holds of it, see `repaired`, without the split point's name."""
