@@ -21,7 +21,7 @@ from headrace.models.exceptions import BundleError, DataError, OperatingPointErr
 from headrace.models.export import export_edge_half
 from headrace.models.measure import find_pictures
 from headrace.models.repair import Lesson, RepairPlan, crops_of_step, distance, repair
-from headrace.models.repair_data import RandomSymbols, make_crops
+from headrace.models.repair_data import make_crops
 from headrace.models.repaired import repaired
 from headrace.models.split import SplitPlan, split
 from headrace.server.engine import FeatureInput, TailKey
