@@ -202,19 +202,20 @@ def _learn(
         shutil.rmtree(work, ignore_errors=True)
     folder = work / identity
     bar = progress.add_task(f"{split}: crops", total=None)
+    schedule = folder / "steps.json"
     until = math.inf if plan.steps else began + 60 * plan.minutes * CROPS_SHARE
+    if schedule.is_file():  # a run that is resumed keeps its crops and its schedule
+        until = -math.inf
 
     def note_crops(done: int, of: int) -> None:
         progress.update(bar, completed=done, total=of, said=f"{done / max(time.monotonic() - began, 1e-3):.0f}/s")
 
     crops = make_crops(backbone, split, paths, plan.crops, plan.seed, folder, device, note_crops, until)
     lesson = Lesson(bundle, split, backbone.tail(split).to(device), crops, plan, device)
-    file = folder / "steps.json"
-    if not file.is_file():
+    if not schedule.is_file():
         left = 60 * plan.minutes - (time.monotonic() - began)
-        file.write_text(json.dumps({"steps": plan.steps or lesson.steps_within(left)}))
-    # A run that is resumed keeps its schedule.
-    steps = int(json.loads(file.read_text())["steps"])
+        schedule.write_text(json.dumps({"steps": plan.steps or lesson.steps_within(left)}))
+    steps = int(json.loads(schedule.read_text())["steps"])
     note = _noting(progress, f"{split}: repair", steps, plan.batch)
     named = dict(lesson.student.named_parameters())
     learn(named, lesson.loss, plan.rate, steps, folder / STATE, identity, note)
