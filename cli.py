@@ -164,7 +164,7 @@ def split(
     bundle.save(output)
     typer.echo(f"{output}: {len(bundle.operating_points)} operating points, fingerprint {short(bundle.fingerprint)}")
     if repair:
-        repair_bundle(calibration, output, output, None, repair_minutes, 0, photographs, held_out, seed, device)
+        repair_bundle(calibration, output, output, None, None, repair_minutes, 0, photographs, held_out, seed, device)
 
 
 @app.command("repair")
@@ -172,10 +172,11 @@ def repair_bundle(
     calibration: Calibration,
     output: Annotated[Path, typer.Option(help="Folder to write the repaired bundle to; may be the bundle's own.")],
     bundle: BundleFolder = COMMITTED,
+    more: Annotated[list[Path] | None, typer.Option(help="Folder of more photographs to learn from.")] = None,
     at: Annotated[list[str] | None, typer.Option(help="Split point; several times for several. [default: all]")] = None,
     minutes: Annotated[float, typer.Option(help="Time for each split point.")] = 20.0,
     steps: Annotated[int, typer.Option(help="Number of steps, instead of what fits into the minutes.")] = 0,
-    photographs: Annotated[int, typer.Option(help="As given to `split`, to measure on the same photographs.")] = 150,
+    photographs: Annotated[int, typer.Option(help="As given to `split`, to measure on the same photographs.")] = 300,
     held_out: Annotated[int, typer.Option(help="Photographs to measure on, not to learn from.")] = 64,
     seed: Annotated[int, typer.Option(help="Of crops, rate levels and prefixes.")] = 0,
     device: Device = "cpu",
@@ -194,7 +195,7 @@ def repair_bundle(
     places = tuple(at or ())
     plan = RepairPlan(places, minutes, steps, device=device, seed=seed, photographs=photographs, held_out=held_out)
     with Progress(*bar_columns(), console=Console(stderr=True)) as progress:
-        repaired = repair(Bundle.load(bundle), calibration, plan, output / "repair-work", progress)
+        repaired = repair(Bundle.load(bundle), calibration, plan, output / "repair-work", progress, more or ())
     repaired.save(output)
     size = sum(array.nbytes for array in repaired.repair.values())
     typer.echo(f"{output}: repair of {size} bytes, fingerprint {short(repaired.fingerprint)} as before")

@@ -83,7 +83,7 @@ class RepairPlan:
     rate: float = 1e-3
     device: str = "cpu"
     seed: int = 0
-    photographs: int = 150
+    photographs: int = 300
     held_out: int = 64
 
 
@@ -93,6 +93,7 @@ def repair(
     plan: RepairPlan,
     work: Path,
     progress: Progress | None = None,
+    more: Sequence[Path] = (),
 ) -> Bundle:
     """Learn a repair for a bundle's split points and measure its operating points anew.
 
@@ -102,6 +103,7 @@ def repair(
         plan: how.
         work: folder for crops and checkpoints. A run that was killed goes on from there; it is removed at the end.
         progress: where to show progress; None for nowhere.
+        more: folders of other photographs to learn from; none of theirs is measured on.
 
     Returns:
         The same bundle (and fingerprint) with `repair`, and with operating points measured with it.
@@ -119,7 +121,7 @@ def repair(
     names = tuple(bundle.split(name).name for name in plan.at) or tuple(s.name for s in bundle.splits)
     chosen = SplitPlan(bundle.backbone.name, calibration, names, plan.photographs, plan.held_out, plan.seed)
     _, held_out = choose(chosen)
-    paths = [p for p in find_pictures(calibration) if p not in set(held_out)]
+    paths = [p for folder in (calibration, *more) for p in find_pictures(folder) if p not in set(held_out)]
     found = {k: v for k, v in bundle.repair.items() if not k.startswith(tuple(f"{name}/" for name in names))}
     for name in names:
         student = _learn(backbone, bundle, name, paths, plan, work / name, progress)
