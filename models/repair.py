@@ -123,11 +123,13 @@ def repair(
     _, held_out = choose(chosen)
     paths = [p for folder in (calibration, *more) for p in find_pictures(folder) if p not in set(held_out)]
     found = {k: v for k, v in bundle.repair.items() if not k.startswith(tuple(f"{name}/" for name in names))}
+    said = []
     for name in names:
-        student = _learn(backbone, bundle, name, paths, plan, work / name, progress)
+        student, steps = _learn(backbone, bundle, name, paths, plan, work / name, progress)
+        said.append(f"{name} by {steps} steps")
         found |= {f"{name}/{key}": value for key, value in student.tensors().items()}
-    said = f"{', '.join(names)} repaired on {len(paths)} unlabelled photographs, seed {plan.seed}"
-    result = replace(bundle, repair=found, provenance={**bundle.provenance, "repair": said})
+    told = f"{', '.join(said)} of {plan.batch} crops of {len(paths)} unlabelled photographs, seed {plan.seed}"
+    result = replace(bundle, repair=found, provenance={**bundle.provenance, "repair": told})
     result = measured_points(backbone, result.check(), held_out, progress)
     shutil.rmtree(work, ignore_errors=True)
     return result
@@ -197,7 +199,8 @@ def _learn(
     plan: RepairPlan,
     work: Path,
     progress: Progress,
-) -> Student:
+) -> tuple[Student, int]:
+    """A student that has learned, and in how many steps."""
     device, began = torch.device(plan.device), time.monotonic()
     identity = _identity(bundle, split, paths, plan)
     if not (work / identity).is_dir():
@@ -221,7 +224,7 @@ def _learn(
     note = _noting(progress, f"{split}: repair", steps, plan.batch)
     named = dict(lesson.student.named_parameters())
     learn(named, lesson.loss, plan.rate, steps, folder / STATE, identity, note)
-    return lesson.student
+    return lesson.student, steps
 
 
 def _noting(progress: Progress, name: str, steps: int, batch: int) -> Callable[[int, float], None]:
