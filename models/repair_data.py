@@ -80,7 +80,7 @@ def make_crops(
         until: time on the monotonic clock, in seconds, after which no more are made.
 
     Raises:
-        DataError: a photograph cannot be read.
+        DataError: a photograph cannot be read, or the cut goes through several maps.
     """
     folder.mkdir(parents=True, exist_ok=True)
     head, tail = backbone.head(split).to(device), backbone.tail(split).to(device)
@@ -88,8 +88,10 @@ def make_crops(
     def run(begin: int, end: int) -> list[npt.NDArray[np.float16]]:
         pixels = np.stack([_crop(paths[i % len(paths)], backbone.preprocessing, seed, i) for i in range(begin, end)])
         with torch.inference_mode():
-            features = head(torch.from_numpy(pixels).to(device))
-            return [_half(t) for t in (features, *tensors_of(tail(features)))]
+            maps = tensors_of(head(torch.from_numpy(pixels).to(device)))
+            if len(maps) != 1:
+                raise DataError(f"{split} is cut through {len(maps)} maps; a repair is learned behind one: choose --at")
+            return [_half(t) for t in (*maps, *tensors_of(tail(*maps)))]
 
     first = run(0, 1)
     count = max(BATCH, min(count, MAX_BYTES // sum(a[0].nbytes for a in first)))
