@@ -263,6 +263,7 @@ class Daemon:
             stall_s=max(settings.stall_s, patience),
             max_in_flight=most_in_flight(settings),
             lossless=settings.as_fast_as_possible,
+            cut_short=settings.cut_short,
         )
 
     def _on_limits(self, welcome: Welcome) -> None:

@@ -16,7 +16,7 @@ import structlog
 
 from ..models.exceptions import HeadraceError
 from ..models.operating_point import OperatingPoint
-from ..protos.messages import Result, Welcome
+from ..protos.messages import Continuation, Result, Welcome
 from .capture import Capture, Captured
 from .engine import Encoded, Engine, LocalAnswer
 from .exceptions import AbandonedError, SourceError
@@ -146,8 +146,8 @@ class Driver:
         self.pipeline.disconnect(self._clock())
         self._pump()
 
-    def next_to_write(self) -> Outgoing | None:
-        """The stream can take a packet."""
+    def next_to_write(self) -> Outgoing | Continuation | None:
+        """The stream can take something."""
         outgoing = self.pipeline.next_to_write(self._clock())
         self._loop.call_soon(self._pump)  # after it is written: its timer, and what became of frames too old for it
         return outgoing

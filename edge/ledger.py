@@ -48,6 +48,7 @@ class Frame:
         sent_bytes: bytes that were sent for it.
         timings: durations by stage: wait, prepare, compute, compress, link, server, queue, decode, tail.
         outcome, reason, latency_s, labels: known when it is closed; the latency is that of an answer.
+        slices: how many the server answered from.
     """
 
     id: int
@@ -65,6 +66,7 @@ class Frame:
     latency_s: float | None = None
     labels: tuple[Label, ...] = ()
     queue_depth: int = 0
+    slices: int = 0
 
 
 class Ledger:

@@ -53,6 +53,7 @@ class Report:
                 "point": frame.point.name if frame.point else None,
                 "kind": frame.point.kind if frame.point else None,
                 "bytes": frame.sent_bytes,
+                "slices": frame.slices,
                 "labels": labels,
                 "latency_ms": None if frame.latency_s is None else _ms(frame.latency_s),
                 "deadline_ms": round(deadline_s * 1000, 3),

@@ -17,7 +17,7 @@ import structlog
 
 from ..models.bundle import short
 from ..protos import messages
-from ..protos.messages import Frame, HeadraceStub, Hello, Result, Welcome
+from ..protos.messages import Continuation, Frame, HeadraceStub, Hello, Result, StreamRequest, Welcome
 from .exceptions import FingerprintRefusedError, RefusedError, StreamError
 from .interfaces import Outgoing
 from .pipeline import STOPPED
@@ -71,8 +71,8 @@ class Handler(Protocol):
         """The stream is down again; called once for each welcome."""
         ...
 
-    def next_to_write(self) -> Outgoing | None:
-        """The stream can take a packet."""
+    def next_to_write(self) -> Outgoing | Continuation | None:
+        """The stream can take something."""
         ...
 
 
@@ -195,7 +195,7 @@ class StreamClient:
         while True:
             self._ready.clear()
             while (outgoing := self._handler.next_to_write()) is not None:
-                await call.write(messages.frame_request(Frame(outgoing.packet, outgoing.remaining_ms)))
+                await call.write(_request(outgoing))
             await self._ready.wait()
 
     async def _why(self, call: Any, hello: Hello) -> StreamError:
@@ -215,3 +215,10 @@ class StreamClient:
         if code is grpc.StatusCode.OK:
             return StreamError("the server ended the stream")
         return StreamError(f"{code.name}: {details}" if details else code.name)
+
+
+def _request(outgoing: Outgoing | Continuation) -> StreamRequest:
+    if isinstance(outgoing, Continuation):
+        return messages.continuation_request(outgoing)
+    frame = Frame(outgoing.packet, outgoing.remaining_ms, outgoing.slices_to_come, outgoing.patience_ms)
+    return messages.frame_request(frame)

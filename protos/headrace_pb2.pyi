@@ -53,20 +53,38 @@ class Welcome(_message.Message):
     def __init__(self, fingerprint: _Optional[bytes] = ..., max_packet_bytes: _Optional[int] = ..., max_in_flight: _Optional[int] = ..., server_version: _Optional[str] = ..., bundle: _Optional[str] = ..., operating_points: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Frame(_message.Message):
-    __slots__ = ("packet", "remaining_ms")
+    __slots__ = ("packet", "remaining_ms", "slices_to_come", "patience_ms")
     PACKET_FIELD_NUMBER: _ClassVar[int]
     REMAINING_MS_FIELD_NUMBER: _ClassVar[int]
+    SLICES_TO_COME_FIELD_NUMBER: _ClassVar[int]
+    PATIENCE_MS_FIELD_NUMBER: _ClassVar[int]
     packet: bytes
     remaining_ms: int
-    def __init__(self, packet: _Optional[bytes] = ..., remaining_ms: _Optional[int] = ...) -> None: ...
+    slices_to_come: int
+    patience_ms: int
+    def __init__(self, packet: _Optional[bytes] = ..., remaining_ms: _Optional[int] = ..., slices_to_come: _Optional[int] = ..., patience_ms: _Optional[int] = ...) -> None: ...
+
+class Continuation(_message.Message):
+    __slots__ = ("frame_id", "slice", "crc", "cut")
+    FRAME_ID_FIELD_NUMBER: _ClassVar[int]
+    SLICE_FIELD_NUMBER: _ClassVar[int]
+    CRC_FIELD_NUMBER: _ClassVar[int]
+    CUT_FIELD_NUMBER: _ClassVar[int]
+    frame_id: int
+    slice: bytes
+    crc: int
+    cut: bool
+    def __init__(self, frame_id: _Optional[int] = ..., slice: _Optional[bytes] = ..., crc: _Optional[int] = ..., cut: _Optional[bool] = ...) -> None: ...
 
 class StreamRequest(_message.Message):
-    __slots__ = ("hello", "frame")
+    __slots__ = ("hello", "frame", "continuation")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     FRAME_FIELD_NUMBER: _ClassVar[int]
+    CONTINUATION_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     frame: Frame
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., frame: _Optional[_Union[Frame, _Mapping]] = ...) -> None: ...
+    continuation: Continuation
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., frame: _Optional[_Union[Frame, _Mapping]] = ..., continuation: _Optional[_Union[Continuation, _Mapping]] = ...) -> None: ...
 
 class StreamResponse(_message.Message):
     __slots__ = ("welcome", "result")

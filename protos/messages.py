@@ -61,10 +61,29 @@ class Welcome:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """A packet's bytes and what remains of its deadline, in ms (0: none)."""
+    """A packet's bytes, and times in ms.
+
+    Attributes:
+        packet: with all slices, or the first ones.
+        remaining_ms: what remains of its deadline; 0: none.
+        slices_to_come: how many follow, each as a `Continuation`.
+        patience_ms: how long the server waits for them before it answers without.
+    """
 
     packet: bytes
     remaining_ms: int = 0
+    slices_to_come: int = 0
+    patience_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """The next slice of a frame and its CRC-32, or (`cut`) the word that no more will come."""
+
+    frame_id: int
+    slice: bytes = b""
+    crc: int = 0
+    cut: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,14 +152,30 @@ def hello_request(hello: Hello) -> pb.StreamRequest:
 
 def frame_request(frame: Frame) -> pb.StreamRequest:
     """A frame as a request of the stream."""
-    return pb.StreamRequest(frame=pb.Frame(packet=frame.packet, remaining_ms=frame.remaining_ms))
+    return pb.StreamRequest(
+        frame=pb.Frame(
+            packet=frame.packet,
+            remaining_ms=frame.remaining_ms,
+            slices_to_come=frame.slices_to_come,
+            patience_ms=frame.patience_ms,
+        )
+    )
 
 
-def read_request(request: pb.StreamRequest) -> Hello | Frame | None:
-    """What a stream request holds; None when it holds neither."""
+def continuation_request(c: Continuation) -> pb.StreamRequest:
+    """A continuation as a request of the stream."""
+    return pb.StreamRequest(continuation=pb.Continuation(frame_id=c.frame_id, slice=c.slice, crc=c.crc, cut=c.cut))
+
+
+def read_request(request: pb.StreamRequest) -> Hello | Frame | Continuation | None:
+    """What a stream request holds; None when it holds nothing that is known."""
     kind = request.WhichOneof("message")
     if kind == "frame":
-        return Frame(request.frame.packet, request.frame.remaining_ms)
+        f = request.frame
+        return Frame(f.packet, f.remaining_ms, f.slices_to_come, f.patience_ms)
+    if kind == "continuation":
+        c = request.continuation
+        return Continuation(c.frame_id, c.slice, c.crc, c.cut)
     if kind == "hello":
         h = request.hello
         return Hello(h.fingerprint, h.packet_version, h.device, h.client_version)
@@ -248,6 +283,7 @@ __all__ = [
     "SERVICE",
     "Box",
     "BundleChunk",
+    "Continuation",
     "DecodeError",
     "Frame",
     "GetBundleRequest",
@@ -265,6 +301,7 @@ __all__ = [
     "Timing",
     "Welcome",
     "add_HeadraceServicer_to_server",
+    "continuation_request",
     "frame_request",
     "hello_request",
     "infer_request",
