@@ -111,3 +111,23 @@ async def test_another_bundle_is_refused_and_both_fingerprints_are_named(
     assert ours.fingerprint.hex()[:16] in log
     assert changed.fingerprint.hex()[:16] in log
     edge.assert_sums()
+
+
+async def test_a_frame_in_flight_is_cut_short_when_the_link_narrows(server, edge_half, photographs, start_edge):
+    """Slices leave one by one on a slow link; the rest of a frame is given up and its prefix answered."""
+    flags = {"server": server, "bundle": edge_half, "source": photographs, "point": "blocks.3@0", "loop": True}
+
+    def cut(frames):
+        return any(line["outcome"] in ("ok", "late") and 0 < line["slices"] < 4 for line in frames)
+
+    async with TcpProxyLink(server, RateSchedule([(0, 400e3)]), delay_s=0.005) as link:
+        edge = await start_edge(**(flags | {"server": link.address, "fps": 5, "deadline_ms": 400}))
+        seen = await edge.until(outcome("ok", count=6))
+        for rate in (60e3, 400e3) * 10:
+            link.set_rate(rate)
+            seen = await edge.until(lambda frames: len(frames) >= 6, seen)
+            if cut(edge.frames):
+                break
+        assert cut(edge.frames), edge.counts()
+        assert await edge.terminate() == 0
+        edge.assert_sums()
