@@ -208,7 +208,7 @@ class ControlLoop:
         self._probe_at = -math.inf if is_back else now
 
     def on_round_trip(self, seconds: float, now: float) -> None:
-        """A round trip of something tiny (the stream's greeting) was timed, if the pipeline does so."""
+        """A round trip of something tiny (the stream's greeting) was timed."""
         self._round_trip.add_timed(seconds, now)
 
     def on_connected(self, now: float) -> None:  # noqa: ARG002

@@ -123,11 +123,14 @@ class Driver:
 
     # Stream: what `StreamClient` calls.
 
-    def on_welcome(self, welcome: Welcome) -> None:
+    def on_welcome(self, welcome: Welcome, round_trip_s: float) -> None:
         """The stream is up."""
         self.on_limits(welcome)
         self.pipeline.connect(
-            self._clock(), max_in_flight=welcome.max_in_flight, max_packet_bytes=welcome.max_packet_bytes
+            self._clock(),
+            max_in_flight=welcome.max_in_flight,
+            max_packet_bytes=welcome.max_packet_bytes,
+            round_trip_s=round_trip_s,
         )
         log.info("stream is up", server_version=welcome.server_version, bundle=welcome.bundle)
         self._pump()

@@ -211,12 +211,16 @@ class Pipeline:
 
     # The connection.
 
-    def connect(self, now: float, *, max_in_flight: int, max_packet_bytes: int) -> None:
-        """The server has greeted us, with its limits."""
+    def connect(
+        self, now: float, *, max_in_flight: int, max_packet_bytes: int, round_trip_s: float | None = None
+    ) -> None:
+        """The server has greeted us, with its limits; that took `round_trip_s`, if it was timed."""
         self.connected, self._last_answer_at = True, now
         self._server_in_flight = max_in_flight
         self.limits = replace(self.limits, max_packet_bytes=max_packet_bytes)
         self.control.on_connected(now)
+        if round_trip_s is not None:
+            self.control.on_round_trip(round_trip_s, now)
 
     def disconnect(self, now: float) -> None:
         """The stream is broken, what is on its way gets no answer: serve it on the device where time allows."""

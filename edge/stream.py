@@ -59,8 +59,8 @@ class Backoff:
 class Handler(Protocol):
     """Who is told what happens on the stream; called in the event loop's thread."""
 
-    def on_welcome(self, welcome: Welcome) -> None:
-        """The stream is up."""
+    def on_welcome(self, welcome: Welcome, round_trip_s: float) -> None:
+        """The stream is up; the greeting took `round_trip_s` seconds there and back."""
         ...
 
     def on_result(self, result: Result) -> None:
@@ -136,8 +136,11 @@ class StreamClient:
             call: Any = HeadraceStub(channel).Stream()  # type: ignore[no-untyped-call]
             try:
                 async with asyncio.timeout(self._connect_timeout_s):
+                    await _tried(channel)  # so that the greeting's time is that of one round trip
+                    greeted = self._clock()
                     await call.write(messages.hello_request(hello))
                     response = await call.read()
+                    round_trip_s = self._clock() - greeted
             except TimeoutError:
                 raise StreamError(f"no greeting within {self._connect_timeout_s:g} s") from None
             except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
@@ -150,14 +153,14 @@ class StreamClient:
                     f"the edge holds bundle {short(hello.fingerprint)}, the server answers with "
                     f"{short(welcome.fingerprint)}; give both the same bundle"
                 )
-            await self._serve(call, hello, welcome)
+            await self._serve(call, hello, welcome, round_trip_s)
         finally:
             await channel.close(None)
 
-    async def _serve(self, call: Any, hello: Hello, welcome: Welcome) -> NoReturn:
+    async def _serve(self, call: Any, hello: Hello, welcome: Welcome, round_trip_s: float) -> NoReturn:
         hang: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         began, self._hang = self._clock(), hang
-        self._handler.on_welcome(welcome)
+        self._handler.on_welcome(welcome, round_trip_s)
         self.attempted.set()
         reading, writing = asyncio.create_task(self._read(call)), asyncio.create_task(self._write(call))
         reason = STOPPED
@@ -215,6 +218,13 @@ class StreamClient:
         if code is grpc.StatusCode.OK:
             return StreamError("the server ended the stream")
         return StreamError(f"{code.name}: {details}" if details else code.name)
+
+
+async def _tried(channel: grpc.aio.Channel) -> None:
+    """Wait until the channel is connected, or could not be: then the call on it says why."""
+    under_way = (grpc.ChannelConnectivity.IDLE, grpc.ChannelConnectivity.CONNECTING)
+    while (state := channel.get_state(try_to_connect=True)) in under_way:
+        await channel.wait_for_state_change(state)
 
 
 def _request(outgoing: Outgoing | Continuation) -> StreamRequest:

@@ -82,6 +82,9 @@ class Scripted:
     def on_result(self, frame_id, now, *, server_s, queue_depth):
         self.heard.append(("result", frame_id, now, server_s))
 
+    def on_round_trip(self, seconds, now):
+        self.heard.append(("round trip", seconds))
+
     def on_connected(self, now):
         self.heard.append(("connected",))
 
