@@ -136,27 +136,54 @@ def profile(config: Path | None, flags: dict[str, Any]) -> None:
 
 @app.command()
 def split(
-    backbone: Annotated[str, typer.Argument(help="Name of the backbone, such as efficientnet_lite0.")],
-    calibration: Annotated[Path, typer.Option(help="Folder of at least 100 unlabelled photographs.")],
-    output: Annotated[Path, typer.Option(help="Folder to write the bundle to.")],
+    backbone: Annotated[
+        str,
+        typer.Argument(
+            help="efficientnet_lite0, _lite1, _lite2, yolov2_tiny, any timm/NAME or torchvision/NAME, "
+            "package.module:factory, or a FILE.pt2 of torch.export."
+        ),
+    ],
+    calibration: Annotated[Path | None, typer.Option(help="Folder of at least 100 unlabelled photographs.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder to write the bundle to.")] = None,
+    task: Annotated[
+        str, typer.Option(help="classification, detection or segmentation; needed for models of your own.")
+    ] = "",
     at: Annotated[list[str] | None, typer.Option(help="Split point; may be given several times.")] = None,
+    show: Annotated[bool, typer.Option("--list", help="List where it can be cut, and stop.")] = False,
     photographs: Annotated[int, typer.Option(help="Photographs to fit on.")] = 150,
     held_out: Annotated[int, typer.Option(help="Other photographs to measure operating points on.")] = 64,
     seed: Annotated[int, typer.Option(help="Of the choice of photographs and of the metric's draws.")] = 0,
+    weights: Annotated[Path | None, typer.Option(help="The backbone's weights, a safetensors file.")] = None,
+    random_weights: Annotated[int | None, typer.Option(help="Draw the weights with this seed, to try it.")] = None,
+    size: Annotated[int, typer.Option(help="Side of the input in pixels; 0 for the model's own.")] = 0,
+    labels: Annotated[Path | None, typer.Option(help="Text file with the name of a class in each line.")] = None,
     data_note: Annotated[str, typer.Option(help="What the provenance says about the photographs.")] = "",
 ) -> None:
-    """Cut a backbone without training and write a bundle."""
+    """Cut a backbone without training and write a bundle, or list where it can be cut."""
+    from .models.sources import source
+
+    asked = source(backbone, task, weights, random_weights, size, labels)
+    if show:
+        from .models.listing import list_cuts
+
+        list_cuts(asked)
+        raise typer.Exit
+    if calibration is None or output is None:
+        raise typer.BadParameter("--calibration and --output are needed (or --list to see where it can be cut)")
+
     from rich.console import Console
     from rich.progress import Progress
 
     from .models.bundle import short
     from .models.split import SplitPlan, bar_columns
     from .models.split import split as make_bundle
+    from .models.zoo import write_weights
 
-    plan = SplitPlan(backbone, calibration, tuple(at or ()), photographs, held_out, seed)
+    plan = SplitPlan(asked, calibration, tuple(at or ()), photographs, held_out, seed)
     with Progress(*bar_columns(), console=Console(stderr=True)) as progress:
-        bundle = make_bundle(plan, progress, data_note)
+        model, bundle = make_bundle(plan, progress, data_note)
     bundle.save(output)
+    write_weights(model, output)
     typer.echo(f"{output}: {len(bundle.operating_points)} operating points, fingerprint {short(bundle.fingerprint)}")
 
 

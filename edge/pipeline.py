@@ -176,6 +176,8 @@ class Pipeline:
         )
         if result.status is Status.OK:
             frame.labels = tuple(label for output in result.outputs for label in output.labels)
+            frame.boxes = tuple(box for output in result.outputs for box in output.boxes)
+            frame.class_map = next((o.class_map for o in result.outputs if o.class_map is not None), None)
             self._close_answered(frame, Outcome.OK, now)
         elif result.status is Status.DEADLINE_EXCEEDED:
             self._ledger.close(frame, Outcome.LATE, result.message or "the server dropped it: too late")

@@ -17,11 +17,11 @@ matter, so that groups of them are the slices.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 RIDGE = 0.15
 """The little identity, relative to the mean diagonal of the metric: what looks irrelevant on 150 photographs may matter
@@ -43,14 +43,21 @@ class ClosedForm:
         return float(self.variances.sqrt().mean())
 
 
-def fisher_metric(tail: nn.Module, batches: Iterable[Tensor], seed: int, note: Callable[[int], None]) -> Tensor:
+def fisher_metric(
+    tail: Callable[[Tensor], Sequence[Tensor]],
+    batches: Iterable[Tensor],
+    seed: int,
+    note: Callable[[int], None],
+    likelihood: Callable[[Sequence[Tensor], torch.Generator], Tensor],
+) -> Tensor:
     """Fisher metric over channels at a cut.
 
     Args:
-        tail: features [B, C, H, W] -> scores [B, classes] that sum to 1.
+        tail: features [B, C, H, W] -> outputs, such as scores [B, classes] that sum to 1.
         batches: features float32 [B, C, H, W].
         seed: of the draw of y.
         note: called with the number of photographs done, after each batch.
+        likelihood: log p(y|x) of a drawn y, summed over the batch, from outputs; see `tasks.Task`.
 
     Returns:
         float32 [C, C], mean diagonal 1, `RIDGE` included.
@@ -59,10 +66,7 @@ def fisher_metric(tail: nn.Module, batches: Iterable[Tensor], seed: int, note: C
     metric: Tensor | None = None
     for batch in batches:
         features = batch.clone().requires_grad_(True)
-        scores = tail(features)
-        drawn = torch.multinomial(scores.detach(), 1, generator=generator)
-        log_likelihood = scores.clamp_min(1e-12).log().gather(1, drawn).sum()
-        (gradient,) = torch.autograd.grad(log_likelihood, features)
+        (gradient,) = torch.autograd.grad(likelihood(tail(features), generator), features)
         flat = gradient.permute(1, 0, 2, 3).flatten(1).double()
         metric = flat @ flat.T if metric is None else metric + flat @ flat.T
         note(len(batch))

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from .backbones import Backbone, load_backbone
+from .backbones import Backbone
 from .bundle import UNCUT, Bundle, head_file
 from .exceptions import DataError
 from .export import export_edge_half
@@ -22,6 +22,8 @@ from .measure import Measured, find_pictures, measure
 from .onnx_time import edge_milliseconds, image_milliseconds
 from .operating_point import MAX_ID, Kind, OperatingPoint
 from .split import bar_columns
+from .tasks import CLASSIFICATION, Answer, Labels
+from .zoo import backbone_of
 
 RATIOS = (0.98, 0.95, 0.90)
 """Shares of the uncut accuracy at which bytes are stated."""
@@ -92,8 +94,9 @@ def evaluate_rate_distortion(
         `coded_over_entropy` and `points`.
     """
     console = console or Console()
-    backbone = load_backbone(bundle.backbone.name)
-    backbone.verify(bundle.backbone)
+    if bundle.task != CLASSIFICATION:
+        raise DataError(f"bundle {bundle.name} is for {bundle.task}; `eval rd` counts right classes")
+    backbone = backbone_of(bundle)
     paths, truth = labelled_pictures(data, backbone.class_ids, limit)
     points = [p for p in bundle.operating_points if p.kind is Kind.FEATURE]
     points += _picture_points({p.id for p in points})
@@ -101,7 +104,7 @@ def evaluate_rate_distortion(
         times = _one_core_times(bundle, backbone, progress)
         bar = progress.add_task("photographs", total=len(paths))
         reference, measured = measure(backbone, bundle, paths, points, lambda n: progress.advance(bar, n))
-    uncut = float(np.mean(np.array(reference) == np.array(truth)))
+    uncut = _top1(reference, truth)
     rows = [_row(p, measured[p.id], truth, uncut, times[p.stage]) for p in points]
     result = _summary(rows, uncut, len(paths))
     _print(console, rows, result, times["local"])
@@ -130,7 +133,7 @@ def _one_core_times(bundle: Bundle, backbone: Backbone, progress: Progress) -> d
 
 
 def _row(point: OperatingPoint, found: Measured, truth: Sequence[int], uncut: float, head_ms: float) -> Row:
-    top1 = found.agreement(truth)
+    top1 = _top1(found.answers, truth)
     return Row(
         name=point.name,
         family=point.codec or DEEP,
@@ -141,6 +144,10 @@ def _row(point: OperatingPoint, found: Measured, truth: Sequence[int], uncut: fl
         relative=top1 / uncut if uncut else 0.0,
         head_ms=head_ms,
     )
+
+
+def _top1(answers: Sequence[Answer], truth: Sequence[int]) -> float:
+    return float(np.mean([isinstance(a, Labels) and a.indexes[0] == t for a, t in zip(answers, truth, strict=True)]))
 
 
 def _summary(rows: Sequence[Row], uncut: float, images: int) -> dict[str, Any]:

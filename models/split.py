@@ -9,6 +9,8 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,23 +20,30 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor, nn
 
-from .backbones import Backbone, load_backbone
+from .backbones import Backbone
 from .bottleneck import Encoder
 from .bundle import Bundle, SplitSpec
 from .closed_form import ClosedForm, fisher_metric, fit_closed_form
+from .cuts import Cut
 from .entropy_model import frozen_tables
-from .exceptions import DataError
-from .export import write_onnx
+from .exceptions import BackboneError, DataError
+from .export import Only, write_onnx
 from .measure import find_pictures, measure, pixel_batches
 from .onnx_time import edge_milliseconds, image_milliseconds
 from .operating_point import Kind, OperatingPoint
 from .quantiser import quantise
+from .sources import Source
+from .tasks import CLASSIFICATION
+from .zoo import load_backbone
 
 MIN_PHOTOGRAPHS = 100
 STEPS = (1.0, 1.25, 1.5, 1.8, 2.2, 2.6, 3.0, 3.4)
 """Quantiser steps of the rate levels, in units of the components' mean standard deviation, finest first."""
 SLICE_SHARES = (0.4, 0.65, 0.85)
 """Shares of a rate level's bits at which the first slices end; the last slice holds the rest."""
+DEFAULT_SHARES = (0.25, 0.5, 0.75)
+"""Shares of the uncut model's multiply-accumulates near which it is cut when no split point is named."""
+SHARE_REACH = 0.12
 IMAGE_QUALITIES: Mapping[str, Sequence[int]] = {"webp": (1, 5, 10, 20, 35, 50, 75, 90), "jpeg": (5, 10, 20, 35, 55, 80)}
 
 
@@ -43,15 +52,15 @@ class SplitPlan:
     """What to make.
 
     Attributes:
-        backbone: name, as in `backbones.BACKBONES`.
+        source: name of the backbone and where its weights come from.
         calibration: folder of photographs; labels are not looked at.
-        at: split points; empty for the backbone's usual three.
+        at: split points; empty for the backbone's usual ones.
         photographs: how many are used to fit, at least 100.
         held_out: how many others are used to measure the operating points.
         seed: of the choice of photographs and of the draws for the Fisher metric.
     """
 
-    backbone: str
+    source: Source
     calibration: Path
     at: tuple[str, ...] = ()
     photographs: int = 150
@@ -59,10 +68,7 @@ class SplitPlan:
     seed: int = 0
 
 
-DEFAULT_SPLITS = {"efficientnet_lite0": ("blocks.2", "blocks.3", "blocks.5")}
-
-
-def split(plan: SplitPlan, progress: Progress | None = None, data_note: str = "") -> Bundle:
+def split(plan: SplitPlan, progress: Progress | None = None, data_note: str = "") -> tuple[Backbone, Bundle]:
     """Make a bundle.
 
     Args:
@@ -70,51 +76,117 @@ def split(plan: SplitPlan, progress: Progress | None = None, data_note: str = ""
         progress: where to show progress; None for nowhere.
         data_note: what the provenance says about the photographs.
 
+    Returns:
+        The backbone, whose weights the bundle's folder may have to hold (`zoo.write_weights`), and the bundle.
+
     Raises:
         DataError: too few photographs.
-        BackboneError: unknown backbone or split point, or its weights are missing.
+        BackboneError: unknown backbone or split point, its weights are missing, or it cannot be cut.
+    """
+    fit_on, held_out = _choose(plan)
+    backbone = load_backbone(plan.source)
+    names = tuple(backbone.cut(name).name for name in plan.at) or default_splits(backbone)
+    if not names:
+        _one_map(backbone, backbone.cuts[0].name)
+    bundle = fit(backbone, names, fit_on, held_out, plan.seed, progress)
+    weights = "" if plan.source.seed is None else f" --random-weights {plan.source.seed}"
+    provenance = {
+        "command": f"headrace split {plan.source.name} --photographs {plan.photographs} --held-out {plan.held_out} "
+        f"--seed {plan.seed}{weights}",
+        "data": data_note or f"{len(fit_on)} unlabelled photographs, {len(held_out)} others to measure on",
+        "seed": plan.seed,
+    }
+    return backbone, replace(bundle, provenance=provenance)
+
+
+def fit(
+    backbone: Backbone,
+    names: Sequence[str],
+    fit_on: Sequence[Path],
+    held_out: Sequence[Path],
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Bundle:
+    """Fit the closed form at each split point, and measure every operating point.
+
+    Args:
+        backbone: to cut.
+        names: split points.
+        fit_on, held_out: photographs to fit and to measure on.
+        seed: of the draws for the Fisher metric.
+        progress: where to show progress; None for nowhere.
+
+    Raises:
+        BackboneError: a split point is unknown, needs several maps, or does not join exactly.
     """
     progress = progress or Progress(disable=True)
-    backbone = load_backbone(plan.backbone)
-    names = plan.at or DEFAULT_SPLITS.get(plan.backbone, backbone.split_points)
-    fit_on, held_out = _choose(plan)
+    for name in names:
+        _one_map(backbone, name)
+        backbone.prove(name)
     bar = progress.add_task("features", total=len(fit_on))
     features: dict[str, list[Tensor]] = {name: [] for name in names}
-    heads = _chain(backbone, names)
+    parts = _chain(backbone, names)
     with torch.inference_mode():
         for pixels in pixel_batches(fit_on, backbone.preprocessing):
-            reached: Tensor = pixels
-            for name, part in heads:
-                reached = part(reached)
-                features[name].append(reached)
+            reached: tuple[Tensor, ...] = (pixels,)
+            for name, part in parts:
+                reached = part(*reached)
+                features[name].append(reached[0])
             progress.advance(bar, len(pixels))
     tensors: dict[str, np.ndarray[Any, Any]] = {}
     specs = []
     for name in names:
         bar = progress.add_task(f"{name}: closed form", total=len(fit_on))
         batches = [b.clone() for b in features.pop(name)]
-        metric = fisher_metric(backbone.tail(name), batches, plan.seed, lambda n, b=bar: progress.advance(b, n))  # type: ignore[misc]
+        done = partial(progress.advance, bar)
+        metric = fisher_metric(backbone.tail(name), batches, seed, done, backbone.task.likelihood)
         form = fit_closed_form(torch.cat(batches), metric)
         spec, arrays = _rate_levels(name, torch.cat(batches), form)
         specs.append(spec)
         tensors |= {f"{name}/{key}": value for key, value in arrays.items()}
     bundle = Bundle(
-        name=plan.backbone,
-        task="classification",
+        name=_bundle_name(backbone.spec.name),
+        task=backbone.task.name,
         backbone=backbone.spec,
         preprocessing=backbone.preprocessing,
         labels=backbone.labels,
         splits=tuple(specs),
-        operating_points=_operating_points(specs),
+        operating_points=_operating_points(specs, local=backbone.task.name == CLASSIFICATION),
         tensors=tensors,
-        provenance={
-            "command": f"headrace split {plan.backbone} --photographs {plan.photographs} --held-out {plan.held_out} "
-            f"--seed {plan.seed}",
-            "data": data_note or f"{len(fit_on)} unlabelled photographs, {len(held_out)} others to measure on",
-            "seed": plan.seed,
-        },
     )
     return _measured(backbone, _timed(backbone, bundle, progress), held_out, progress).check()
+
+
+def default_splits(backbone: Backbone) -> tuple[str, ...]:
+    """Split points when none are named: the source's own, or the narrowest near a quarter, half and three quarters of
+    the compute. Empty where every cut needs several maps."""
+    if backbone.parts.splits:
+        return backbone.parts.splits
+    cuts = [c for c in backbone.cuts if len(c.maps) == 1 and c.shapes[0][1:] != (1, 1)]
+    if not cuts:
+        return ()
+    chosen = {_near(backbone, cuts, share) for share in DEFAULT_SHARES}
+    return tuple(c.name for c in sorted(chosen, key=lambda c: c.index))
+
+
+def _near(backbone: Backbone, cuts: Sequence[Cut], share: float) -> Cut:
+    """The narrowest cut near a share of the multiply-accumulates, or the nearest one."""
+    off = {c: abs(backbone.costs.macs_share(c) - share) for c in cuts}
+    near = [c for c in cuts if off[c] <= SHARE_REACH] or [min(cuts, key=off.__getitem__)]
+    return min(near, key=lambda c: (c.elements, off[c]))
+
+
+def _one_map(backbone: Backbone, name: str) -> None:
+    maps = backbone.cut(name).maps
+    if len(maps) != 1:
+        raise BackboneError(
+            f"{backbone.spec.name} has {len(maps)} maps after {name}, and the bottleneck codes one; cut where one "
+            "tensor crosses, see `headrace split --list`"
+        )
+
+
+def _bundle_name(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "._-" else "-" for c in name.removesuffix(".pt2"))
 
 
 def bar_columns() -> tuple[Any, ...]:
@@ -138,16 +210,8 @@ def _choose(plan: SplitPlan) -> tuple[list[Path], list[Path]]:
 
 def _chain(backbone: Backbone, names: Sequence[str]) -> list[tuple[str, nn.Module]]:
     """The head cut into parts, so that a photograph passes every stage once for all split points."""
-    order = [name for name, _ in backbone.stages]
-    for name in names:
-        backbone.head(name)  # refuses an unknown one
-    chain: list[tuple[str, nn.Module]] = []
-    begin = 0
-    for name in sorted(names, key=order.index):
-        end = order.index(name) + 1
-        chain.append((name, nn.Sequential(*(m for _, m in backbone.stages[begin:end])).eval()))
-        begin = end
-    return chain
+    ordered = sorted(set(names), key=lambda n: backbone.cut(n).index)
+    return [(n, backbone.between(b, n) if b else backbone.head(n)) for b, n in pairwise(["", *ordered])]
 
 
 def _rate_levels(name: str, features: Tensor, form: ClosedForm) -> tuple[SplitSpec, dict[str, np.ndarray[Any, Any]]]:
@@ -160,8 +224,9 @@ def _rate_levels(name: str, features: Tensor, form: ClosedForm) -> tuple[SplitSp
     slices: list[tuple[int, ...]] = []
     for level, gain in enumerate(gains):
         symbols = np.stack([quantise(latent, gain) for latent in latents])
-        # A channel that was 0 everywhere is not sent at this level.
-        coded = int(np.flatnonzero(symbols.any(axis=(0, 2, 3)))[-1]) + 1
+        # A channel that was 0 everywhere is not sent at this level; each slice has one at least.
+        lively = np.flatnonzero(symbols.any(axis=(0, 2, 3)))
+        coded = max(int(lively[-1]) + 1 if len(lively) else 0, min(len(SLICE_SHARES) + 1, symbols.shape[1]))
         tables = frozen_tables(symbols[:, :coded])
         index = np.arange(coded, dtype=np.int32)
         bits = np.array([tables.bits(symbols[:, k], np.full_like(symbols[:, k], k)) for k in index])
@@ -181,6 +246,8 @@ def _rate_levels(name: str, features: Tensor, form: ClosedForm) -> tuple[SplitSp
 def _slice_ends(bits: np.ndarray[Any, Any]) -> tuple[int, ...]:
     """Channel at which each slice ends, at about `SLICE_SHARES` of the bits, at least one channel a slice."""
     count, shares = len(bits), np.cumsum(bits) / bits.sum()
+    if count <= len(SLICE_SHARES):
+        return tuple(range(1, count + 1))
     ends = []
     for i, share in enumerate(SLICE_SHARES):
         end = int(np.searchsorted(shares, share)) + 1
@@ -188,9 +255,9 @@ def _slice_ends(bits: np.ndarray[Any, Any]) -> tuple[int, ...]:
     return (*(max(e, i + 1) for i, e in enumerate(np.maximum.accumulate(ends).tolist())), count)
 
 
-def _operating_points(specs: Sequence[SplitSpec]) -> tuple[OperatingPoint, ...]:
-    """Local first, then every split point's rate levels, then pictures."""
-    points = [OperatingPoint(id=0, kind=Kind.LOCAL, accuracy=1.0)]
+def _operating_points(specs: Sequence[SplitSpec], local: bool) -> tuple[OperatingPoint, ...]:
+    """Local first (where the device can answer by itself), then every split point's rate levels, then pictures."""
+    points = [OperatingPoint(id=0, kind=Kind.LOCAL, accuracy=1.0)] if local else []
     for spec in specs:
         for level in range(spec.rate_levels):
             points.append(OperatingPoint(id=len(points), kind=Kind.FEATURE, split=spec.name, rate_level=level))
@@ -203,19 +270,23 @@ def _operating_points(specs: Sequence[SplitSpec]) -> tuple[OperatingPoint, ...]:
 def _timed(backbone: Backbone, bundle: Bundle, progress: Progress) -> Bundle:
     """Shares of the uncut model's time, in ONNX Runtime on one core, interleaved."""
     bar = progress.add_task("compute shares", total=len(bundle.splits) + 2)
+    whole = bundle.task == CLASSIFICATION
     with TemporaryDirectory() as folder:
         paths = {"uncut": Path(folder) / "uncut.onnx"}
-        write_onnx(backbone, backbone.uncut, "scores", paths["uncut"])
+        write_onnx(backbone, Only(backbone.uncut) if whole else backbone.traced_part, "scores", paths["uncut"])
         progress.advance(bar)
         for spec in bundle.splits:
             paths[spec.name] = Path(folder) / f"{spec.name}.onnx"
-            head = nn.Sequential(backbone.head(spec.name), Encoder.of(bundle, spec.name))
+            head = Only(backbone.head(spec.name), Encoder.of(bundle, spec.name))
             write_onnx(backbone, head, "latent", paths[spec.name])
             progress.advance(bar)
         times = edge_milliseconds(paths)
         for codec in IMAGE_QUALITIES:
             times[codec] = image_milliseconds(codec, backbone.preprocessing.size)
         progress.advance(bar)
+    if not whole:
+        # What chooses boxes does not run in ONNX Runtime; its share is taken from PyTorch.
+        times["uncut"] /= backbone.costs.traced_share
     share = {name: t / times["uncut"] for name, t in times.items()}
     return replace(
         bundle,
@@ -236,5 +307,7 @@ def _measured(backbone: Backbone, bundle: Bundle, held_out: Sequence[Path], prog
             points.append(point)
             continue
         median, p95 = np.percentile(found.packet_bytes, (50, 95)).tolist()
-        points.append(replace(point, bytes_median=median, bytes_p95=p95, accuracy=found.agreement(reference)))
+        points.append(
+            replace(point, bytes_median=median, bytes_p95=p95, accuracy=found.agreement(backbone.task, reference))
+        )
     return replace(bundle, operating_points=tuple(points))

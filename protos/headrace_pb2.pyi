@@ -118,15 +118,27 @@ class Box(_message.Message):
     bottom: float
     def __init__(self, index: _Optional[int] = ..., score: _Optional[float] = ..., left: _Optional[float] = ..., top: _Optional[float] = ..., right: _Optional[float] = ..., bottom: _Optional[float] = ...) -> None: ...
 
+class ClassMap(_message.Message):
+    __slots__ = ("width", "height", "png")
+    WIDTH_FIELD_NUMBER: _ClassVar[int]
+    HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    PNG_FIELD_NUMBER: _ClassVar[int]
+    width: int
+    height: int
+    png: bytes
+    def __init__(self, width: _Optional[int] = ..., height: _Optional[int] = ..., png: _Optional[bytes] = ...) -> None: ...
+
 class TailOutput(_message.Message):
-    __slots__ = ("tail", "labels", "boxes")
+    __slots__ = ("tail", "labels", "boxes", "class_map")
     TAIL_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
     BOXES_FIELD_NUMBER: _ClassVar[int]
+    CLASS_MAP_FIELD_NUMBER: _ClassVar[int]
     tail: str
     labels: _containers.RepeatedCompositeFieldContainer[Label]
     boxes: _containers.RepeatedCompositeFieldContainer[Box]
-    def __init__(self, tail: _Optional[str] = ..., labels: _Optional[_Iterable[_Union[Label, _Mapping]]] = ..., boxes: _Optional[_Iterable[_Union[Box, _Mapping]]] = ...) -> None: ...
+    class_map: ClassMap
+    def __init__(self, tail: _Optional[str] = ..., labels: _Optional[_Iterable[_Union[Label, _Mapping]]] = ..., boxes: _Optional[_Iterable[_Union[Box, _Mapping]]] = ..., class_map: _Optional[_Union[ClassMap, _Mapping]] = ...) -> None: ...
 
 class Timing(_message.Message):
     __slots__ = ("queue_us", "decode_us", "tail_us", "total_us")

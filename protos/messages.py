@@ -96,7 +96,7 @@ class Label:
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """Class index, score 0..1, corners in pixels of the captured frame."""
+    """Class index, score 0..1, corners in pixels: of the backbone's input on the wire, of the captured frame after."""
 
     index: int
     score: float
@@ -107,12 +107,22 @@ class Box:
 
 
 @dataclass(frozen=True, slots=True)
+class ClassMap:
+    """A class for every pixel of the backbone's input: a PNG of one byte a pixel (`models.class_map`)."""
+
+    width: int
+    height: int
+    png: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class TailOutput:
-    """What one tail made of a packet: labels or boxes, best first."""
+    """What one tail made of a packet: labels or boxes, best first, or a class map."""
 
     tail: str
     labels: tuple[Label, ...] = ()
     boxes: tuple[Box, ...] = ()
+    class_map: ClassMap | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +238,7 @@ def result_message(result: Result) -> pb.Result:
         outputs=[
             pb.TailOutput(
                 tail=o.tail,
+                class_map=_class_map_message(o.class_map),
                 labels=[pb.Label(index=x.index, score=x.score) for x in o.labels],
                 boxes=[
                     pb.Box(index=b.index, score=b.score, left=b.left, top=b.top, right=b.right, bottom=b.bottom)
@@ -247,6 +258,12 @@ def result_message(result: Result) -> pb.Result:
     )
 
 
+def _class_map_message(class_map: ClassMap | None) -> pb.ClassMap | None:
+    if class_map is None:
+        return None
+    return pb.ClassMap(width=class_map.width, height=class_map.height, png=class_map.png)
+
+
 def read_result(message: pb.Result) -> Result:
     """The inverse of `result_message`; a status of a later version reads as UNSPECIFIED."""
     try:
@@ -263,6 +280,7 @@ def read_result(message: pb.Result) -> Result:
                 o.tail,
                 tuple(Label(x.index, x.score) for x in o.labels),
                 tuple(Box(b.index, b.score, b.left, b.top, b.right, b.bottom) for b in o.boxes),
+                ClassMap(o.class_map.width, o.class_map.height, o.class_map.png) if o.HasField("class_map") else None,
             )
             for o in message.outputs
         ),
@@ -283,6 +301,7 @@ __all__ = [
     "SERVICE",
     "Box",
     "BundleChunk",
+    "ClassMap",
     "Continuation",
     "DecodeError",
     "Frame",

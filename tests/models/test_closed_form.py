@@ -1,5 +1,6 @@
 import torch
 from headrace.models.closed_form import RIDGE, fisher_metric, fit_closed_form
+from headrace.models.tasks import Classification
 from torch import nn
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -45,6 +46,7 @@ def test_the_fisher_metric_is_that_of_a_linear_softmax():
     exact = weight.T @ (torch.diag(p) - torch.outer(p, p)) @ weight
     exact = exact / exact.diagonal().mean()
     done = []
-    metric = fisher_metric(tail, [features[:10000], features[10000:]], 0, done.append)
+    batches = [features[:10000], features[10000:]]
+    metric = fisher_metric(lambda f: (tail(f),), batches, 0, done.append, Classification().likelihood)
     assert done == [10000, 10000]
     assert torch.allclose(metric - RIDGE * torch.eye(3), exact, atol=0.05)
