@@ -2,7 +2,9 @@
 
 pixels uint8 [B, S, S, 3] --Pixels--> float32 [B, 3, S, S] --front--> tensors --rest--> outputs, which a task reads
                                                             ^ traced, and cut anywhere inside
-    head: pixels -> maps at the cut          tail: maps -> outputs          uncut: pixels -> outputs
+    head: pixels -> one map at the cut       tail: map -> outputs           uncut: pixels -> outputs
+
+Where several tensors cross a cut, the head packs them into one map and the tail unpacks them (`maps`).
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from .costs import Costs, measure_costs
 from .cuts import Cut, Head, Tail, find_cuts
 from .exceptions import BackboneError
 from .graph import Traced, trace
+from .maps import Pack, Packing, Unpack
 from .tasks import Task
 
 EXACT = 1e-5
@@ -182,17 +185,33 @@ class Backbone:
         operations = self.traced.segment((self.traced.input,), self.traced.outputs)
         return Chain(Pixels(self.preprocessing), operations).eval()
 
+    def packing(self, split: str) -> Packing:
+        """How the tensors that cross a split point make one map.
+
+        Raises:
+            BackboneError: they do not; the text says why.
+        """
+        try:
+            return Packing(self.cut(split).shapes)
+        except BackboneError as error:
+            raise BackboneError(f"{self.spec.name} after {split}: {error}; cut elsewhere") from error
+
     def head(self, split: str) -> nn.Module:
-        """pixels uint8 [B, S, S, 3] -> tuple of maps float32 [B, C, H, W] at the split point."""
-        return Chain(Pixels(self.preprocessing), Head(self.traced, self.cut(split))).eval()
+        """pixels uint8 [B, S, S, 3] -> tuple of one map float32 [B, C, H, W] at the split point."""
+        pixels, head = Pixels(self.preprocessing), Head(self.traced, self.cut(split))
+        return Chain(pixels, head, Pack(self.packing(split))).eval()
 
     def between(self, first: str, second: str) -> nn.Module:
-        """Maps at one split point -> tuple of maps at a later one."""
-        return Head(self.traced, self.cut(second), self.cut(first)).eval()
+        """The map at one split point -> tuple of the map at a later one."""
+        head = Head(self.traced, self.cut(second), self.cut(first))
+        return Chain(Unpack(self.packing(first)), head, Pack(self.packing(second))).eval()
 
     def tail(self, split: str) -> nn.Module:
-        """maps float32 [B, C, H, W], one argument each -> tuple of outputs; gradients reach the maps."""
-        return Chain(Tail(self.traced, self.cut(split)), self.parts.rest).eval()
+        """map float32 [B, C, H, W] -> tuple of outputs; gradients reach the map."""
+        return Chain(self._traced_tail(split), self.parts.rest).eval()
+
+    def _traced_tail(self, split: str) -> nn.Module:
+        return Chain(Unpack(self.packing(split)), Tail(self.traced, self.cut(split))).eval()
 
     def rejoin_error(self, split: str, seed: int = 0) -> float:
         """How far head and tail joined are from the model as it was given (untraced, normalisations not folded).
@@ -203,7 +222,7 @@ class Backbone:
         Returns:
             Largest absolute difference over the largest absolute output, of any output.
         """
-        head, tail = self.head(split), Tail(self.traced, self.cut(split))
+        head, tail = self.head(split), self._traced_tail(split)
         return max(self._difference(head, tail, batch, seed) for batch in (1, PROOF_BATCH))
 
     def prove(self, split: str) -> float:

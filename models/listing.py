@@ -9,6 +9,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from .backbones import EXACT, Backbone
+from .exceptions import BackboneError
 from .sources import Source
 from .split import bar_columns, default_splits
 from .zoo import load_backbone
@@ -33,14 +34,18 @@ def list_cuts(asked: Source, console: Console | None = None) -> Backbone:
     with Progress(*bar_columns(), console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task("head and tail joined", total=len(backbone.cuts))
         for cut in backbone.cuts:
-            error = backbone.rejoin_error(cut.name)
+            try:
+                error = backbone.rejoin_error(cut.name)
+                joined = f"{error:.1e}{'' if error <= EXACT else ' !'}"
+            except BackboneError:
+                joined = "cannot be packed"
             table.add_row(
                 f"{cut.name}{' *' if cut.name in usual else ''}",
                 ", ".join("x".join(map(str, shape)) for shape in cut.shapes),
                 f"{backbone.costs.macs_share(cut):.3f}",
                 f"{backbone.costs.time_share(cut):.3f}",
                 f"{4 * sum(prod(s) for s in cut.shapes):,}",
-                f"{error:.1e}{'' if error <= EXACT else ' !'}",
+                joined,
             )
             progress.advance(bar)
     console.print(table)

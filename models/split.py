@@ -28,6 +28,7 @@ from .cuts import Cut
 from .entropy_model import frozen_tables
 from .exceptions import BackboneError, DataError
 from .export import Only, write_onnx
+from .maps import Packing
 from .measure import find_pictures, measure, pixel_batches
 from .onnx_time import edge_milliseconds, image_milliseconds
 from .operating_point import Kind, OperatingPoint
@@ -87,7 +88,8 @@ def split(plan: SplitPlan, progress: Progress | None = None, data_note: str = ""
     backbone = load_backbone(plan.source)
     names = tuple(backbone.cut(name).name for name in plan.at) or default_splits(backbone)
     if not names:
-        _one_map(backbone, backbone.cuts[0].name)
+        backbone.packing(backbone.cuts[0].name)
+        raise BackboneError(f"{backbone.spec.name} has no cut to take by itself; name one with --at, see --list")
     bundle = fit(backbone, names, fit_on, held_out, plan.seed, progress)
     weights = "" if plan.source.seed is None else f" --random-weights {plan.source.seed}"
     provenance = {
@@ -117,11 +119,10 @@ def fit(
         progress: where to show progress; None for nowhere.
 
     Raises:
-        BackboneError: a split point is unknown, needs several maps, or does not join exactly.
+        BackboneError: a split point is unknown, its maps cannot be packed, or it does not join exactly.
     """
     progress = progress or Progress(disable=True)
     for name in names:
-        _one_map(backbone, name)
         backbone.prove(name)
     bar = progress.add_task("features", total=len(fit_on))
     features: dict[str, list[Tensor]] = {name: [] for name in names}
@@ -159,14 +160,23 @@ def fit(
 
 def default_splits(backbone: Backbone) -> tuple[str, ...]:
     """Split points when none are named: the source's own, or the narrowest near a quarter, half and three quarters of
-    the compute. Empty where every cut needs several maps."""
+    the compute, of single maps where there are any. Empty where no cut's maps can be packed."""
     if backbone.parts.splits:
         return backbone.parts.splits
-    cuts = [c for c in backbone.cuts if len(c.maps) == 1 and c.shapes[0][1:] != (1, 1)]
+    usable = [c for c in backbone.cuts if c.shapes[0][1:] != (1, 1) and _packs(c)]
+    cuts = [c for c in usable if len(c.maps) == 1] or usable
     if not cuts:
         return ()
     chosen = {_near(backbone, cuts, share) for share in DEFAULT_SHARES}
     return tuple(c.name for c in sorted(chosen, key=lambda c: c.index))
+
+
+def _packs(cut: Cut) -> bool:
+    try:
+        Packing(cut.shapes)
+    except BackboneError:
+        return False
+    return True
 
 
 def _near(backbone: Backbone, cuts: Sequence[Cut], share: float) -> Cut:
@@ -174,15 +184,6 @@ def _near(backbone: Backbone, cuts: Sequence[Cut], share: float) -> Cut:
     off = {c: abs(backbone.costs.macs_share(c) - share) for c in cuts}
     near = [c for c in cuts if off[c] <= SHARE_REACH] or [min(cuts, key=off.__getitem__)]
     return min(near, key=lambda c: (c.elements, off[c]))
-
-
-def _one_map(backbone: Backbone, name: str) -> None:
-    maps = backbone.cut(name).maps
-    if len(maps) != 1:
-        raise BackboneError(
-            f"{backbone.spec.name} has {len(maps)} maps after {name}, and the bottleneck codes one; cut where one "
-            "tensor crosses, see `headrace split --list`"
-        )
 
 
 def _bundle_name(name: str) -> str:

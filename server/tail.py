@@ -34,7 +34,7 @@ class FeatureTail:
             StartError: the backbone's cut has another shape than the bundle says.
         """
         spec = bundle.split(split)
-        if backbone.cut(split).shapes != (spec.features,):
+        if backbone.packing(split).packed != spec.features:
             raise StartError(
                 f"{backbone.spec.name} has {backbone.cut(split).shapes} after {split}, the bundle {spec.features}; "
                 "the installed package's version differs, split anew"
