@@ -28,7 +28,8 @@ from .layout import MapLayout, layout_of
 
 MAX_MAPS = 4
 GAP = 0.15
-"""Share of the MACs between two single cuts from which on cuts of several tensors are offered between them."""
+"""Share of the MACs between two single cuts from which on cuts of several tensors are offered between them, and of
+a block from which on they are offered inside it."""
 _CONTAINERS = ("torch.nn.modules.container.",)
 
 
@@ -193,6 +194,14 @@ class _Blocks:
         """Whether it is more than one layer and no mere list of modules."""
         return self.layers[path] >= 2 and not self.types[path].startswith(_CONTAINERS)
 
+    def is_leaf(self, path: str) -> bool:
+        """Whether a block holds too few others to be a chain of blocks."""
+        return sum(p.startswith(f"{path}." if path else "") and self.is_block(p) for p in self.layers if p != path) < 3
+
+    def macs_in(self, path: str) -> int:
+        """Multiply-accumulates of a module."""
+        return sum(self.macs[n] for n, stack in zip(self.macs, self.paths, strict=True) if path in stack)
+
     def ending(self, index: int) -> list[str]:
         """Paths of the modules that end with the operation, outermost first."""
         return [p for p in self.paths[index] if self.last[p] == index]
@@ -224,7 +233,7 @@ def _ends_of_blocks(places: Sequence[_Place], inside: _Blocks) -> list[_Place]:
 
 
 def _several(places: Sequence[_Place], single: Sequence[_Place], inside: _Blocks, total: int) -> list[_Place]:
-    """Cuts of several tensors behind whole blocks, where single ones are far apart."""
+    """Cuts of several tensors where single ones are far apart, outside of small blocks."""
     marks = sorted({0, total, *(p.macs for p in single)})
     few = {p.index for p in places}
     found: dict[int, _Place] = {}
@@ -233,10 +242,12 @@ def _several(places: Sequence[_Place], single: Sequence[_Place], inside: _Blocks
         after = min((m for m in marks if m > place.macs), default=total)
         if len(place.nodes) < 2 or place.macs == before or after - before < GAP * total:
             continue
-        whole = any(inside.layers[path] >= 2 for path in inside.ending(place.index))
-        within = any(inside.last[path] in few for path in inside.around(place.index))
+        within = any(
+            inside.last[path] in few and (inside.is_leaf(path) or inside.macs_in(path) < GAP * total)
+            for path in inside.around(place.index)
+        )
         known = found.get(place.macs)
-        if whole and not within and (known is None or place.elements <= known.elements):
+        if not within and (known is None or place.elements <= known.elements):
             found[place.macs] = place
     return list(found.values())
 

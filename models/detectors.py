@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import concat_box_prediction_layers
 
-from .exceptions import BackboneError
+KINDS = ("SSD", "RetinaNet", "FCOS", "FasterRCNN")
+"""Classes of detectors that answer with boxes alone."""
 
 
 class Body(nn.Module):
@@ -104,18 +105,10 @@ def _filled(rows: Tensor, counts: list[int], most: int) -> Tensor:
 
 
 def rest_of(detector: Any, size: int) -> nn.Module:
-    """What follows the body.
-
-    Raises:
-        BackboneError: a detector with masks or key points, for which answers have no place yet.
-    """
-    kind = type(detector).__name__
-    if kind in ("SSD", "RetinaNet", "FCOS"):
-        return SingleShotRest(detector, size)
-    if kind == "FasterRCNN":
-        names = tuple(str(n) for n in _level_names(detector, size))
-        return TwoStageRest(detector, size, names)
-    raise BackboneError(f"{kind} answers with more than boxes, which the stream does not carry; take a Faster R-CNN")
+    """What follows the body of a detector whose class is one of `KINDS`."""
+    if type(detector).__name__ == "FasterRCNN":
+        return TwoStageRest(detector, size, tuple(str(n) for n in _level_names(detector, size)))
+    return SingleShotRest(detector, size)
 
 
 def _level_names(detector: Any, size: int) -> list[Any]:

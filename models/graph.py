@@ -15,7 +15,9 @@ import copy
 import operator
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
+from io import StringIO
 from typing import Any
 
 import torch
@@ -182,9 +184,10 @@ def clean(program: torch.export.ExportedProgram, frame_by_frame: bool = False) -
 
 
 def _export(module: nn.Module, example: Tensor, batch: Any) -> torch.export.ExportedProgram:
-    with warnings.catch_warnings(), torch.no_grad():
+    shapes = ({0: batch},) if batch is not None else None
+    # What the tracer prints about a module that it cannot trace goes into one line of ours.
+    with warnings.catch_warnings(), torch.no_grad(), redirect_stderr(StringIO()), redirect_stdout(StringIO()):
         warnings.simplefilter("ignore")
-        shapes = ({0: batch},) if batch is not None else None
         return torch.export.export(module, (example,), dynamic_shapes=shapes, strict=False)
 
 

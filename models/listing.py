@@ -30,7 +30,8 @@ def list_cuts(asked: Source, console: Console | None = None) -> Backbone:
     usual = default_splits(backbone)
     table = Table(title=f"{backbone.spec.name}: {len(backbone.cuts)} cuts, {backbone.costs.all_macs / 1e6:,.0f} MMAC")
     for title in ("after", "maps", "MACs", "time", "bytes", "rejoin error"):
-        table.add_column(title, justify="left" if title in ("after", "maps") else "right")
+        left = title in ("after", "maps")
+        table.add_column(title, justify="left" if left else "right", overflow="fold" if left else "ellipsis")
     with Progress(*bar_columns(), console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task("head and tail joined", total=len(backbone.cuts))
         for cut in backbone.cuts:

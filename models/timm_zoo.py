@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import math
+import socket
 from functools import cache
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import timm
+from huggingface_hub import constants
 from timm.data.config import resolve_model_data_config
 from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 from timm.utils.model import reparameterize_model
@@ -42,6 +47,8 @@ def load(source: Source) -> Found:
     name = source.name.removeprefix("timm/")
 
     def make(pretrained: bool) -> nn.Module:
+        if pretrained:
+            _look_up_hub()
         model: nn.Module = timm.create_model(name, pretrained=pretrained, **_sized(name, source.size))
         return model
 
@@ -56,6 +63,17 @@ def load(source: Source) -> Found:
         *info,
     )
     return Found(parts, "timm", state=net, weights=weights)
+
+
+def _look_up_hub() -> None:
+    """Fail at once where there is no network and the hub's client would retry for most of a minute.
+
+    Raises:
+        OSError: the hub's name is not known here, and there is neither a proxy nor a cache to ask.
+    """
+    if getproxies() or Path(constants.HF_HUB_CACHE).is_dir():
+        return
+    socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, 443)
 
 
 def _sized(name: str, size: int) -> dict[str, Any]:

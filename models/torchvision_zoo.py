@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .backbones import AsTheyAre, Parts, Scores
 from .bundle import Preprocessing
-from .detectors import Body, rest_of
+from .detectors import KINDS, Body, rest_of
 from .exceptions import BackboneError
 from .sources import Found, Source, with_weights
 from .tasks import Classification, Detection, Segmentation
@@ -112,8 +112,11 @@ def _detector(net: Any, labels: tuple[str, ...], source: Source) -> Parts:
     body = Body(net)
     kind = type(net).__name__
     rules = net.roi_heads if kind == "FasterRCNN" else net
-    if not hasattr(rules, "score_thresh"):
-        raise BackboneError(f"{source.name} is of a kind ({kind}) that this version does not know")
+    if kind not in KINDS:
+        raise BackboneError(
+            f"{source.name} answers with more than boxes, which the stream does not carry; take one of "
+            f"{', '.join(n for n in _detectors() if 'mask' not in n and 'keypoint' not in n)}"
+        )
     most = getattr(rules, "detections_per_img", 100)
     task = Detection(size, max(float(rules.score_thresh), 0.01), float(rules.nms_thresh), min(int(most), 100))
     # Candidates' classes begin behind the background, except where each class is judged by itself.
