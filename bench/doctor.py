@@ -135,8 +135,8 @@ def _code_something() -> str:
     symbols = np.arange(np.prod(bundle.split(point.split).latent_shape), dtype=np.int32) % 7 - 3
     symbols = symbols.reshape(bundle.split(point.split).latent_shape)
     packet = codec.compress_symbols(symbols, point, 0)
-    coded = bundle.split(point.split).slices[point.rate_level][-1]
-    if (codec.decompress(packet)[:coded] != symbols[:coded]).any():
+    sent = bundle.order(point.split)[: bundle.split(point.split).slices[point.rate_level][-1]]
+    if (codec.decompress(packet).reshape(-1)[sent] != symbols.reshape(-1)[sent]).any():
         raise HeadraceError("the rANS coder does not give back what it coded")
     return f"{len(packet.to_bytes())} bytes coded and decoded"
 

@@ -5,7 +5,8 @@
 
 The CRC covers every byte of the packet but its own four. With ids below 128, frame ids of 32 bits, at most five slices
 and fewer than 16 KiB a slice (fewer than 64 KiB in all), everything besides the slices is at most 24 bytes.
-A packet is a prefix of slices, in order of importance: `Packet.prefix(n)` is a packet too.
+A packet is a prefix of slices, in order of importance: `Packet.prefix(n)` is a packet too. In version 2 the slices of a
+feature packet are consecutive sections of one entropy-coded stream (see `entropy_coder`).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import msgpack
 from .exceptions import BitstreamError, LimitError
 from .operating_point import MAX_ID
 
-VERSION = 1
+VERSION = 2
 MAX_SLICES = 5
 MAX_SLICE_BYTES = 2**14 - 1
 """Of every slice but the last, so that its length is at most two bytes."""

@@ -1,7 +1,7 @@
 """The bundle: what both sides load. A folder of two files, and more on the edge:
 
     bundle.msgpack        manifest: task, backbone (digest), preprocessing, labels, splits, operating points
-    bundle.safetensors    per split: gains, entropy tables (integers), encoder and decoder matrices
+    bundle.safetensors    per split: gains, matrices of encoder and decoder, entropy tables (integers) and their use
     edge.msgpack          edge half only: digests of the files below
     head-SPLIT.onnx       edge half only: pixels -> latent
     uncut.onnx            edge half only: pixels -> scores, for local answers
@@ -14,6 +14,7 @@ Nothing here is pickle, and nothing is read before its size is known.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from functools import cached_property
@@ -31,7 +32,7 @@ from .entropy_coder import EntropyTables
 from .exceptions import BundleError, LimitError, OperatingPointError
 from .operating_point import Kind, OperatingPoint
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST, TENSORS, EDGE_MANIFEST, UNCUT = "bundle.msgpack", "bundle.safetensors", "edge.msgpack", "uncut.onnx"
 MAX_MANIFEST_BYTES = 4 * 2**20
 MAX_TENSORS_BYTES = 64 * 2**20
@@ -102,7 +103,8 @@ class SplitSpec:
         name: name of the backbone's stage after which it is cut.
         features: (C, H, W) of the features there.
         latent_channels: K; the latent is [K, H, W].
-        slices: per rate level, the channel at which each slice ends; the last one is the number of channels coded.
+        slices: per rate level, the number of components, in order of importance, at which each slice ends; the last one
+            is the number of components coded.
         edge_share: head and encoder as a share of the uncut model's time, same engine, one core.
     """
 
@@ -125,9 +127,14 @@ class SplitSpec:
 
 @dataclass(frozen=True)
 class Bundle:
-    """See the module's docstring. Tensors are named `SPLIT/gains` float32 [levels, K], `SPLIT/mean` float32 [C],
-    `SPLIT/encoder` float32 [K, C], `SPLIT/decoder` float32 [C, K], and per rate level
-    `SPLIT/LEVEL/cdf` int32 [K', L], `SPLIT/LEVEL/sizes` int32 [K'], `SPLIT/LEVEL/offsets` int32 [K'].
+    """See the module's docstring. The tensors of a split point:
+
+    `SPLIT/gains` float32 [levels, K], `SPLIT/mean` float32 [C, H, W], `SPLIT/encoder` float32 [K, C], `SPLIT/decoder`
+    float32 [C, K]; `SPLIT/rows` float32 [2, H, H] and `SPLIT/columns` float32 [2, W, W], the encoder's matrix and then
+    the decoder's; `SPLIT/weights` float32 [K, H, W], by which the encoder multiplies and the decoder divides;
+    `SPLIT/order` int32 [n], the components that are coded, as places in [K, H, W] laid flat, in order of
+    importance; `SPLIT/cdf` int32 [T, L], `SPLIT/sizes` int32 [T] and `SPLIT/offsets` int32 [T], entropy tables; and per
+    rate level `SPLIT/LEVEL/indexes` uint8 [n'], n' <= n, the table of each component in that order.
     """
 
     name: str
@@ -184,18 +191,32 @@ class Bundle:
             raise OperatingPointError(f"bundle {self.name} has no operating point {point_id}")
         return found
 
-    def tables(self, split: str, level: int) -> EntropyTables:
-        """The entropy tables of a split point's rate level, one a latent channel."""
-        at = f"{split}/{level}"
-        try:
-            return EntropyTables(*(self.tensors[f"{at}/{part}"] for part in ("cdf", "sizes", "offsets")))
-        except KeyError as error:
-            raise BundleError(f"bundle {self.name} lacks the tensor {error}") from error
+    def tables(self, split: str) -> EntropyTables:
+        """The entropy tables of a split point.
+
+        Raises:
+            BundleError: the bundle lacks them, or they are no cumulative distributions.
+        """
+        return EntropyTables(*(self._tensor(f"{split}/{part}") for part in ("cdf", "sizes", "offsets")))
+
+    def order(self, split: str) -> npt.NDArray[np.int32]:
+        """int32 [n]: the components that are coded, as places in [K, H, W] laid flat, most important first."""
+        return self._tensor(f"{split}/order")
+
+    def indexes(self, split: str, level: int) -> npt.NDArray[np.uint8]:
+        """uint8 [n'], n' <= n: the entropy table of each component that is coded at a rate level, in their order."""
+        return self._tensor(f"{split}/{level}/indexes")
 
     def gain(self, split: str, level: int) -> npt.NDArray[np.float32]:
         """float32 [K], positive: what a latent is multiplied by before rounding."""
         gain: npt.NDArray[np.float32] = self.tensors[f"{split}/gains"][level]
         return gain
+
+    def _tensor(self, name: str) -> Array:
+        try:
+            return self.tensors[name]
+        except KeyError as error:
+            raise BundleError(f"bundle {self.name} lacks the tensor {error}") from error
 
     @cached_property
     def _points(self) -> dict[int, OperatingPoint]:
@@ -216,21 +237,39 @@ class Bundle:
                 raise BundleError(f"operating point {point.name} names a split or rate level that is not there")
         for s in self.splits:
             c, k = s.features[0], s.latent_channels
-            shapes = {"gains": (s.rate_levels, k), "mean": (c,), "encoder": (k, c), "decoder": (c, k)}
+            (h, w), levels = s.features[1:], s.rate_levels
+            shapes: dict[str, tuple[int, ...]] = {"gains": (levels, k), "mean": s.features, "encoder": (k, c)}
+            shapes |= {"decoder": (c, k), "rows": (2, h, h), "columns": (2, w, w), "weights": (k, h, w)}
             for part, shape in shapes.items():
                 found = self.tensors.get(f"{s.name}/{part}")
                 if found is None or found.shape != shape or found.dtype != np.float32:
                     raise BundleError(
                         f"bundle {self.name} is damaged: tensor {s.name}/{part} is not float32 {list(shape)}"
                     )
-            if not (self.tensors[f"{s.name}/gains"] > 0).all():
-                raise BundleError(f"bundle {self.name}: a gain of {s.name} is not positive")
-            for level, ends in enumerate(s.slices):
-                if list(ends) != sorted(set(ends)) or ends[0] < 1 or ends[-1] > k:
-                    raise BundleError(f"bundle {self.name}: slices {ends} of {s.name} do not fit {k} channels")
-                if len(self.tables(s.name, level)) < ends[-1]:
-                    raise BundleError(f"bundle {self.name}: {s.name} rate level {level} lacks entropy tables")
+            for part in ("gains", "weights"):
+                if not (self.tensors[f"{s.name}/{part}"] > 0).all():
+                    raise BundleError(f"bundle {self.name}: one of the {part} of {s.name} is not positive")
+            self._check_coding(s)
         return self
+
+    def _check_coding(self, spec: SplitSpec) -> None:
+        """Raise BundleError unless order, tables and slices of a split point fit together."""
+        order, tables = self.order(spec.name), self.tables(spec.name)
+        size = math.prod(spec.latent_shape)
+        if order.dtype != np.int32 or order.ndim != 1 or len(np.unique(order)) != len(order):
+            raise BundleError(f"bundle {self.name}: the order of {spec.name} is not int32 without repetition")
+        if len(order) and not 0 <= order.min() <= order.max() < size:
+            raise BundleError(f"bundle {self.name}: the order of {spec.name} does not fit a latent of {size} numbers")
+        for level, ends in enumerate(spec.slices):
+            indexes = self.indexes(spec.name, level)
+            if indexes.dtype != np.uint8 or indexes.ndim != 1 or not 1 <= len(indexes) <= len(order):
+                raise BundleError(f"bundle {self.name}: {spec.name} rate level {level} does not fit its order")
+            if indexes.max() >= len(tables):
+                raise BundleError(f"bundle {self.name}: {spec.name} rate level {level} lacks entropy tables")
+            if not ends or list(ends) != sorted(set(ends)) or ends[0] < 1 or ends[-1] != len(indexes):
+                raise BundleError(
+                    f"bundle {self.name}: slices {ends} of {spec.name} do not fit {len(indexes)} components"
+                )
 
     def manifest(self) -> dict[str, Any]:
         """Plain values, as they are packed."""

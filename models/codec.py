@@ -1,7 +1,7 @@
 """Codec: latent <-> packet, for the operating points of one bundle. The same class on both sides, numpy only.
 
-latent --quantise--> symbols --slices--> entropy coder --> Packet          compress, on the edge
-Packet --> entropy coder --> symbols (slices that are missing stay 0)      decompress, on the server
+latent --quantise--> symbols --order of importance--> entropy coder --> slices --> Packet     compress, on the edge
+Packet --> entropy coder --> symbols (those of slices that are missing stay 0)               decompress, on the server
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from .bitstream import Packet
 from .bundle import Bundle
-from .entropy_coder import SliceCoder
+from .entropy_coder import SymbolCoder
 from .exceptions import BitstreamError, OperatingPointError
 from .operating_point import Kind, OperatingPoint
 from .quantiser import quantise
@@ -27,7 +27,7 @@ class Codec:
     def __init__(self, bundle: Bundle) -> None:
         """Keep the bundle; nothing is computed yet."""
         self.bundle = bundle
-        self._coders: dict[tuple[str, int], tuple[SliceCoder, ...]] = {}
+        self._coders: dict[tuple[str, int], tuple[SymbolCoder, npt.NDArray[np.int32]]] = {}
 
     def compress(self, latent: npt.NDArray[np.float32], point: OperatingPoint, frame_id: int) -> Packet:
         """Quantise and code a latent.
@@ -47,13 +47,15 @@ class Codec:
         return self.compress_symbols(symbols, point, frame_id)
 
     def compress_symbols(self, symbols: npt.NDArray[np.int32], point: OperatingPoint, frame_id: int) -> Packet:
-        """Code symbols int32 [K, H, W]; channels behind the last slice are not sent."""
-        coders = self._slice_coders(point)
-        first, slices = 0, []
-        for coder in coders:
-            slices.append(coder.encode(symbols[first : first + coder.channels]))
-            first += coder.channels
-        return Packet(point.id, frame_id, tuple(slices))
+        """Code symbols int32 [K, H, W]; components behind the last slice are not sent."""
+        coder, order = self._coder(point)
+        return Packet(point.id, frame_id, coder.encode(symbols.reshape(-1)[order]))
+
+    def entropy_bits(self, symbols: npt.NDArray[np.int32], point: OperatingPoint) -> float:
+        """Ideal code length in bits, under the bundle's tables, of what is sent of symbols int32 [K, H, W]."""
+        tables, indexes = self.bundle.tables(point.split), self.bundle.indexes(point.split, point.rate_level)
+        sent = symbols.reshape(-1)[self.bundle.order(point.split)[: len(indexes)]]
+        return float(tables.bits(sent, indexes).sum())
 
     def decompress(self, packet: Packet) -> npt.NDArray[np.int32]:
         """Decode a packet of any prefix of slices into symbols int32 [K, H, W]; what is missing is 0.
@@ -64,31 +66,26 @@ class Codec:
         """
         point = self.bundle.operating_point(packet.operating_point)
         shape = self._latent_shape(point)
-        coders = self._slice_coders(point)
-        if len(packet.slices) > len(coders):
-            raise BitstreamError(f"{point.name} has {len(coders)} slices, the packet {len(packet.slices)}")
-        symbols = np.zeros((shape[0], shape[1] * shape[2]), np.int32)
-        first = 0
-        for coder, data in zip(coders, packet.slices, strict=False):
-            symbols[first : first + coder.channels] = coder.decode(data)
-            first += coder.channels
-        return symbols.reshape(shape)
+        coder, order = self._coder(point)
+        if len(packet.slices) > len(coder.ends):
+            raise BitstreamError(f"{point.name} has {len(coder.ends)} slices, the packet {len(packet.slices)}")
+        received = coder.decode(packet.slices)
+        symbols = np.zeros(shape, np.int32)
+        symbols.reshape(-1)[order[: len(received)]] = received
+        return symbols
 
     def _latent_shape(self, point: OperatingPoint) -> tuple[int, int, int]:
         if point.kind is not Kind.FEATURE:
             raise OperatingPointError(f"{point.name} is of kind {point.kind}; only feature points have a latent")
         return self.bundle.split(point.split).latent_shape
 
-    def _slice_coders(self, point: OperatingPoint) -> tuple[SliceCoder, ...]:
+    def _coder(self, point: OperatingPoint) -> tuple[SymbolCoder, npt.NDArray[np.int32]]:
+        """The coder of a rate level, and the places of its components in [K, H, W] laid flat."""
         key = (point.split, point.rate_level)
         found = self._coders.get(key)
         if found is None:
-            spec = self.bundle.split(point.split)
-            tables = self.bundle.tables(*key)
-            places = spec.features[1] * spec.features[2]
-            ends = spec.slices[point.rate_level]
-            found = tuple(
-                SliceCoder(tables, first, last, places) for first, last in zip((0, *ends[:-1]), ends, strict=True)
-            )
-            self._coders[key] = found
+            indexes = self.bundle.indexes(*key)
+            ends = self.bundle.split(point.split).slices[point.rate_level]
+            coder = SymbolCoder(self.bundle.tables(point.split), indexes, ends)
+            found = self._coders[key] = (coder, self.bundle.order(point.split)[: len(indexes)])
         return found

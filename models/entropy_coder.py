@@ -5,10 +5,15 @@ frequencies of 16 bits, one offset a table, and a last entry that stands for eve
 as an escape. The coder is `compressai.ans`, loaded from the extension file alone: importing the package would import
 torch, which an edge need not have.
 
-Two things are added around it:
+Four things are added around it:
 
+* All slices of a frame are sections of one stream. rANS decodes from the front and takes a word when it needs one, so
+  the first words are all that the first symbols need: cut where the decoder stands after a slice's last symbol, any
+  prefix of sections decodes, and a frame pays for one final state instead of one a slice (4 to 5 bytes each).
 * rANS ends with a state of 64 bits whose upper bytes are often zero. They are left out here and put back before
-  decoding (the coder writes whole 32-bit words, so the length says how many are missing): 1.6 bytes a slice on average.
+  decoding (the coder writes whole 32-bit words, so the length says how many are missing): 1.6 bytes on average.
+* The extension gives its encoder one word of memory a symbol and writes two for the state: a stream of one symbol would
+  overrun it. Every stream therefore ends with `FILLERS` symbols that cost nothing and are never decoded.
 * The extension trusts its input and reads on where a damaged stream makes it. It is given zeros behind the data, as
   many as the symbols that were asked for can consume at the very worst, so that it never leaves its buffer.
 """
@@ -17,9 +22,11 @@ from __future__ import annotations
 
 import importlib.machinery
 import importlib.util
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +37,11 @@ PRECISION = 16
 """Cumulative frequencies end at 2**PRECISION."""
 
 STATE_BYTES = 8
-"""What an rANS stream begins with: the coder's final state, little endian."""
+"""What an rANS stream begins with: the coder's final state, little endian; 32-bit words follow."""
+
+FILLERS = 2
+"""Symbols at the end of a stream, under a table in which they are as good as certain."""
+_FILLER_CDF = [0, (1 << PRECISION) - 1, 1 << PRECISION]
 
 WORST_BYTES_A_SYMBOL = 132
 """A symbol takes at most 16 bits of the stream, and an escape from a damaged stream at most 16 count nibbles of value
@@ -99,79 +110,106 @@ class EntropyTables:
         """Number of tables."""
         return len(self.cdf)
 
-    def bits(self, symbols: npt.NDArray[np.int32], indexes: npt.NDArray[np.int32]) -> float:
-        """Ideal code length in bits of `symbols` under tables `indexes` (same shape); escapes cost 4 bits a nibble."""
-        flat, index = symbols.reshape(-1), indexes.reshape(-1)
-        value = flat - self.offsets[index]
-        escape = self.sizes[index] - 2
+    def bits(self, symbols: npt.NDArray[np.int32], indexes: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.float64]:
+        """Ideal code length in bits of each of `symbols`, float64 of their shape, under tables `indexes` (same shape);
+        an escape costs 4 bits a nibble."""
+        value = symbols - self.offsets[indexes]
+        escape = self.sizes[indexes] - 2
         outside = (value < 0) | (value >= escape)
-        value = np.where(outside, escape, value)
-        frequency = self.cdf[index, value + 1] - self.cdf[index, value]
-        total = float(np.sum(PRECISION - np.log2(frequency)))
-        for v, e in zip((flat - self.offsets[index])[outside], escape[outside], strict=True):
-            raw = int(-2 * v - 1) if v < 0 else 2 * int(v - e)
+        entry = np.where(outside, escape, value)
+        bits: npt.NDArray[np.float64] = PRECISION - np.log2(self.cdf[indexes, entry + 1] - self.cdf[indexes, entry])
+        extra = []
+        for v, e in zip(value[outside].tolist(), escape[outside].tolist(), strict=True):
+            raw = -2 * v - 1 if v < 0 else 2 * (v - e)
             nibbles = (raw.bit_length() + 3) // 4
-            total += 4 * (nibbles + nibbles // 15 + 1)
-        return total
+            extra.append(4 * (nibbles + nibbles // 15 + 1))
+        bits[outside] += extra
+        return bits
 
 
-class SliceCoder:
-    """Codes one slice: channels first..last-1 of a latent, channel k under table k.
+class SymbolCoder:
+    """Codes the symbols of a frame, symbol i under table `indexes[i]`, into one section a slice.
 
     The tables are kept as the lists that the extension takes, so that a frame costs no conversion of tables.
     """
 
-    def __init__(self, tables: EntropyTables, first: int, last: int, places: int) -> None:
-        """Prepare the slice.
+    def __init__(self, tables: EntropyTables, indexes: npt.NDArray[np.integer[Any]], ends: Sequence[int]) -> None:
+        """Prepare the coder.
 
         Args:
-            tables: at least `last` tables.
-            first, last: channels of the slice, 0 <= first < last.
-            places: H x W of the latent.
+            tables: any number.
+            indexes: integers [n], each symbol's table.
+            ends: number of symbols up to the end of each slice, rising, 1 to n.
 
         Raises:
-            BundleError: the tables do not reach `last`.
+            BundleError: an index names no table, or the ends do not rise to n.
         """
-        if not 0 <= first < last <= len(tables):
-            raise BundleError(f"a slice of channels {first}..{last} does not fit {len(tables)} entropy tables")
-        self.channels, self.places = last - first, places
-        self._sizes = tables.sizes[first:last].tolist()
-        self._offsets = tables.offsets[first:last].tolist()
-        self._cdf = [row[:size].tolist() for row, size in zip(tables.cdf[first:last], self._sizes, strict=True)]
-        self._indexes = np.repeat(np.arange(self.channels), places).tolist()
-        self._padding = bytes(WORST_BYTES_A_SYMBOL * len(self._indexes))
+        if len(indexes) == 0 or int(indexes.min()) < 0 or int(indexes.max()) >= len(tables):
+            raise BundleError(f"{len(indexes)} symbols are given tables that are not among the {len(tables)} there are")
+        if list(ends) != sorted(set(ends)) or ends[0] < 1 or ends[-1] != len(indexes):
+            raise BundleError(f"slices that end at {list(ends)} do not divide {len(indexes)} symbols")
+        self.ends = tuple(int(end) for end in ends)
+        # Only the tables that are used: the extension copies all that it is given, for every call.
+        used, compact = np.unique(indexes, return_inverse=True)
+        self._indexes = compact.astype(np.int32).tolist() + [len(used)] * FILLERS
+        self._sizes = [*tables.sizes[used].tolist(), len(_FILLER_CDF)]
+        self._offsets = [*tables.offsets[used].tolist(), 0]
+        self._cdf = [tables.cdf[t, : tables.sizes[t]].tolist() for t in used.tolist()] + [_FILLER_CDF]
+        self._padding = bytes(WORST_BYTES_A_SYMBOL * len(indexes))
 
-    def encode(self, symbols: npt.NDArray[np.int32]) -> bytes:
-        """Code int32 [channels, H, W]; a slice of zeros is the empty string."""
+    def encode(self, symbols: npt.NDArray[np.int32]) -> tuple[bytes, ...]:
+        """Code int32 [n] into a section a slice; zeros alone give empty sections.
+
+        Raises:
+            ValueError: another number of symbols.
+        """
+        if symbols.shape != (self.ends[-1],):
+            raise ValueError(f"{self.ends[-1]} symbols are coded, got {symbols.shape}")
         if not symbols.any():
-            return b""
+            return (b"",) * len(self.ends)
+        values = symbols.tolist() + [0] * FILLERS
+        whole = self._stream(values, 0)
+        # What the symbols behind a slice put into the stream is what they put into one of their own.
+        cuts = [len(whole) + STATE_BYTES - len(self._stream(values, end)) for end in self.ends[:-1]]
+        sections = [whole[a:b] for a, b in zip((0, *cuts), (*cuts, len(whole)), strict=True)]
+        state = sections[0][:STATE_BYTES].rstrip(b"\0")
+        # Only three bytes at most may go: the length modulo 4 has to say how many.
+        sections[0] = state.ljust(STATE_BYTES - 3, b"\0") + sections[0][STATE_BYTES:]
+        return tuple(sections)
+
+    def decode(self, sections: Sequence[bytes]) -> npt.NDArray[np.int32]:
+        """Decode a prefix of what `encode` gave into int32 [m], m the symbols up to the last section's end.
+
+        Raises:
+            BitstreamError: there are no or too many sections, or they cannot be coded symbols.
+        """
+        if not 1 <= len(sections) <= len(self.ends):
+            raise BitstreamError(f"{len(sections)} slices cannot be decoded, there are {len(self.ends)}")
+        count = self.ends[len(sections) - 1]
+        if not any(sections):
+            return np.zeros(count, np.int32)
+        missing = -len(sections[0]) % 4
+        if len(sections[0]) + missing < STATE_BYTES:
+            raise BitstreamError(f"a first slice of {len(sections[0])} bytes is too short for an entropy-coded one")
+        cut, size = STATE_BYTES - missing, sum(map(len, sections))
+        whole = b"".join(
+            (sections[0][:cut], bytes(missing), sections[0][cut:], *sections[1:], bytes(16 * size), self._padding)
+        )
+        symbols = (
+            load_rans()
+            .RansDecoder()
+            .decode_with_indexes(whole, self._indexes[:count], self._cdf, self._sizes, self._offsets)
+        )
+        try:
+            return np.array(symbols, np.int32).reshape(count)
+        except (OverflowError, ValueError) as error:
+            raise BitstreamError(f"the slices decode to {len(symbols)} symbols of {count}: {error}") from error
+
+    def _stream(self, values: list[int], first: int) -> bytes:
+        """The extension's stream of the symbols, fillers and all, from `first` on."""
         coded: bytes = (
             load_rans()
             .RansEncoder()
-            .encode_with_indexes(symbols.reshape(-1).tolist(), self._indexes, self._cdf, self._sizes, self._offsets)
+            .encode_with_indexes(values[first:], self._indexes[first:], self._cdf, self._sizes, self._offsets)
         )
-        state = coded[:STATE_BYTES].rstrip(b"\0")
-        # Only three bytes at most may go: the length modulo 4 has to say how many.
-        return state.ljust(STATE_BYTES - 3, b"\0") + coded[STATE_BYTES:]
-
-    def decode(self, data: bytes) -> npt.NDArray[np.int32]:
-        """Decode what `encode` gave into int32 [channels, places].
-
-        Raises:
-            BitstreamError: the data cannot be a coded slice.
-        """
-        count = self.channels * self.places
-        if not data:
-            return np.zeros((self.channels, self.places), np.int32)
-        missing = -len(data) % 4
-        if len(data) + missing < STATE_BYTES:
-            raise BitstreamError(f"a slice of {len(data)} bytes is too short for an entropy-coded one")
-        cut = STATE_BYTES - missing
-        whole = b"".join((data[:cut], bytes(missing), data[cut:], bytes(16 * len(data)), self._padding))
-        symbols = (
-            load_rans().RansDecoder().decode_with_indexes(whole, self._indexes, self._cdf, self._sizes, self._offsets)
-        )
-        try:
-            return np.array(symbols, np.int32).reshape(self.channels, self.places)
-        except (OverflowError, ValueError) as error:
-            raise BitstreamError(f"a slice decodes to {len(symbols)} symbols of {count}: {error}") from error
+        return coded

@@ -124,16 +124,13 @@ def measure(
 def _through_codec(codec: Codec, latents: npt.NDArray[np.float32], point: OperatingPoint, into: Measured) -> Tensor:
     """Latents [B, K, H, W] to packets and back to symbols int32 [B, K, H, W]."""
     received = []
-    tables = codec.bundle.tables(point.split, point.rate_level)
-    coded = codec.bundle.split(point.split).slices[point.rate_level][-1]
     for latent in latents:
         packet = codec.compress(latent, point, 0)
         data = packet.to_bytes()
-        symbols = quantise(latent, codec.bundle.gain(point.split, point.rate_level))[:coded]
-        index = np.broadcast_to(np.arange(coded, dtype=np.int32)[:, None, None], symbols.shape)
+        symbols = quantise(latent, codec.bundle.gain(point.split, point.rate_level))
         into.packet_bytes.append(len(data))
         into.slice_bytes.append(sum(len(s) for s in packet.slices))
-        into.entropy_bits.append(tables.bits(symbols, index))
+        into.entropy_bits.append(codec.entropy_bits(symbols, point))
         received.append(codec.decompress(Packet.from_bytes(data)))
     return torch.from_numpy(np.stack(received))
 

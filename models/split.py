@@ -1,6 +1,6 @@
 """`headrace split`: from a backbone and a folder of unlabelled photographs to a bundle, without training.
 
-photographs -> features at each cut -> Fisher metric -> closed form -> symbols at each rate level -> tables, slices
+photographs -> features and gradients at each cut -> `fit`: transform, quantiser, tables, slices
 held-out photographs -> every operating point -> measured bytes and accuracy
 """
 
@@ -23,25 +23,20 @@ from torch import Tensor, nn
 from .backbones import Backbone
 from .bottleneck import Encoder
 from .bundle import Bundle, SplitSpec
-from .closed_form import ClosedForm, fisher_metric, fit_closed_form
+from .closed_form import fisher_gradients
 from .cuts import Cut
-from .entropy_model import frozen_tables
 from .exceptions import BackboneError, DataError
 from .export import Only, write_onnx
+from .fit import fit_map
 from .maps import Packing
 from .measure import find_pictures, measure, pixel_batches
 from .onnx_time import edge_milliseconds, image_milliseconds
 from .operating_point import Kind, OperatingPoint
-from .quantiser import quantise
 from .sources import Source
 from .tasks import CLASSIFICATION
 from .zoo import load_backbone
 
 MIN_PHOTOGRAPHS = 100
-STEPS = (1.0, 1.25, 1.5, 1.8, 2.2, 2.6, 3.0, 3.4)
-"""Quantiser steps of the rate levels, in units of the components' mean standard deviation, finest first."""
-SLICE_SHARES = (0.4, 0.65, 0.85)
-"""Shares of a rate level's bits at which the first slices end; the last slice holds the rest."""
 DEFAULT_SHARES = (0.25, 0.5, 0.75)
 """Shares of the uncut model's multiply-accumulates near which it is cut when no split point is named."""
 SHARE_REACH = 0.12
@@ -140,11 +135,10 @@ def fit(
         bar = progress.add_task(f"{name}: closed form", total=len(fit_on))
         batches = [b.clone() for b in features.pop(name)]
         done = partial(progress.advance, bar)
-        metric = fisher_metric(backbone.tail(name), batches, seed, done, backbone.task.likelihood)
-        form = fit_closed_form(torch.cat(batches), metric)
-        spec, arrays = _rate_levels(name, torch.cat(batches), form)
-        specs.append(spec)
-        tensors |= {f"{name}/{key}": value for key, value in arrays.items()}
+        gradients = fisher_gradients(backbone.tail(name), batches, seed, backbone.task.probe, done)
+        fitted = fit_map(torch.cat(batches), gradients)
+        specs.append(SplitSpec(name, fitted.features, fitted.latent_channels, fitted.slices))
+        tensors |= {f"{name}/{key}": value for key, value in fitted.arrays.items()}
     bundle = Bundle(
         name=_bundle_name(backbone.spec.name),
         task=backbone.task.name,
@@ -213,47 +207,6 @@ def _chain(backbone: Backbone, names: Sequence[str]) -> list[tuple[str, nn.Modul
     """The head cut into parts, so that a photograph passes every stage once for all split points."""
     ordered = sorted(set(names), key=lambda n: backbone.cut(n).index)
     return [(n, backbone.between(b, n) if b else backbone.head(n)) for b, n in pairwise(["", *ordered])]
-
-
-def _rate_levels(name: str, features: Tensor, form: ClosedForm) -> tuple[SplitSpec, dict[str, np.ndarray[Any, Any]]]:
-    """Gains, tables and slices of a split point, from the calibration photographs' own symbols."""
-    with torch.inference_mode():
-        latents = Encoder(form.encoder, form.mean)(features).numpy()
-    gains = np.full((len(STEPS), latents.shape[1]), 0, np.float32)
-    gains[:] = (1 / (np.array(STEPS) * form.unit)).astype(np.float32)[:, None]
-    arrays: dict[str, np.ndarray[Any, Any]] = {}
-    slices: list[tuple[int, ...]] = []
-    for level, gain in enumerate(gains):
-        symbols = np.stack([quantise(latent, gain) for latent in latents])
-        # A channel that was 0 everywhere is not sent at this level; each slice has one at least.
-        lively = np.flatnonzero(symbols.any(axis=(0, 2, 3)))
-        coded = max(int(lively[-1]) + 1 if len(lively) else 0, min(len(SLICE_SHARES) + 1, symbols.shape[1]))
-        tables = frozen_tables(symbols[:, :coded])
-        index = np.arange(coded, dtype=np.int32)
-        bits = np.array([tables.bits(symbols[:, k], np.full_like(symbols[:, k], k)) for k in index])
-        slices.append(_slice_ends(bits))
-        arrays |= {f"{level}/cdf": tables.cdf, f"{level}/sizes": tables.sizes, f"{level}/offsets": tables.offsets}
-    kept = max(ends[-1] for ends in slices)
-    arrays |= {
-        "gains": np.ascontiguousarray(gains[:, :kept]),
-        "mean": form.mean.numpy(),
-        "encoder": form.encoder[:kept].contiguous().numpy(),
-        "decoder": form.decoder[:, :kept].contiguous().numpy(),
-    }
-    shape = (features.shape[1], features.shape[2], features.shape[3])
-    return SplitSpec(name=name, features=shape, latent_channels=kept, slices=tuple(slices)), arrays
-
-
-def _slice_ends(bits: np.ndarray[Any, Any]) -> tuple[int, ...]:
-    """Channel at which each slice ends, at about `SLICE_SHARES` of the bits, at least one channel a slice."""
-    count, shares = len(bits), np.cumsum(bits) / bits.sum()
-    if count <= len(SLICE_SHARES):
-        return tuple(range(1, count + 1))
-    ends = []
-    for i, share in enumerate(SLICE_SHARES):
-        end = int(np.searchsorted(shares, share)) + 1
-        ends.append(min(max(end, i + 1), count - len(SLICE_SHARES) + i))
-    return (*(max(e, i + 1) for i, e in enumerate(np.maximum.accumulate(ends).tolist())), count)
 
 
 def _operating_points(specs: Sequence[SplitSpec], local: bool) -> tuple[OperatingPoint, ...]:

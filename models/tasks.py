@@ -1,7 +1,7 @@
 """Tasks: what a backbone's outputs mean, when two answers agree, and what of them the Fisher metric asks for.
 
 outputs of the tail (tensors) --answers--> one answer a frame --agreement--> 0..1 beside the uncut model's
-                              --likelihood--> a scalar whose gradient at the cut says what matters there
+                              --probe--> a scalar whose gradient at the cut says what matters there
 """
 
 from __future__ import annotations
@@ -71,8 +71,11 @@ class Task(ABC):
         """How far an answer is the uncut model's, 0..1."""
 
     @abstractmethod
-    def likelihood(self, outputs: Sequence[Tensor], generator: torch.Generator) -> Tensor:
-        """A scalar to differentiate: log-probability of an answer drawn from the model's own, over the batch."""
+    def probe(self, outputs: Sequence[Tensor], generator: torch.Generator) -> Tensor:
+        """A random scalar, summed over the batch, whose gradients' mean outer product is the Fisher metric.
+
+        The log-probability of an answer drawn from the model's own would be one.
+        """
 
 
 class Classification(Task):
@@ -91,11 +94,15 @@ class Classification(Task):
         assert isinstance(answer, Labels) and isinstance(uncut, Labels)
         return float(answer.indexes[0] == uncut.indexes[0])
 
-    def likelihood(self, outputs: Sequence[Tensor], generator: torch.Generator) -> Tensor:
-        """Of a class drawn for each frame."""
-        scores = outputs[0]
-        drawn = torch.multinomial(scores.detach().cpu(), 1, generator=generator).to(scores.device)
-        return scores.clamp_min(1e-12).log().gather(1, drawn).sum()
+    def probe(self, outputs: Sequence[Tensor], generator: torch.Generator) -> Tensor:
+        """sum_c s_c sqrt(p_c) log p_c with random signs s and the first p held fixed.
+
+        The mean outer product of its gradients is sum_c p_c g_c g_c^T, as that of one class drawn from p is, with less
+        noise, because every class takes part in every draw (Hutchinson's trick).
+        """
+        scores = outputs[0].clamp_min(1e-12)
+        signs = torch.randint(0, 2, scores.shape, generator=generator).to(scores) * 2 - 1
+        return (signs * scores.detach().sqrt() * scores.log()).sum()
 
 
 @dataclass(frozen=True)
@@ -157,7 +164,7 @@ class Detection(Task):
         corners = torch.tensor([boxes.corners[i] for i in kept]).reshape(-1, 4)
         return torch.tensor([boxes.indexes[i] for i in kept]), corners
 
-    def likelihood(self, outputs: Sequence[Tensor], generator: torch.Generator) -> Tensor:
+    def probe(self, outputs: Sequence[Tensor], generator: torch.Generator) -> Tensor:
         """A random projection of scores, of corners weighted by the root of their scores, and of all other outputs."""
         scores, corners, *others = outputs
         weight = scores.detach().sqrt()
@@ -186,7 +193,7 @@ class Segmentation(Task):
         assert isinstance(answer, ClassMap) and isinstance(uncut, ClassMap)
         return float((answer.classes == uncut.classes).mean())
 
-    def likelihood(self, outputs: Sequence[Tensor], generator: torch.Generator) -> Tensor:
+    def probe(self, outputs: Sequence[Tensor], generator: torch.Generator) -> Tensor:
         """Of classes drawn at random pixels of each frame."""
         logits = outputs[0].flatten(2)
         places = torch.randint(logits.shape[2], (PIXELS,), generator=generator).to(logits.device)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 from headrace.models.bundle import BackboneSpec, Bundle, Preprocessing, SplitSpec
-from headrace.models.entropy_model import frozen_tables
+from headrace.models.entropy_model import TableCounts, scale_classes
 from headrace.models.operating_point import Kind, OperatingPoint
 
 
@@ -10,19 +10,33 @@ def make_bundle(seed: int = 7) -> Bundle:
     rng = np.random.default_rng(seed)
     splits, tensors, points = [], {}, [OperatingPoint(id=0, kind=Kind.LOCAL, accuracy=1.0)]
     for name, (c, h, w), k in (("a", (6, 5, 4), 6), ("b", (9, 2, 3), 8)):
-        slices = ((2, 4, 5, k), (1, 2, 3, k - 1))
-        for level, ends in enumerate(slices):
-            noise = rng.laplace(0, np.linspace(4, 0.3, k)[:, None, None] / (level + 1), (40, k, h, w))
-            tables = frozen_tables(np.rint(noise).astype(np.int32)[:, : ends[-1]])
-            tensors[f"{name}/{level}/cdf"] = tables.cdf
-            tensors[f"{name}/{level}/sizes"] = tables.sizes
-            tensors[f"{name}/{level}/offsets"] = tables.offsets
+        size = k * h * w
+        order = rng.permutation(size)[: size - 5].astype(np.int32)
+        scales = np.linspace(4, 0.1, len(order))
+        slices = []
+        counts, classes = TableCounts(), []
+        for level, coded in enumerate((len(order), len(order) - 11)):
+            symbols = np.rint(rng.laplace(0, scales[:coded] / (level + 1), (40, coded))).astype(np.int32)
+            classes.append(scale_classes(symbols))
+            counts.add(symbols, classes[-1])
+            slices.append((coded // 8, coded // 4, coded // 2, coded))
             points.append(OperatingPoint(id=len(points), kind=Kind.FEATURE, split=name, rate_level=level))
-        tensors[f"{name}/gains"] = np.stack([np.full(k, 2.0), np.full(k, 1.0)]).astype(np.float32)
-        tensors[f"{name}/mean"] = rng.normal(size=c).astype(np.float32)
-        tensors[f"{name}/encoder"] = rng.normal(size=(k, c)).astype(np.float32)
-        tensors[f"{name}/decoder"] = rng.normal(size=(c, k)).astype(np.float32)
-        splits.append(SplitSpec(name, (c, h, w), k, slices))
+        tables, where = counts.freeze()
+        rows, columns = np.linalg.qr(rng.normal(size=(h, h)))[0], np.linalg.qr(rng.normal(size=(w, w)))[0]
+        part = {
+            "gains": np.stack([np.full(k, 2.0), np.full(k, 1.0)]),
+            "mean": rng.normal(size=(c, h, w)),
+            "encoder": rng.normal(size=(k, c)),
+            "decoder": rng.normal(size=(c, k)),
+            "rows": np.stack([rows, rows.T]),
+            "columns": np.stack([columns, columns.T]),
+            "weights": rng.uniform(0.5, 2, (k, h, w)),
+        }
+        tensors |= {f"{name}/{key}": value.astype(np.float32) for key, value in part.items()}
+        tensors |= {f"{name}/order": order, f"{name}/cdf": tables.cdf}
+        tensors |= {f"{name}/sizes": tables.sizes, f"{name}/offsets": tables.offsets}
+        tensors |= {f"{name}/{level}/indexes": where[each] for level, each in enumerate(classes)}
+        splits.append(SplitSpec(name, (c, h, w), k, tuple(slices)))
     points.append(OperatingPoint(id=len(points), kind=Kind.IMAGE, codec="webp", rate_level=30))
     return Bundle(
         name="small",
