@@ -141,6 +141,8 @@ class TcpProxyLink:
     """See the module. Lives in the event loop that makes it; a loop that stalls makes the link stall."""
 
     kind = "TCP proxy (hides loss and congestion control)"
+    edge_prefix: tuple[str, ...] = ()
+    server_prefix: tuple[str, ...] = ()
 
     def __init__(self, connect: str, spec: LinkSpec, *, begin_with_connection: bool = False) -> None:
         """Describe the link; `open` makes it.
@@ -155,6 +157,7 @@ class TcpProxyLink:
         """
         self.address = ""
         self._connect, self._spec = split_address(connect), spec
+        self.server_host = self._connect[0]
         self._begin_with_connection = begin_with_connection
         self._up, self._down = _Direction(spec, "up"), _Direction(spec, "down")
         self._origin: float | None = None

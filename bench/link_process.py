@@ -27,9 +27,13 @@ _MOST_LINE_BYTES = 2**26
 class LinkProcess:
     """An `EmulatedLink` in another process."""
 
+    edge_prefix: tuple[str, ...] = ()
+    server_prefix: tuple[str, ...] = ()
+
     def __init__(self, process: asyncio.subprocess.Process, address: str, kind: str, record: Path) -> None:
         """Use `start`."""
         self.address, self.kind = address, kind
+        self.server_host = ""
         self._process, self._record = process, record
 
     @classmethod
@@ -57,6 +61,7 @@ class LinkProcess:
             raise LinkError(f"the emulated link ended with code {await process.wait()} before it listened")
         said = json.loads(line)
         link.address, link.kind = said["address"], said["kind"]
+        link.server_host = connect.rpartition(":")[0]
         return link
 
     def begin(self, ago_s: float = 0.0) -> None:

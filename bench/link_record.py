@@ -64,10 +64,15 @@ class EmulatedLink(Protocol):
     Attributes:
         kind: name of the mechanism, to be printed.
         address: "host:port" that the edge connects to.
+        server_host: the address that the server must listen on.
+        edge_prefix, server_prefix: what to put before a command so that it runs at that end.
     """
 
     kind: str
     address: str
+    server_host: str
+    edge_prefix: tuple[str, ...]
+    server_prefix: tuple[str, ...]
 
     def begin(self, ago_s: float = 0.0) -> None:
         """Start the schedule, as of so many seconds ago; until then its first rate holds."""
@@ -80,16 +85,3 @@ class EmulatedLink(Protocol):
 
     async def close(self) -> None:
         """Cut all connections, and remove whatever the link made on this machine."""
-
-
-class NamespacedLink(EmulatedLink, Protocol):
-    """A link between two network namespaces: processes have to be started inside of them.
-
-    Attributes:
-        edge_prefix, server_prefix: what to put before a command so that it runs at that end.
-        server_host: the server's address, which it must listen on.
-    """
-
-    edge_prefix: tuple[str, ...]
-    server_prefix: tuple[str, ...]
-    server_host: str

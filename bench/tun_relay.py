@@ -40,7 +40,7 @@ _LONGEST_SLEEP_S = 1.0
 
 
 class TunRelayLink:
-    """A `NamespacedLink`; `open` makes it."""
+    """An `EmulatedLink`; `open` makes it."""
 
     kind = "TUN relay between network namespaces"
 
