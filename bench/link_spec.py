@@ -89,7 +89,7 @@ class LinkSpec:
 
     def describe(self) -> str:
         """One line for people."""
-        down = "without limit but with its outages" if self.down is None else _describe(self.down)
+        down = "without limit" if self.down is None else _describe(self.down)
         delay = f"{self.delay_s * 1000:g} ms" + (f" + 0..{self.jitter_s * 1000:g} ms" if self.jitter_s else "")
         loss = f", loss {self.loss:.2%}" if self.loss else ""
         return f"up {_describe(self.up)}, down {down}, {delay} one way{loss}, queue {self.queue_bytes} bytes"

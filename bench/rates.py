@@ -7,6 +7,7 @@ immutable functions of time, so that a packet under way can be reckoned anew aft
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
@@ -80,14 +81,20 @@ class TraceRates:
     def changed(self, at: float, bps: float) -> RateSchedule:
         """See `Rates`. Of the time before, the last ten minutes are kept."""
         first = max(self.origin, at - _PAST_S)
-        past, time = [(min(first, at) - 1.0, self._first)], first
-        if first < at:
-            for seconds, rate in zip(*self.trace.window(first - self.origin, at - first).pieces, strict=True):
-                past.append((time, float(rate)))
-                time += float(seconds)
+        past = [(min(first, at) - 1.0, self._first), *self._steps(first, at)]
         if self.unlimited:
             past = [(time, math.inf if rate > 0 else 0.0) for time, rate in past]
         return RateSchedule([*past, (at, bps)])
+
+    def _steps(self, start: float, end: float) -> Iterator[tuple[float, float]]:
+        """The trace's steps that hold at any time in between, the first one from `start` on."""
+        durations, rates = self.trace.pieces
+        time = self.origin + math.floor((start - self.origin) / self.trace.duration_s) * self.trace.duration_s
+        while time < end:
+            for seconds, rate in zip(durations.tolist(), rates.tolist(), strict=True):
+                if time + seconds > start and time < end:
+                    yield max(time, start), rate
+                time += seconds
 
     def outages_only(self) -> TraceRates:
         """See `Rates`."""

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import random
+import time
+
 import pytest
+from headrace.bench.link_spec import LinkSpec
+from headrace.bench.schedule import RateSchedule
 from headrace.bench.traces import Trace
 from headrace.bench.virtual_link import VirtualLink
 
@@ -26,3 +31,85 @@ def test_outage_holds_the_queue_and_start_shifts_the_trace() -> None:
 def test_overhead_travels_too() -> None:
     link = VirtualLink(Trace.steps([(1.0, 8000)]), overhead_bytes=100)
     assert link.write(400, now=0.0) == pytest.approx(0.5)
+
+
+FLAT = Trace.steps([(1.0, 8 * 1448 * 100)])
+"""One segment every 10 ms."""
+
+
+def test_a_description_makes_the_same_link() -> None:
+    for capacity in (FLAT, 8.0 * 1448 * 100, RateSchedule([(0, 8 * 1448 * 100)])):
+        link = VirtualLink.of(LinkSpec(up=capacity, delay_s=0.5, queue_bytes=2**20))
+        assert link.write(1448, 0.0) == pytest.approx(0.51)
+        assert link.write(14480, 0.0) == pytest.approx(0.61)
+        assert link.write(0, 1.0) == pytest.approx(1.5)
+    assert VirtualLink.of(LinkSpec(up=8e3), "down").write(10**9, 0.0) == 0.0
+
+
+def test_a_lost_segment_costs_a_round_trip_for_it_and_all_behind_it() -> None:
+    class OneLoss(random.Random):
+        """The fifth segment is lost."""
+
+        drawn = 0
+
+        def random(self) -> float:
+            self.drawn += 1
+            return 0.0 if self.drawn == 5 else 1.0
+
+    clean = VirtualLink(FLAT, delay_s=0.1)
+    lossy = VirtualLink(FLAT, delay_s=0.1, loss=0.02, seed=OneLoss())
+    assert clean.write(14480, 0.0) == pytest.approx(0.2)
+    # It was to leave at 0.04, is missed at 0.24 and arrives, sent again, at 0.24 + 0.01 + 0.1.
+    assert lossy.write(14480, 0.0) == pytest.approx(0.35)
+    assert lossy.free_at == pytest.approx(0.09)
+    # The next write is ready before that and waits behind it: in order.
+    assert lossy.write(1448, 0.1) == pytest.approx(0.35)
+    # The copy has taken its share of the link: this write left 10 ms later than it would have.
+    assert lossy.free_at == pytest.approx(0.12)
+    assert lossy.write(1448, 0.5) == pytest.approx(0.61)
+    assert (lossy.lost, lossy.bytes_sent) == (1, 14480 + 1448 + 1448 + 1448)
+
+
+def test_losses_are_seeded_and_as_frequent_as_said() -> None:
+    def run(seed: int) -> tuple[int, list[float]]:
+        link = VirtualLink.of(LinkSpec(up=FLAT, delay_s=0.02, loss=0.02, seed=seed))
+        times = [link.write(1448, n * 0.1) for n in range(5000)]
+        return link.lost, times
+
+    one, again, other = run(1), run(1), run(2)
+    assert one == again != other
+    assert one[1] == sorted(one[1])
+    assert 60 <= one[0] <= 145
+    assert sum(at - n * 0.1 > 0.045 for n, at in enumerate(one[1])) == pytest.approx(one[0], abs=4)
+
+
+def test_jitter_stays_in_its_range_and_order() -> None:
+    link = VirtualLink.of(LinkSpec(delay_s=0.1, jitter_s=0.05, seed=3))
+    waits = [link.write(100, n * 0.2) - n * 0.2 for n in range(300)]
+    assert 0.1 <= min(waits) < 0.105
+    assert 0.145 < max(waits) <= 0.15
+    close = [link.write(100, 100 + n * 1e-4) for n in range(300)]
+    assert close == sorted(close)
+
+
+def test_a_full_queue_costs_one_segment_a_round_trip() -> None:
+    roomy = VirtualLink(FLAT, delay_s=0.1, queue_bytes=100 * 1448)
+    assert roomy.write(40 * 1448, 0.0) == pytest.approx(0.5)
+    assert roomy.overflowed == 0
+    tight = VirtualLink(FLAT, delay_s=0.1, queue_bytes=20 * 1448)
+    # The 21st segment finds it full. It was to leave at 0.21, is missed at 0.41 and arrives at 0.41 + 0.01 + 0.1.
+    delivered = tight.write(40 * 1448, 0.0)
+    assert tight.overflowed == 1
+    assert delivered == pytest.approx(0.52)
+    assert tight.bytes_sent == 41 * 1448
+    # Long after, everything has left and there is room again.
+    assert tight.write(10 * 1448, 5.0) == pytest.approx(5.21)
+    assert tight.overflowed == 1
+
+
+def test_thousands_of_frames_a_second_also_with_losses() -> None:
+    link = VirtualLink.of(LinkSpec(up=8e6, delay_s=0.02, jitter_s=0.002, loss=0.02))
+    began = time.process_time()
+    for n in range(2000):
+        link.write(8000, n * 0.1)
+    assert 2000 / (time.process_time() - began) > 2000
