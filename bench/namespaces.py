@@ -26,7 +26,7 @@ from .exceptions import LinkError
 End = Literal["edge", "server"]
 ENDS: tuple[End, End] = ("edge", "server")
 ADDRESSES: dict[End, str] = {"edge": "10.77.0.1", "server": "10.77.0.2"}
-CONGESTION_CONTROLS = Path("/proc/sys/net/ipv4/tcp_available_congestion_control")
+_IPV4 = Path("/proc/sys/net/ipv4")
 _FOLDER = Path("/run/netns")
 _NAME = re.compile(r"headrace-(\d+)-(\d+)-\d+-(?:edge|server)")
 _numbers = itertools.count()
@@ -47,16 +47,11 @@ class Namespaces:
             slow_start_after_idle: whether TCP forgets its congestion window in a pause, which is the kernel's default.
 
         Raises:
-            LinkError: this program may not, or the kernel has no such congestion control.
+            LinkError: this program may not, or namespaces cannot use that congestion control.
         """
         if why := reason_against():
             raise LinkError(why)
-        known = CONGESTION_CONTROLS.read_text().split()
-        if congestion not in known:
-            raise LinkError(
-                f"the kernel has no TCP congestion control {congestion!r}, only {', '.join(known)}; "
-                f"choose one of them, or try `modprobe tcp_{congestion}`"
-            )
+        _check_congestion(congestion)
         remove_stale()
         prefix = f"headrace-{os.getpid()}-{_started(os.getpid())}-{next(_numbers)}"
         self.names: dict[End, str] = {end: f"{prefix}-{end}" for end in ENDS}
@@ -118,12 +113,37 @@ class Namespaces:
         """Give a device there its address, point to point, and switch it on."""
         other = ADDRESSES["server" if end == "edge" else "edge"]
         ip("-n", self.names[end], "addr", "add", ADDRESSES[end], "peer", other, "dev", device)
-        ip("-n", self.names[end], "link", "set", device, "up")
+        # Long enough for a relay that waits for its turn on a busy machine: what is dropped there is not counted.
+        ip("-n", self.names[end], "link", "set", device, "txqueuelen", "10000", "up")
 
     def close(self) -> None:
         """Remove them, with the devices in them."""
         for name in self.names.values():
             _remove(name)
+
+
+def congestion_controls() -> tuple[list[str], list[str]]:
+    """TCP's congestion controls that a namespace may use, and those that the kernel has."""
+    has = (_IPV4 / "tcp_available_congestion_control").read_text().split()
+    try:
+        return (_IPV4 / "tcp_allowed_congestion_control").read_text().split(), has
+    except OSError:  # this program is in a namespace itself
+        return has, has
+
+
+def _check_congestion(name: str) -> None:
+    allowed, has = congestion_controls()
+    if name in allowed:
+        return
+    if name in has:
+        raise LinkError(
+            f"TCP congestion control {name!r} is not allowed in namespaces, only {', '.join(allowed)}; choose one of "
+            f"them, or `sysctl -w net.ipv4.tcp_allowed_congestion_control='{' '.join([*allowed, name])}'`"
+        )
+    raise LinkError(
+        f"the kernel has no TCP congestion control {name!r}, only {', '.join(has)}; "
+        f"choose one of them, or try `modprobe tcp_{name}`"
+    )
 
 
 def reason_against() -> str:
