@@ -2,11 +2,11 @@
 
 write -> [ FIFO queue ] -> the trace's rate -> one-way delay, jitter -> in order -> delivered
 
-It carries one TCP connection: what is written arrives whole and in order. A packet that is lost is sent again about
-one round trip later, and everything behind it waits for it (head-of-line blocking); the copy takes its share of the
-link. A sender that meets a full queue loses one packet a round trip, as a congestion window that has grown too large
-does, and keeps the rest back. Slow start is not modelled: with a stream's frames it is the exception
-(`tcp_slow_start_after_idle=0`).
+It carries one TCP connection: what is written arrives whole and in order. Where segments can be lost (at random, or
+because the queue is full) or overtake each other, the sender has Reno's congestion window and SACK: a lost segment is
+missed about one round trip later, or two when nothing was sent behind it (the tail loss probe), is sent again, and
+everything behind it waits for it (head-of-line blocking). On a link without losses, jitter and queue limit the sender
+writes as fast as the link takes it, and the arithmetic is exact.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from collections import deque
 
 from .link_spec import LinkSpec, Side
 from .rates import Rates
+from .reno import RenoWindow
 from .traces import Trace
 
 SEGMENT_BYTES = 1448
 """What one Ethernet frame carries of TCP."""
+_ENOUGH_BEHIND = 3
 
 
 class VirtualLink:
@@ -61,13 +63,14 @@ class VirtualLink:
         self.jitter_s, self.loss, self.queue_bytes = jitter_s, loss, queue_bytes
         self.bytes_sent = self.lost = self.overflowed = 0
         self._dice = seed if isinstance(seed, random.Random) else random.Random(seed)
+        self._round_trip_s = 2 * delay_s + jitter_s
         self._ideal = not jitter_s and not loss and math.isinf(queue_bytes)
         self._free_at = 0.0
         self._delivered = 0.0  # what comes later is not delivered before
         self._copies = 0  # bytes of copies that have not taken their share of the link yet
+        self._window = RenoWindow()
         self._waiting: deque[tuple[float, int]] = deque()  # when it leaves, bytes
         self._queued = 0
-        self._next_overflow = 0.0
 
     @classmethod
     def of(cls, spec: LinkSpec, side: Side = "up", *, start_s: float = 0.0, overhead_bytes: int = 0) -> VirtualLink:
@@ -101,43 +104,59 @@ class VirtualLink:
         if self._copies:
             self._free_at = self._finish(max(now, self._free_at), self._copies)
             self._copies = 0
-        while self._waiting and self._waiting[0][0] <= now:
-            self._queued -= self._waiting.popleft()[1]
-        round_trip = 2 * self.delay_s + self.jitter_s
-        again: list[tuple[float, int]] = []  # when its loss is noticed, bytes
+        acks: list[float] = []  # of the segments that arrived at the first try, in order
+        missing: deque[tuple[float, int, int]] = deque()  # when it went, bytes, how many of the others went before it
         for offset in range(0, max(total, 1), SEGMENT_BYTES):
             size = min(SEGMENT_BYTES, total - offset)
-            if self.loss and self._dice.random() < self.loss:
-                self.lost += 1
-                again.append((max(now, self._free_at) + round_trip, size))
+            goes = self._window.opens(now)
+            while missing and self._missed_by(goes, behind := acks[missing[0][2] : missing[0][2] + _ENOUGH_BEHIND]):
+                went, lost_size, _ = missing.popleft()
+                self._free_at = self._send_again(went, lost_size, behind)
+            while self._waiting and self._waiting[0][0] <= goes:
+                self._queued -= self._waiting.popleft()[1]
+            lost = self.loss > 0 and self._dice.random() < self.loss
+            if lost or (self._queued and self._queued + size > self.queue_bytes):
+                self.lost += lost
+                self.overflowed += not lost
+                missing.append((max(goes, self._free_at), size, len(acks)))
+                # It counts as on its way until it has come; about two round trips, as nobody knows yet.
+                self._window.sent(missing[-1][0] + 2 * self._round_trip_s)
                 continue
-            leaves = self._finish(max(now, self._free_at), size)
-            if self._queued + size > self.queue_bytes and leaves >= self._next_overflow:
-                self.overflowed += 1
-                self._next_overflow = leaves + round_trip
-                again.append((self._next_overflow, size))
-                continue
-            self._free_at = leaves
+            self._free_at = self._finish(max(goes, self._free_at), size)
             self._queued += size
-            self._waiting.append((leaves, size))
-            self._arrive(leaves)
-        for noticed, size in again:
-            self._send_again(noticed, size, round_trip)
+            self._waiting.append((self._free_at, size))
+            acks.append(self._arrive(self._free_at) + self.delay_s)
+            self._window.sent(acks[-1])
+        for went, size, before in missing:
+            # The link is not held free for the copy meanwhile: its share is taken from the next write's.
+            self._send_again(went, size, acks[before : before + _ENOUGH_BEHIND])
+            self._copies += size
         return self._delivered
 
-    def _send_again(self, noticed: float, size: int, round_trip: float) -> None:
-        """The copy goes when its loss is noticed, behind what this write has queued. The link is not held free for it
-        meanwhile: its share is taken from the next write's."""
+    @staticmethod
+    def _missed_by(time: float, behind: list[float]) -> bool:
+        return len(behind) >= _ENOUGH_BEHIND and max(behind) <= time
+
+    def _send_again(self, went: float, size: int, behind: list[float]) -> float:
+        """A segment is missed when three behind it are acknowledged, or a quarter of a round trip after one, or by a
+        probe; the copy goes then. Returns when it has left."""
+        if len(behind) >= _ENOUGH_BEHIND:
+            noticed = max(behind)
+        else:
+            noticed = behind[0] + self._round_trip_s / 4 if behind else went + 2 * self._round_trip_s
+        self._window.lost(went, noticed)
         while self.loss and self._dice.random() < self.loss:
             self.lost += 1
-            noticed += round_trip
+            noticed += self._round_trip_s
         self.bytes_sent += size
-        self._copies += size
-        self._arrive(self._finish(max(noticed, self._free_at), size))
+        left = self._finish(max(noticed, self._free_at), size)
+        self._arrive(left)
+        return left
 
-    def _arrive(self, left: float) -> None:
-        jitter = self._dice.random() * self.jitter_s if self.jitter_s else 0.0
-        self._delivered = max(self._delivered, left + self.delay_s + jitter)
+    def _arrive(self, left: float) -> float:
+        arrives = left + self.delay_s + (self._dice.random() * self.jitter_s if self.jitter_s else 0.0)
+        self._delivered = max(self._delivered, arrives)
+        return arrives
 
     def _finish(self, begin: float, size_bytes: float) -> float:
         if isinstance(self.trace, Trace):

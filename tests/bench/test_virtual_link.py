@@ -41,9 +41,9 @@ def test_a_description_makes_the_same_link() -> None:
     for capacity in (FLAT, 8.0 * 1448 * 100, RateSchedule([(0, 8 * 1448 * 100)])):
         link = VirtualLink.of(LinkSpec(up=capacity, delay_s=0.5, queue_bytes=2**20))
         assert link.write(1448, 0.0) == pytest.approx(0.51)
-        assert link.write(14480, 0.0) == pytest.approx(0.61)
-        assert link.write(0, 1.0) == pytest.approx(1.5)
-    assert VirtualLink.of(LinkSpec(up=8e3), "down").write(10**9, 0.0) == 0.0
+        assert link.write(9 * 1448, 0.0) == pytest.approx(0.60)
+        assert link.write(0, 2.0) == pytest.approx(2.5)
+    assert VirtualLink.of(LinkSpec(up=8e3), "down").write(10**6, 0.0) == 0.0
 
 
 def test_a_lost_segment_costs_a_round_trip_for_it_and_all_behind_it() -> None:
@@ -59,13 +59,12 @@ def test_a_lost_segment_costs_a_round_trip_for_it_and_all_behind_it() -> None:
     clean = VirtualLink(FLAT, delay_s=0.1)
     lossy = VirtualLink(FLAT, delay_s=0.1, loss=0.02, seed=OneLoss())
     assert clean.write(14480, 0.0) == pytest.approx(0.2)
-    # It was to leave at 0.04, is missed at 0.24 and arrives, sent again, at 0.24 + 0.01 + 0.1.
-    assert lossy.write(14480, 0.0) == pytest.approx(0.35)
+    # The three behind it leave by 0.07 and are acknowledged by 0.27: then it is sent again, 0.01 + 0.1 on its way.
+    assert lossy.write(14480, 0.0) == pytest.approx(0.38)
     assert lossy.free_at == pytest.approx(0.09)
-    # The next write is ready before that and waits behind it: in order.
-    assert lossy.write(1448, 0.1) == pytest.approx(0.35)
-    # The copy has taken its share of the link: this write left 10 ms later than it would have.
-    assert lossy.free_at == pytest.approx(0.12)
+    # The window is halved to five: the next one goes when four are left on their way, at 0.26, and comes in order.
+    assert lossy.write(1448, 0.1) == pytest.approx(0.38)
+    assert lossy.free_at == pytest.approx(0.27)
     assert lossy.write(1448, 0.5) == pytest.approx(0.61)
     assert (lossy.lost, lossy.bytes_sent) == (1, 14480 + 1448 + 1448 + 1448)
 
@@ -92,19 +91,39 @@ def test_jitter_stays_in_its_range_and_order() -> None:
     assert close == sorted(close)
 
 
-def test_a_full_queue_costs_one_segment_a_round_trip() -> None:
-    roomy = VirtualLink(FLAT, delay_s=0.1, queue_bytes=100 * 1448)
-    assert roomy.write(40 * 1448, 0.0) == pytest.approx(0.5)
+def test_the_window_opens_by_round_trips_and_is_kept_in_pauses() -> None:
+    wide = Trace.steps([(1.0, 8e9)])
+    link = VirtualLink(wide, delay_s=0.1, queue_bytes=2**20)
+    assert link.write(10 * 1448, 0.0) == pytest.approx(0.1, abs=0.001)
+    assert link.write(30 * 1448, 1.0) == pytest.approx(1.3, abs=0.002)  # 11 of 30 go at once, then the rest
+    assert link.write(30 * 1448, 60.0) == pytest.approx(60.1, abs=0.001)
+    # The last of its segments is lost: nobody is behind it, and a probe finds out after two round trips.
+    probed = VirtualLink(wide, delay_s=0.1, loss=0.5, seed=LastOfThree())
+    assert probed.write(3 * 1448, 0.0) == pytest.approx(0.5, abs=0.001)
+
+
+class LastOfThree(random.Random):
+    drawn = 0
+
+    def random(self) -> float:
+        self.drawn += 1
+        return 0.0 if self.drawn == 3 else 1.0
+
+
+def test_a_full_queue_drops_and_the_link_stays_in_use() -> None:
+    roomy, tight = (VirtualLink(FLAT, delay_s=0.02, queue_bytes=n * 1448) for n in (10_000, 8))
+    ideal = VirtualLink(FLAT, delay_s=0.02)
+    frames = [(5 * 1448, n * 0.05) for n in range(400)]  # exactly what it carries
+    late = {link: max(link.write(*frame) - frame[1] for frame in frames) for link in (ideal, roomy, tight)}
+    assert late[ideal] == pytest.approx(0.07)
     assert roomy.overflowed == 0
-    tight = VirtualLink(FLAT, delay_s=0.1, queue_bytes=20 * 1448)
-    # The 21st segment finds it full. It was to leave at 0.21, is missed at 0.41 and arrives at 0.41 + 0.01 + 0.1.
-    delivered = tight.write(40 * 1448, 0.0)
-    assert tight.overflowed == 1
-    assert delivered == pytest.approx(0.52)
-    assert tight.bytes_sent == 41 * 1448
-    # Long after, everything has left and there is room again.
-    assert tight.write(10 * 1448, 5.0) == pytest.approx(5.21)
-    assert tight.overflowed == 1
+    assert late[roomy] < 0.1
+    bulk = tight.write(2000 * 1448, 100.0) - 100.0
+    assert tight.overflowed > 5
+    assert 20.0 < bulk < 30.0
+    roomy.write(2000 * 1448, 100.0)
+    assert roomy.overflowed == 0
+    assert roomy.free_at == pytest.approx(120.0, abs=0.2)
 
 
 def test_thousands_of_frames_a_second_also_with_losses() -> None:
