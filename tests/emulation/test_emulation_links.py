@@ -6,6 +6,7 @@ Those that it does not have are skipped by name. Traffic stays in namespaces tha
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import itertools
 import socket
 import statistics
@@ -14,6 +15,7 @@ import pytest
 from headrace.bench.link_spec import LinkSpec
 from headrace.bench.namespaces import congestion_controls
 from headrace.bench.traces import Trace, read_trace
+from headrace.bench.virtual_link import VirtualLink
 
 from .traffic import Connection, ends, sending
 
@@ -192,3 +194,34 @@ async def test_congestion_control_is_pinned_and_shows(emulator, congestion):
         rate = goodput(connection, emulator, 0.7)
         # Reno halves its window at every loss, BBR does not take them for congestion.
         assert rate < 4e6 if congestion == "reno" else rate > 5e6
+
+
+@pytest.mark.slow
+@PACKETS
+@pytest.mark.parametrize(("loss", "low", "high"), [(0.0, 0.95, 1.15), (0.02, 0.7, 1.6)])
+async def test_the_virtual_link_delays_a_stream_of_frames_as_the_real_one_does(emulator, loss, low, high):
+    """Frames of 8 KB, 20 a second, over 4 Mbit/s and 20 ms: their mean time until the last byte has come."""
+    spec, size, interval, frames = LinkSpec(up=4e6, delay_s=0.02, loss=loss, seed=1), 8000, 0.05, 300
+    async with ends(emulator, spec) as there:
+        connection = await there.connect()
+        loop = asyncio.get_running_loop()
+        sent: list[float] = []
+
+        async def send() -> None:
+            origin = loop.time()
+            for n in range(frames):
+                await asyncio.sleep(origin + n * interval - loop.time())
+                sent.append(loop.time())
+                await loop.sock_sendall(connection.edge, bytes(size))
+
+        await asyncio.gather(send(), connection.receive_bytes(frames * size))
+    came, total = [], 0
+    for at, got in connection.arrivals:
+        total += got
+        came += [at] * (total // size - len(came))
+    real = statistics.mean(end - start for start, end in zip(sent, came, strict=True))
+    virtual = []
+    for seed in range(10):
+        link = VirtualLink.of(dataclasses.replace(spec, seed=seed))
+        virtual += [link.write(size, n * interval) - n * interval for n in range(frames)]
+    assert low < real / statistics.mean(virtual) < high
