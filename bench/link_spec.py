@@ -34,8 +34,8 @@ class LinkSpec:
         jitter_s: further delay of each packet, drawn evenly from 0 to this; nothing overtakes by it.
         loss: probability that a packet is lost, on either way, 0 to under 1; drawn before the queue, for each packet
             by itself.
-        queue_bytes: most bytes that wait at the bottleneck, each way; what comes on top is dropped (a TCP proxy and
-            the virtual link, which have no packets to drop, push back instead).
+        queue_bytes: most bytes that wait at the bottleneck, each way; what comes on top is dropped (a TCP proxy, which
+            has no packets to drop, pushes back instead).
         seed: of losses and jitter.
 
     Raises:

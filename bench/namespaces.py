@@ -154,9 +154,13 @@ def reason_against() -> str:
         return "the program `ip` is missing (install the package iproute2)"
     if os.geteuid() != 0:
         return "network namespaces need root (sudo)"
-    done = subprocess.run(["unshare", "--net", "true"], capture_output=True, text=True, check=False)
+    try_it = ["unshare", "--net", "ip", "link", "set", "lo", "up"]
+    done = subprocess.run(try_it, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        return f"this root may not make network namespaces ({done.stderr.strip()}); a container needs CAP_SYS_ADMIN"
+        return (
+            f"this root may not make network namespaces ({done.stderr.strip()}); "
+            "a container needs CAP_SYS_ADMIN and CAP_NET_ADMIN"
+        )
     return ""
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from headrace.bench import emulators, namespaces
+from headrace.bench.doctor import examine_machine
 from headrace.bench.exceptions import LinkError
 from headrace.bench.link_spec import LinkSpec
 from headrace.bench.listening import listening_on
@@ -181,6 +182,15 @@ def test_without_root_the_proxy_is_named(monkeypatch):
         emulators.choose("tun")
     with pytest.raises(LinkError, match="root"):
         Namespaces()
+
+
+def test_the_doctor_says_which_emulator_there_is():
+    (finding,) = [each for each in examine_machine() if each.what.startswith("emulated links")]
+    emulator, _ = emulators.choose()
+    assert emulators.KINDS[emulator] in finding.what
+    assert finding.level == ("note" if emulator == "proxy" else "ok")
+    for verdict in emulators.probe():
+        assert verdict.why_not in finding.remedy
 
 
 async def test_settings_reach_both_ends_and_no_other():
