@@ -21,6 +21,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from .cores import keep_to
+from .exceptions import LinkError
 from .link_record import RECORD_BIN_S, LinkRecord, SideCounts
 from .link_spec import MTU_BYTES, SIDES, LinkSpec, Side
 from .namespaces import ADDRESSES, ENDS, End, Namespaces, die_with_parent, ip, run_tool
@@ -108,15 +109,23 @@ class NetemLink:
         return self._record
 
     async def close(self) -> None:
-        """See `EmulatedLink`."""
+        """See `EmulatedLink`.
+
+        Raises:
+            LinkError: the schedule was not followed to the end.
+        """
+        ended: list[None | BaseException] = []
         if self._task is not None:
             self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            ended = await asyncio.gather(self._task, return_exceptions=True)
             await self.refresh()
             self._task = None
         for shaper in self._shapers.values():
             await shaper.stop()
         self.spaces.close()
+        for error in ended:
+            if isinstance(error, Exception):
+                raise LinkError(f"the link stopped following its schedule: {error!r}") from error
 
     async def _follow(self) -> None:
         loop = asyncio.get_running_loop()
@@ -177,11 +186,12 @@ class _Shaper:
         """Note what the device has sent since the last time; `tc` lives in its namespace and shows it."""
         with contextlib.suppress(OSError):
             lines = Path(f"/proc/{self._tc.pid if self._tc else 0}/net/dev").read_text().splitlines()
-            sent = next(int(line.split()[9]) for line in lines if line.strip().startswith(self._device))
+            shown = [int(line.split()[9]) for line in lines if line.strip().startswith(f"{self._device}:")]
+            sent = shown[0] if shown else 0  # `tc` may not have entered it yet
             if origin is not None and now >= origin and sent > self._seen_bytes:
                 key = int((now - origin) / RECORD_BIN_S)
                 self.passed[key] = self.passed.get(key, 0) + sent - self._seen_bytes
-            self._seen_bytes = sent
+            self._seen_bytes = max(self._seen_bytes, sent)
 
     def counts(self) -> SideCounts:
         shown = json.loads(run_tool(["tc", "-n", self._namespace, "-s", "-j", "qdisc", "show", "dev", self._device]))

@@ -6,9 +6,9 @@ It carries one TCP connection: what is written arrives whole and in order. Where
 because the queue is full) or overtake each other, the sender has Reno's congestion window and SACK: a lost segment is
 missed about one round trip later, or two when nothing was sent behind it (the tail loss probe), is sent again, and
 everything behind it waits for it (head-of-line blocking). At 2 % loss the mean delays of frames were 2 to 22 % under
-those of real TCP through the TUN relay (three settings, two or three runs each); without the window they were a third to
-four fifths of them. On a link without losses, jitter and queue limit the sender writes as fast as the link takes it, and
-the arithmetic is exact.
+those of real TCP through the TUN relay (three settings, two or three runs each); without the window they were a third
+to four fifths of them. On a link without losses, jitter and queue limit the sender writes as fast as the link takes it,
+and the arithmetic is exact.
 """
 
 from __future__ import annotations
