@@ -210,6 +210,75 @@ def doctor(
     raise typer.Exit(examine(server))
 
 
+@app.command()
+def emulate(
+    trace: Annotated[Path | None, typer.Option(help="Recorded link, replayed both ways.")] = None,
+    up_trace: Annotated[Path | None, typer.Option(help="Recorded link from edge to server.")] = None,
+    down_trace: Annotated[Path | None, typer.Option(help="Recorded link from server to edge.")] = None,
+    trace_format: Annotated[
+        str, typer.Option(help="mahimahi, seconds-mbit or ms-kbit; by default told by the number of columns.")
+    ] = "",
+    up_mbps: Annotated[float | None, typer.Option(help="Constant rate up, Mbit/s.")] = None,
+    down_mbps: Annotated[float | None, typer.Option(help="Constant rate down; by default no limit.")] = None,
+    phases: Annotated[str, typer.Option(help="Steps up, MBITS:SECONDS,...: 8:10,0:4,2:10 has an outage.")] = "",
+    delay_ms: Annotated[float, typer.Option(help="Propagation one way, each way.")] = 0.0,
+    jitter_ms: Annotated[float, typer.Option(help="Further delay of each packet, 0 to this.")] = 0.0,
+    loss: Annotated[float, typer.Option(help="Probability that a packet is lost, each way: 0.01 is 1 %.")] = 0.0,
+    queue_bytes: Annotated[
+        int, typer.Option(help="Most bytes that wait at the bottleneck, each way; rate / 8 is a bufferbloat of 1 s.")
+    ] = 64 * 1024,
+    seed: Annotated[int, typer.Option(help="Of losses and jitter.")] = 0,
+    server: Annotated[
+        str, typer.Option(help="Server command; {host} and {port} say where it is to listen.", metavar="COMMAND")
+    ] = "",
+    edge: Annotated[
+        str, typer.Option(help="Edge command; {server} is the HOST:PORT to connect to.", metavar="COMMAND")
+    ] = "",
+    port: Annotated[int, typer.Option(help="Where the server listens; 0: 50051, or any free one on loopback.")] = 0,
+    emulator: Annotated[
+        str, typer.Option(help="netem, tun (both as root) or proxy; auto: the first of them that works here.")
+    ] = "auto",
+    congestion: Annotated[str, typer.Option(help="TCP's congestion control at both ends: reno, cubic, bbr.")] = "reno",
+    slow_start_after_idle: Annotated[
+        bool, typer.Option(help="TCP forgets its congestion window in a pause (the kernel's default).")
+    ] = True,
+    server_wait: Annotated[float, typer.Option(help="Seconds that the server may take until it listens.")] = 120.0,
+    listen: Annotated[str, typer.Option(help="Instead of commands: HOST:PORT of a proxy; port 0 is any.")] = "",
+    to: Annotated[str, typer.Option(help="HOST:PORT of the server behind that proxy.")] = "",
+    json: JsonFile = None,
+) -> None:
+    """Put any edge and server behind an emulated or recorded link.
+
+    headrace emulate --up-trace verizon.up --delay-ms 20 --loss 0.01
+    --server "headrace serve --host {host} --port {port}"
+    --edge "headrace edge --server {server} --source video.mp4"
+
+    As root, TCP itself meets the link's losses and queue, in network namespaces that are removed in the end. Without
+    root a proxy on loopback stands in, which shows rate, delay and outages.
+    """
+    from .bench.emulate import Pair, run
+    from .bench.emulate_spec import LinkFlags
+
+    flags = LinkFlags(
+        trace=trace,
+        up_trace=up_trace,
+        down_trace=down_trace,
+        up_mbps=up_mbps,
+        down_mbps=down_mbps,
+        phases=phases,
+        trace_format=trace_format,
+        delay_ms=delay_ms,
+        jitter_ms=jitter_ms,
+        loss=loss,
+        queue_bytes=queue_bytes,
+        seed=seed,
+    )
+    pair = (
+        Pair(server, edge, port, emulator, congestion, slow_start_after_idle, server_wait) if server or edge else None
+    )
+    raise typer.Exit(run(flags.spec(), pair=pair, listen=listen, to=to, json_file=json))
+
+
 @eval_app.command("rd")
 def eval_rd(
     data: Annotated[Path, typer.Option(help="Folder of photographs, files or folders named by WordNet id.")],

@@ -8,7 +8,7 @@ import time
 
 import pytest
 from headrace.bench.link import TcpProxyLink
-from headrace.bench.schedule import RateSchedule
+from headrace.bench.link_spec import LinkSpec
 from headrace.edge.exceptions import FingerprintRefusedError, RefusedError
 from headrace.edge.interfaces import Outgoing
 from headrace.edge.stream import Backoff, StreamClient
@@ -106,7 +106,7 @@ async def test_frames_up_and_results_down(server):
 
 async def test_the_greeting_times_one_round_trip(server):
     """Not those of connecting, which come before it."""
-    async with TcpProxyLink(server.address, RateSchedule([(0, 8e6)]), delay_s=0.1) as link:
+    async with TcpProxyLink(server.address, LinkSpec(up=8e6, delay_s=0.1, queue_bytes=32 * 1024)) as link:
         handler = Recorder()
         task = asyncio.create_task(client(link.address, handler).run(hello(server)))
         await handler.next("welcome")
