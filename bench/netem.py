@@ -114,7 +114,7 @@ class NetemLink:
         Raises:
             LinkError: the schedule was not followed to the end.
         """
-        ended: list[None | BaseException] = []
+        ended: list[BaseException | None] = []
         if self._task is not None:
             self._task.cancel()
             ended = await asyncio.gather(self._task, return_exceptions=True)
