@@ -150,7 +150,7 @@ def split(
     ] = "",
     at: Annotated[list[str] | None, typer.Option(help="Split point; may be given several times.")] = None,
     show: Annotated[bool, typer.Option("--list", help="List where it can be cut, and stop.")] = False,
-    photographs: Annotated[int, typer.Option(help="Photographs to fit on.")] = 150,
+    photographs: Annotated[int, typer.Option(help="Photographs to fit on, at most.")] = 300,
     held_out: Annotated[int, typer.Option(help="Other photographs to measure operating points on.")] = 64,
     seed: Annotated[int, typer.Option(help="Of the choice of photographs and of the metric's draws.")] = 0,
     weights: Annotated[Path | None, typer.Option(help="The backbone's weights, a safetensors file.")] = None,

@@ -117,7 +117,7 @@ class NetemLink:
         ended: list[BaseException | None] = []
         if self._task is not None:
             self._task.cancel()
-            ended = await asyncio.gather(self._task, return_exceptions=True)
+            ended = list(await asyncio.gather(self._task, return_exceptions=True))
             await self.refresh()
             self._task = None
         for shaper in self._shapers.values():

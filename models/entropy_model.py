@@ -108,8 +108,8 @@ def _masses(counts: npt.NDArray[np.float64]) -> tuple[int, npt.NDArray[np.float6
 
 def _cumulative(masses: npt.NDArray[np.float64]) -> npt.NDArray[np.int32]:
     """Cumulative frequencies 0..65536 in which every entry has at least 1."""
-    total = 1 << PRECISION
-    frequency = np.maximum(1, np.round(masses / masses.sum() * total)).astype(np.int64)
-    # What rounding added or lost is taken from, or given to, the likeliest entry, where it changes least.
-    frequency[frequency.argmax()] += total - frequency.sum()
+    spare = (1 << PRECISION) - len(masses)
+    frequency = 1 + np.floor(masses / masses.sum() * spare).astype(np.int64)
+    # What rounding left over is given to the likeliest entry, where it changes least.
+    frequency[frequency.argmax()] += (1 << PRECISION) - frequency.sum()
     return np.concatenate(([0], np.cumsum(frequency))).astype(np.int32)

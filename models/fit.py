@@ -29,6 +29,8 @@ NEGLIGIBLE = 0.01
 bytes than it gives."""
 STEPS_FROM = 64
 """Calibration photographs from which the quantiser's steps are found."""
+MAX_NUMBERS = 2**26
+"""Features that are fitted together, 256 MiB a copy; of larger maps fewer photographs are taken."""
 
 Array = npt.NDArray[Any]
 
@@ -54,11 +56,13 @@ def fit_map(features: Tensor, gradients: Tensor, distortions: Sequence[float] = 
     """Fit transform, quantiser, entropy model and slices of a map.
 
     Args:
-        features: float32 [N, C, H, W] of the calibration photographs; H and W may be 1.
+        features: float32 [N, C, H, W] of the calibration photographs; H and W may be 1. At most `MAX_NUMBERS` are used.
         gradients: float32 [M, C, H, W]; half the mean square of their product with a small disturbance of the features
             is the divergence of the answer in nats (see `closed_form.fisher_gradients`).
         distortions: of the rate levels, rising.
     """
+    most = max(MAX_NUMBERS // features[0].numel(), 1)
+    features, gradients = features[:most], gradients[:most]
     form = fit_closed_form(features, gradients)
     with torch.inference_mode():
         latents = form.encode(features).numpy()
@@ -103,17 +107,20 @@ def _gains(
 ) -> list[np.float32]:
     """Gains of the rate levels that disturb the answer by `distortions`, on latents [N, K, H, W]."""
     sample = latents[:STEPS_FROM]
-    unit = max(float(sample.std()), 1e-12)
-    steps = unit * np.geomspace(0.03, 300, 80)
-    disturbed: list[float] = []
-    for step in steps:
+
+    def disturbed(step: float) -> float:
         error = sample - np.rint(sample / np.float32(step)) * np.float32(step)
-        disturbed.append(float((error.astype(np.float64) ** 2 * sensitivities).sum() / len(sample) / 2))
-        if disturbed[-1] >= distortions[-1]:
-            break
-    # A map whose loss disturbs the answer by less than is asked for gets the coarsest step there is.
-    rising = np.maximum.accumulate(disturbed)
-    logarithms = np.interp(np.log(distortions), np.log(rising + 1e-30), np.log(steps[: len(rising)]))
+        return float((np.square(error).mean(0, dtype=np.float64) * sensitivities).sum() / 2)
+
+    unit = max(float(sample.std()), 1e-12)
+    coarse = unit * np.geomspace(1e-3, 1e3, 16)
+    reached = np.array([disturbed(step) for step in coarse])
+    low = min(max(int(np.searchsorted(reached, distortions[0])) - 1, 0), len(coarse) - 2)
+    high = min(int(np.searchsorted(reached, distortions[-1])), len(coarse) - 1)
+    steps = np.geomspace(coarse[low], coarse[max(high, low + 1)], 24)
+    # A map whose loss disturbs the answer by less than is asked for gets the coarsest step that is tried.
+    rising = np.maximum.accumulate([disturbed(step) for step in steps])
+    logarithms = np.interp(np.log(distortions), np.log(rising + 1e-30), np.log(steps))
     return [np.float32(1 / step) for step in np.exp(logarithms)]
 
 

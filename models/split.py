@@ -51,7 +51,8 @@ class SplitPlan:
         source: name of the backbone and where its weights come from.
         calibration: folder of photographs; labels are not looked at.
         at: split points; empty for the backbone's usual ones.
-        photographs: how many are used to fit, at least 100.
+        photographs: how many are used to fit, at least 100; fewer where the folder does not hold as many besides those
+            that are held out.
         held_out: how many others are used to measure the operating points.
         seed: of the choice of photographs and of the draws for the Fisher metric.
     """
@@ -59,7 +60,7 @@ class SplitPlan:
     source: Source
     calibration: Path
     at: tuple[str, ...] = ()
-    photographs: int = 150
+    photographs: int = 300
     held_out: int = 64
     seed: int = 0
 
@@ -191,16 +192,16 @@ def bar_columns() -> tuple[Any, ...]:
 
 def _choose(plan: SplitPlan) -> tuple[list[Path], list[Path]]:
     found = find_pictures(plan.calibration)
-    needed = max(plan.photographs, MIN_PHOTOGRAPHS)
-    if plan.photographs < MIN_PHOTOGRAPHS or len(found) < needed:
+    if plan.photographs < MIN_PHOTOGRAPHS or len(found) < MIN_PHOTOGRAPHS:
         raise DataError(
             f"{plan.calibration} holds {len(found)} photographs, {plan.photographs} are asked for, "
             f"and at least {MIN_PHOTOGRAPHS} are needed; add photographs like those the camera will see"
         )
     random.Random(plan.seed).shuffle(found)
+    fitted = min(plan.photographs, max(MIN_PHOTOGRAPHS, len(found) - plan.held_out))
     # With too few for both, what is measured on was also fitted on: better than nothing, and said in the provenance.
-    rest = found[needed : needed + plan.held_out]
-    return found[:needed], rest or found[: plan.held_out]
+    rest = found[fitted : fitted + plan.held_out]
+    return found[:fitted], rest or found[: plan.held_out]
 
 
 def _chain(backbone: Backbone, names: Sequence[str]) -> list[tuple[str, nn.Module]]:

@@ -68,6 +68,15 @@ def test_wild_components_keep_a_bounded_table():
     assert all((coder.decode(coder.encode(row)) == row).all() for row in wild)
 
 
+@pytest.mark.parametrize("spread", [0.01, 1, 100, 500, 2000, 30000])
+def test_tables_are_distributions_however_wide(spread):
+    rng = np.random.default_rng(2)
+    counts = TableCounts()
+    counts.add(np.rint(rng.uniform(-spread, spread, (3000, 1))).astype(np.int32), np.zeros(1, np.uint8))
+    tables, _ = counts.freeze()
+    assert tables.bits(np.array([0], np.int32), np.array([0]))[0] <= 16
+
+
 def test_nothing_counted_is_refused():
     with pytest.raises(ValueError, match="no symbols"):
         TableCounts().freeze()
