@@ -114,15 +114,18 @@ class NetemLink:
         Raises:
             LinkError: the schedule was not followed to the end.
         """
-        ended: list[None | BaseException] = []
+        ended: list[BaseException | None] = []
         if self._task is not None:
             self._task.cancel()
             ended = await asyncio.gather(self._task, return_exceptions=True)
-            await self.refresh()
+        try:
+            if self._task is not None:
+                await self.refresh()
+            for shaper in self._shapers.values():
+                await shaper.stop()
+        finally:
             self._task = None
-        for shaper in self._shapers.values():
-            await shaper.stop()
-        self.spaces.close()
+            self.spaces.close()
         for error in ended:
             if isinstance(error, Exception):
                 raise LinkError(f"the link stopped following its schedule: {error!r}") from error

@@ -218,3 +218,13 @@ async def test_a_link_that_cannot_be_made_leaves_nothing(monkeypatch):
     with pytest.raises(LinkError, match="no TUN device"):
         await TunRelayLink.open(LinkSpec(), 5000)
     assert left_behind(os.getpid()) == []
+
+
+async def test_a_relay_that_dies_is_told_and_leaves_nothing():
+    need("tun")
+    link = await TunRelayLink.open(LinkSpec(), 5000)
+    os.kill(link._process.pid, signal.SIGKILL)
+    await link._process.wait()
+    with pytest.raises(LinkError, match="relay ended with code -9"):
+        await link.close()
+    assert left_behind(os.getpid()) == []
