@@ -17,7 +17,7 @@ import os
 import shutil
 import socket
 import subprocess
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from .cores import keep_to
@@ -114,7 +114,7 @@ class NetemLink:
         Raises:
             LinkError: the schedule was not followed to the end.
         """
-        ended: list[BaseException | None] = []
+        ended: Sequence[BaseException | None] = ()
         if self._task is not None:
             self._task.cancel()
             ended = await asyncio.gather(self._task, return_exceptions=True)
