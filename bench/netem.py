@@ -17,7 +17,7 @@ import os
 import shutil
 import socket
 import subprocess
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from .cores import keep_to
@@ -114,15 +114,18 @@ class NetemLink:
         Raises:
             LinkError: the schedule was not followed to the end.
         """
-        ended: list[BaseException | None] = []
+        ended: Sequence[BaseException | None] = ()
         if self._task is not None:
             self._task.cancel()
-            ended = list(await asyncio.gather(self._task, return_exceptions=True))
-            await self.refresh()
+            ended = await asyncio.gather(self._task, return_exceptions=True)
+        try:
+            if self._task is not None:
+                await self.refresh()
+            for shaper in self._shapers.values():
+                await shaper.stop()
+        finally:
             self._task = None
-        for shaper in self._shapers.values():
-            await shaper.stop()
-        self.spaces.close()
+            self.spaces.close()
         for error in ended:
             if isinstance(error, Exception):
                 raise LinkError(f"the link stopped following its schedule: {error!r}") from error

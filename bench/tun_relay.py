@@ -124,7 +124,11 @@ class TunRelayLink:
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     async def close(self) -> None:
-        """See `EmulatedLink`."""
+        """See `EmulatedLink`.
+
+        Raises:
+            LinkError: the relay had ended before.
+        """
         if self._closed:
             return
         self._closed = True
@@ -132,9 +136,11 @@ class TunRelayLink:
             await self.refresh()
             if self._process.stdin is not None:
                 self._process.stdin.close()
-            await self._process.wait()
+            code = await self._process.wait()
         finally:
             self.spaces.close()
+        if code != 0:
+            raise LinkError(f"the relay ended with code {code}; nothing has passed since then")
 
     def _tell(self, command: str) -> None:
         if self._process.stdin is not None:
