@@ -23,6 +23,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -50,10 +51,11 @@ class Quantiser:
     price: Floats
     cost: float
 
-    def __call__(self, features: npt.NDArray[np.floating]) -> Symbols:
+    def __call__(self, features: npt.NDArray[Any]) -> Symbols:
         """Index of the cheapest level for every clipped feature, int32."""
         clipped = np.clip(features, self.levels[0], self.levels[-1])
-        return ((clipped[..., None] - self.levels) ** 2 + self.price).argmin(-1).astype(np.int32)
+        index: Symbols = ((clipped[..., None] - self.levels) ** 2 + self.price).argmin(-1).astype(np.int32)
+        return index
 
 
 def uniform_quantiser(features: Features, levels: int) -> Quantiser:

@@ -39,7 +39,8 @@ class QuantiseOnly:
     def decode(self, data: bytes) -> Features:
         """float32 [C, H, W] from what `encode` gave."""
         symbols = StaticDecoder(self._tables, data).take(self._indexes)
-        return symbols.astype(np.float32) * self._step + self._mean
+        features: Features = symbols.astype(np.float32) * self._step + self._mean
+        return features
 
 
 def calibrate(features: Features) -> Sequence[QuantiseOnly]:

@@ -9,7 +9,8 @@ Compression", arXiv 2511.11608.
   times; the others become zero.
 * Splitting sorts the kept ones by magnitude into M blocks of equal cardinality.
 * Each block is quantised uniformly between its own smallest and largest magnitude with as few bits as keep its squared
-  error within `budget` times its energy, per tensor.
+  error within `budget` times its energy, tensor by tensor. (The paper guards the distortion in integers, which is
+  cheaper to compute and says no more about the error.)
 
 In favour of the baseline: the paper stores the blocks in compressed sparse rows; here each element's block and sign are
 one symbol of 2 M + 1 under a static table for its channel, which takes fewer bytes than any list of indices. Levels
@@ -139,7 +140,8 @@ class Slicer:
         parts, magnitude = self._split(features)
         edges = self._edges(parts, magnitude).astype(np.float64)
         means = np.array([magnitude[part].mean() for part in parts])
-        return (means - edges[:-1]) / np.maximum(np.diff(edges), 1e-6)
+        centres: npt.NDArray[np.float64] = (means - edges[:-1]) / np.maximum(np.diff(edges), 1e-6)
+        return centres
 
     def _quantise(self, features: Features) -> _Tensor:
         parts, magnitude = self._split(features)
