@@ -33,9 +33,13 @@ from .static_coder import StaticDecoder, StaticEncoder, StaticTables, Symbols, c
 
 Floats = npt.NDArray[np.float64]
 
-UNIFORM_LEVELS = (2, 3, 4, 5)
+UNIFORM_LEVELS = (2, 3, 4, 5, 7)
 """N of the uniform quantisers."""
-ENTROPY_CONSTRAINED = ((3, 0.3), (3, 0.35), (3, 0.4), (3, 0.5), (4, 0.1), (4, 0.2), (4, 0.3), (4, 0.4))
+ENTROPY_CONSTRAINED = (
+    *((3, trade) for trade in (0.3, 0.35, 0.4, 0.5)),
+    *((4, trade) for trade in (0.1, 0.2, 0.3, 0.4)),
+    *((5, 0.2), (7, 0.1)),
+)
 """N and lambda of the entropy-constrained quantisers."""
 RANGE_QUANTILES = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2, 0.3)
 """Shares of the calibration features that a candidate range clips at one end."""

@@ -45,6 +45,7 @@ class Setting:
 
 
 SETTINGS = (
+    *(Setting(kept, 1, 0.03) for kept in (0.7, 0.45)),
     *(Setting(kept, 1, 0.1) for kept in (0.55, 0.4, 0.3, 0.22, 0.15)),
     *(Setting(kept, 1, 0.3) for kept in (0.18, 0.12)),
     *(Setting(kept, 2, 0.15) for kept in (0.3, 0.2, 0.12)),
