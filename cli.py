@@ -9,6 +9,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable
+from enum import StrEnum
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
@@ -18,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 
 from . import __version__
 from .edge.config import EdgeSettings
-from .models.exceptions import HeadraceError
+from .models.exceptions import DataError, HeadraceError
 from .server.config import ServerSettings
 
 app = typer.Typer(
@@ -35,6 +36,14 @@ app.add_typer(bench_app, name="bench")
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file with these settings.")]
 BundleFolder = Annotated[Path, typer.Option("--bundle", help="Folder of the bundle.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the result to this file.")]
+
+
+class Baselines(StrEnum):
+    """What `headrace eval rd` can measure beside our operating points and pictures."""
+
+    TRAINING_FREE = "training-free"
+
+
 COMMITTED = Path(__file__).parent / "models" / "bundles" / "efficientnet_lite0"
 
 
@@ -285,12 +294,29 @@ def eval_rd(
     bundle: BundleFolder = COMMITTED,
     limit: Annotated[int, typer.Option(help="At most this many photographs; 0 for all.")] = 0,
     json: JsonFile = None,
+    baselines: Annotated[
+        Baselines | None, typer.Option(help="Also run these codecs; training-free: from papers, at the same cuts.")
+    ] = None,
+    calibration: Annotated[
+        Path | None, typer.Option(help="Folder of photographs to calibrate the baselines on: those the bundle saw.")
+    ] = None,
+    photographs: Annotated[int, typer.Option(help="Photographs to calibrate the baselines on.")] = 300,
+    at: Annotated[
+        list[str] | None, typer.Option(help="Split point for the baselines; the bundle's own by default.")
+    ] = None,
 ) -> None:
     """Bytes against accuracy for every operating point, beside JPEG and WebP on the same photographs."""
     from .models.bundle import Bundle
-    from .models.evaluate import evaluate_rate_distortion
+    from .models.evaluate import Others, evaluate_rate_distortion
 
-    evaluate_rate_distortion(Bundle.load(bundle), data, limit, json)
+    others: Others | None = None
+    if baselines is not None:
+        from .bench.training_free.run import TrainingFree
+
+        if calibration is None:
+            raise DataError("--baselines needs --calibration, a folder of photographs such as the bundle was made from")
+        others = TrainingFree(calibration, photographs, tuple(at or ()))
+    evaluate_rate_distortion(Bundle.load(bundle), data, limit, json, others=others)
 
 
 @bench_app.command("overhead")
