@@ -138,33 +138,41 @@ async def _run_pair(spec: LinkSpec, pair: Pair, console: Console) -> _Ran:
             slow_start_after_idle=pair.slow_start_after_idle,
         )
         try:
-            began, code = await _join(link, server, edge, port, pair.server_wait_s, stopped)
+            seconds, code = await _join(link, server, edge, port, pair.server_wait_s, stopped)
         finally:
             await link.close()
-    return _Ran(link.kind, time.monotonic() - began, code, link.record())
+    return _Ran(link.kind, seconds, code, link.record())
 
 
 async def _join(
     link: EmulatedLink, server: list[str], edge: list[str], port: int, patience_s: float, stopped: _Stop
 ) -> tuple[float, int]:
-    """Server, then edge, until one of them ends or a signal comes: when the edge began, and the exit code."""
+    """Server, then edge, until the edge ends or a signal comes: how long the edge ran, and the exit code.
+
+    Raises:
+        LinkError: the server did not listen in time, or ended with an error before the edge.
+    """
     values = {"{host}": link.server_host, "{port}": str(port), "{server}": link.address}
     async with _process(link.server_prefix, server, values, to_stderr=True) as serving:
         await _until_listening(serving, link.server_host, port, patience_s, stopped)
-        began = time.monotonic()
         if code := stopped.code():
-            return began, code
+            return 0.0, code
+        began = time.monotonic()
         link.begin()
         async with _process(link.edge_prefix, edge, values) as running:
-            ends = [asyncio.create_task(each) for each in (running.wait(), serving.wait(), stopped.wait())]
-            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-            for end in ends:
-                end.cancel()
+            waits = (running.wait(), serving.wait(), stopped.wait())
+            edge_ends, server_ends, stop = (asyncio.create_task(each) for each in waits)
+            await asyncio.wait((edge_ends, server_ends, stop), return_when=asyncio.FIRST_COMPLETED)
+            if serving.returncode == 0:  # it has done what it was started for
+                await asyncio.wait((edge_ends, stop), return_when=asyncio.FIRST_COMPLETED)
+            for task in (edge_ends, server_ends, stop):
+                task.cancel()
+            seconds = time.monotonic() - began
             if code := stopped.code():
-                return began, code
+                return seconds, code
             if running.returncode is None:
                 raise LinkError(f"the server ended with code {serving.returncode} while the edge was running")
-        return began, running.returncode if running.returncode >= 0 else 128 - running.returncode
+        return seconds, running.returncode if running.returncode >= 0 else 128 - running.returncode
 
 
 @asynccontextmanager

@@ -165,6 +165,16 @@ def test_bad_input_is_one_line_that_names_the_remedy(arguments, words, monkeypat
     assert words in last
 
 
+@pytest.mark.parametrize(("ending", "code"), [("sys.exit(0)", 0), ("sys.exit(3)", 2)], ids=["done", "failed"])
+def test_a_server_that_ends_before_the_edge(ending, code):
+    """With success, the edge goes on to its own end; with an error, that is the error."""
+    with emulate("--emulator", "proxy", edge_s=1.5, serve=f"{SERVE.replace('c.recv(1)', ending)}") as process:
+        out, err = process.communicate(timeout=60)
+    assert out == "connected\n"
+    assert process.returncode == code, err
+    assert ("the server ended with code 3 while the edge was running" in err) == (code == 2)
+
+
 def test_a_server_elsewhere_is_told_where_to_listen():
     elsewhere = SERVE.replace("sys.argv[1]", "'127.0.0.1'")
     need("tun")
