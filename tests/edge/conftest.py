@@ -22,35 +22,43 @@ from headrace.protos.messages import BundleChunk, Label, Result, Status, TailOut
 from onnx import TensorProto, helper, numpy_helper
 
 SIZE, CHANNELS, PLACES, LEVELS, CLASSES = 32, 6, 4, 2, 10
+SYMBOLS = CHANNELS * PLACES * PLACES
 
 
-def _tables(channels: int, spread: float) -> dict[str, np.ndarray]:
-    """Entropy tables from a Laplace shape: symbols -8..8 and an escape."""
-    reach = 8
-    weight = np.exp(-np.abs(np.arange(-reach, reach + 1)) / spread)
-    frequencies = np.maximum(1, np.round(weight / weight.sum() * 65000)).astype(np.int64)
-    frequencies = np.append(frequencies, 0)
-    frequencies[-1] = 65536 - frequencies.sum()
-    row = np.concatenate([[0], np.cumsum(frequencies)]).astype(np.int32)
+def _tables(spreads: Sequence[float]) -> dict[str, np.ndarray]:
+    """Entropy tables from Laplace shapes: symbols -8..8 and an escape."""
+    reach, rows = 8, []
+    for spread in spreads:
+        weight = np.exp(-np.abs(np.arange(-reach, reach + 1)) / spread)
+        frequencies = np.maximum(1, np.round(weight / weight.sum() * 65000)).astype(np.int64)
+        frequencies = np.append(frequencies, 0)
+        frequencies[-1] = 65536 - frequencies.sum()
+        rows.append(np.concatenate([[0], np.cumsum(frequencies)]).astype(np.int32))
     return {
-        "cdf": np.tile(row, (channels, 1)),
-        "sizes": np.full(channels, len(row), np.int32),
-        "offsets": np.full(channels, -reach, np.int32),
+        "cdf": np.stack(rows),
+        "sizes": np.full(len(rows), len(rows[0]), np.int32),
+        "offsets": np.full(len(rows), -reach, np.int32),
     }
 
 
 def make_bundle(seed: int = 0) -> Bundle:
     """A bundle with one split point of two rate levels, two image points and a local one."""
     rng = np.random.default_rng(seed)
-    split = SplitSpec("stage.1", (CHANNELS, PLACES, PLACES), CHANNELS, ((3, 6),) * LEVELS, edge_share=0.5)
+    split = SplitSpec(
+        "stage.1", (CHANNELS, PLACES, PLACES), CHANNELS, ((SYMBOLS // 2, SYMBOLS),) * LEVELS, edge_share=0.5
+    )
     tensors: dict[str, Any] = {
         "stage.1/gains": np.stack([np.full(CHANNELS, g, np.float32) for g in (4.0, 1.0)]),
-        "stage.1/mean": np.zeros(CHANNELS, np.float32),
+        "stage.1/mean": np.zeros((CHANNELS, PLACES, PLACES), np.float32),
         "stage.1/encoder": rng.normal(size=(CHANNELS, CHANNELS)).astype(np.float32),
         "stage.1/decoder": rng.normal(size=(CHANNELS, CHANNELS)).astype(np.float32),
     }
-    for level in range(LEVELS):
-        tensors |= {f"stage.1/{level}/{k}": v for k, v in _tables(CHANNELS, 2.0 / (level + 1)).items()}
+    for side in ("rows", "columns"):
+        tensors[f"stage.1/{side}"] = np.stack([np.eye(PLACES, dtype=np.float32)] * 2)
+    tensors["stage.1/weights"] = np.ones((CHANNELS, PLACES, PLACES), np.float32)
+    tensors["stage.1/order"] = np.arange(SYMBOLS, dtype=np.int32)
+    tensors |= {f"stage.1/{k}": v for k, v in _tables([2.0 / (level + 1) for level in range(LEVELS)]).items()}
+    tensors |= {f"stage.1/{level}/indexes": np.full(SYMBOLS, level, np.uint8) for level in range(LEVELS)}
     points = (
         OperatingPoint(0, Kind.FEATURE, "stage.1", 1.0, 0, "", 120, 160, 0.97, 0.5),
         OperatingPoint(1, Kind.FEATURE, "stage.1", 1.0, 1, "", 80, 100, 0.90, 0.5),
@@ -68,7 +76,7 @@ def make_bundle(seed: int = 0) -> Bundle:
         operating_points=points,
         tensors=tensors,
         provenance={},
-    )
+    ).check()
 
 
 def write_edge_half(folder: Path, bundle: Bundle, work: int = 1) -> Path:

@@ -73,9 +73,42 @@ def test_tensors_that_do_not_fit_are_refused(small_bundle):
     tensors = {**small_bundle.tensors, "a/decoder": np.zeros((2, 2), np.float32)}
     with pytest.raises(BundleError, match="a/decoder"):
         replace(small_bundle, tensors=tensors).check()
-    tensors = {k: v for k, v in small_bundle.tensors.items() if k != "b/1/cdf"}
-    with pytest.raises(BundleError, match="b/1/cdf"):
+    for missing in ("b/cdf", "b/order", "b/1/indexes", "b/rows", "b/weights"):
+        tensors = {k: v for k, v in small_bundle.tensors.items() if k != missing}
+        with pytest.raises(BundleError, match=missing):
+            replace(small_bundle, tensors=tensors).check()
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("b/weights", lambda a: a * 0, "weights of b is not positive"),
+        ("b/gains", lambda a: -a, "gains of b is not positive"),
+        ("b/order", lambda a: np.concatenate((a[:-1], a[:1])), "order of b is not int32 without repetition"),
+        ("b/order", lambda a: a.astype(np.int64), "order of b is not int32 without repetition"),
+        ("b/order", lambda a: a - 1000, "order of b does not fit a latent of 48 numbers"),
+        ("b/order", lambda a: a + 6, "order of b does not fit a latent of 48 numbers"),
+        ("b/order", lambda a: a[:20], "b rate level 0 does not fit its order"),
+        ("b/1/indexes", lambda a: a[:0], "b rate level 1 does not fit its order"),
+        ("b/1/indexes", lambda a: a.astype(np.int32), "b rate level 1 does not fit its order"),
+        ("b/1/indexes", lambda a: a + np.uint8(100), "b rate level 1 lacks entropy tables"),
+        ("b/1/indexes", lambda a: a[:-1], r"slices .* of b do not fit 31 components"),
+        ("b/sizes", lambda a: a[:-1], "do not fit together"),
+        ("b/cdf", lambda a: a[:, ::-1], "is not a cumulative distribution"),
+    ],
+)
+def test_integers_that_would_decode_to_nonsense_are_refused(small_bundle, name, change, message):
+    tensors = {**small_bundle.tensors, name: change(small_bundle.tensors[name])}
+    with pytest.raises(BundleError, match=message):
         replace(small_bundle, tensors=tensors).check()
+
+
+def test_slices_that_do_not_rise_are_refused(small_bundle):
+    a, b = small_bundle.splits
+    for ends in ((0, *b.slices[0][1:]), (*b.slices[0][:-1], 1), ()):
+        broken = replace(b, slices=(ends, *b.slices[1:]))
+        with pytest.raises(BundleError, match="do not fit"):
+            replace(small_bundle, splits=(a, broken)).check()
 
 
 def test_an_edge_half_is_verified_file_by_file(small_bundle, tmp_path):
