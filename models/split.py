@@ -248,11 +248,11 @@ def _slice_ends(bits: np.ndarray[Any, Any]) -> tuple[int, ...]:
     count, shares = len(bits), np.cumsum(bits) / bits.sum()
     if count <= len(SLICE_SHARES):
         return tuple(range(1, count + 1))
-    ends = []
+    ends = [0]
     for i, share in enumerate(SLICE_SHARES):
         end = int(np.searchsorted(shares, share)) + 1
-        ends.append(min(max(end, i + 1), count - len(SLICE_SHARES) + i))
-    return (*(max(e, i + 1) for i, e in enumerate(np.maximum.accumulate(ends).tolist())), count)
+        ends.append(min(max(end, ends[-1] + 1), count - len(SLICE_SHARES) + i))
+    return (*ends[1:], count)
 
 
 def _operating_points(specs: Sequence[SplitSpec], local: bool) -> tuple[OperatingPoint, ...]:
