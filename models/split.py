@@ -120,6 +120,15 @@ def fit(
         BackboneError: a split point is unknown, needs several maps, or does not join exactly.
     """
     progress = progress or Progress(disable=True)
+    bundle = fit_unmeasured(backbone, names, fit_on, seed, progress)
+    return _measured(backbone, _timed(backbone, bundle, progress), held_out, progress).check()
+
+
+def fit_unmeasured(
+    backbone: Backbone, names: Sequence[str], fit_on: Sequence[Path], seed: int = 0, progress: Progress | None = None
+) -> Bundle:
+    """As `fit`, but bytes, accuracy and times of the operating points are left at 0."""
+    progress = progress or Progress(disable=True)
     for name in names:
         _one_map(backbone, name)
         backbone.prove(name)
@@ -144,7 +153,7 @@ def fit(
         spec, arrays = _rate_levels(name, torch.cat(batches), form)
         specs.append(spec)
         tensors |= {f"{name}/{key}": value for key, value in arrays.items()}
-    bundle = Bundle(
+    return Bundle(
         name=_bundle_name(backbone.spec.name),
         task=backbone.task.name,
         backbone=backbone.spec,
@@ -153,8 +162,7 @@ def fit(
         splits=tuple(specs),
         operating_points=_operating_points(specs, local=backbone.task.name == CLASSIFICATION),
         tensors=tensors,
-    )
-    return _measured(backbone, _timed(backbone, bundle, progress), held_out, progress).check()
+    ).check()
 
 
 def default_splits(backbone: Backbone) -> tuple[str, ...]:
