@@ -330,6 +330,17 @@ def bench_overhead(
     raise typer.Exit(run(frames, json))
 
 
+@bench_app.command("backbones")
+def bench_backbones(
+    names: Annotated[list[str] | None, typer.Argument(help="Backbones to try; none for the whole table.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Markdown file to write the table to.")] = None,
+) -> None:
+    """Cut every architecture that this field compares itself on, send one frame through each, and write a table."""
+    from .bench.backbones import run
+
+    raise typer.Exit(run(names or (), output))
+
+
 @bench_app.command("demo")
 def bench_demo(
     output: Annotated[Path, typer.Option(help="Folder for the summary, the timeline and the frames.")] = Path(

@@ -268,7 +268,10 @@ class Backbone:
         key = (batch, seed)
         with torch.inference_mode():
             if key not in self._references:
-                self._references[key] = flat_tensors(self.parts.front(self.example(batch, seed)))
+                step = 1 if self.traced.frame_by_frame else batch
+                frames = torch.split(self.example(batch, seed), step)
+                given = [flat_tensors(self.parts.front(each)) for each in frames]
+                self._references[key] = [torch.cat(each) for each in zip(*given, strict=True)]
             joined = tail(*head(self._random_pixels(batch, seed)))
             return max(
                 float((a - b).abs().max() / b.abs().max().clamp_min(1e-30))

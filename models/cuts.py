@@ -14,7 +14,7 @@ from: ends of blocks instead of every activation, and of a run of places between
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 
@@ -126,25 +126,33 @@ class _Place:
         return sum(prod(m.shape) for m in self.maps)
 
 
-def _places(traced: Traced, macs: Mapping[fx.Node, int], goes_on: bool) -> list[_Place]:
-    """Every place behind the first layer and before the last one at which few enough tensors are alive."""
+def _alive(
+    traced: Traced, macs: Mapping[fx.Node, int], goes_on: bool
+) -> Iterator[tuple[int, tuple[fx.Node, ...], int]]:
+    """Every place between the first layer and the last one: its operation, what is alive after it, and MACs before it.
+
+    Places at which the input itself is still needed are left out.
+    """
     order = {n: i for i, n in enumerate(traced.data)}
     last_use = {n: max((order[u] for u in n.users if u in order), default=-1) for n in traced.data}
     for node in traced.outputs:
         last_use[node] = len(order)
-    total = sum(macs.values())
+    total, before = sum(macs.values()) + goes_on, 0
     alive: list[fx.Node] = []
-    places, before = [], 0
     for i, node in enumerate(traced.data):
-        alive = [n for n in alive if last_use[n] > i]
-        if last_use[node] > i:
-            alive.append(node)
+        alive = [n for n in [*alive, node] if last_use[n] > i]
         before += macs[node]
-        if not 0 < before < total + goes_on or not 1 <= len(alive) <= MAX_MAPS:
-            continue
-        maps = [_layout(traced, n) for n in alive]
+        if 0 < before < total and traced.input not in alive:
+            yield i, tuple(alive), before
+
+
+def _places(traced: Traced, macs: Mapping[fx.Node, int], goes_on: bool) -> list[_Place]:
+    """Every place at which few enough tensors are alive, and all of them can be sent."""
+    places = []
+    for i, alive, before in _alive(traced, macs, goes_on):
+        maps = [_layout(traced, n) for n in alive] if 1 <= len(alive) <= MAX_MAPS else [None]
         if all(m is not None for m in maps):
-            places.append(_Place(i, tuple(alive), tuple(m for m in maps if m), before))
+            places.append(_Place(i, alive, tuple(m for m in maps if m), before))
     return places
 
 
@@ -164,8 +172,8 @@ def _runs(places: Sequence[_Place], inside: _Blocks) -> list[_Place]:
     kept = []
     for run in runs.values():
         ends = [p for p in run if any(inside.is_block(path) for path in inside.ending(p.index))]
-        # Of equals the last one, which ends the most modules.
-        narrowest = min(reversed(run), key=lambda p: p.elements)
+        # Of equals the last one that ends a module, by which it is called.
+        narrowest = min(reversed(run), key=lambda p: (p.elements, not inside.ending(p.index)))
         if not ends or narrowest.elements < ends[-1].elements:
             kept.append(narrowest)
         kept += ends[-1:]
@@ -281,12 +289,9 @@ def _stack(node: fx.Node) -> dict[str, str]:
 def _why_none(traced: Traced, macs: Mapping[fx.Node, int], goes_on: bool) -> str:
     if sum(1 for m in macs.values() if m) + goes_on < 2:
         return "it cannot be cut: there is only one layer, so nothing lies between head and tail"
-    order = {n: i for i, n in enumerate(traced.data)}
-    least, alive, began = len(order), [traced.input], False
-    for i, node in enumerate(traced.data[1:-1], 1):
-        alive = [n for n in [*alive, node] if n in traced.outputs or any(order.get(u, -1) > i for u in n.users)]
-        began |= macs[node] > 0
-        least = min(least, len(alive)) if began else least
+    least = min((len(alive) for _, alive, _ in _alive(traced, macs, goes_on)), default=0)
+    if least == 0:
+        return "it cannot be cut: its input is needed to the end, so sending less than that is not enough"
     if least > MAX_MAPS:
         return f"it cannot be cut: {least} tensors or more are needed at every place, {MAX_MAPS} at most can be sent"
     return (
