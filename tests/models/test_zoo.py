@@ -184,11 +184,19 @@ def test_what_cannot_be_loaded_is_refused_with_the_reason(source, why):
         load_backbone(source)
 
 
-def test_a_cut_of_several_maps_is_refused_until_they_can_be_coded():
+def test_a_cut_of_several_maps_is_fitted_and_sent_as_one(tmp_path):
     backbone = load_backbone(Source("own_models:Pyramid", "segmentation", size=32))
     several = next(c for c in backbone.cuts if len(c.maps) > 1)
-    with pytest.raises(BackboneError, match=f"has {len(several.maps)} maps after {several.name}"):
-        fit(backbone, [several.name], [], [])
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)).resize((32, 32)).save(tmp_path / f"{i}.png")
+    pictures = sorted(tmp_path.iterdir())
+    bundle = fit(backbone, [several.name], pictures, pictures[:2])
+    (spec,) = bundle.splits
+    assert spec.features == backbone.packing(several.name).packed
+    points = [p for p in bundle.operating_points if p.kind is Kind.FEATURE]
+    assert all(p.bytes_median > 0 for p in points)
+    assert points[0].accuracy > 0.9, "at the finest rate level nearly every pixel has the uncut model's class"
 
 
 def test_the_list_shows_every_cut():
