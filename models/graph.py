@@ -33,6 +33,7 @@ from .graph_passes import (
     plain_size,
     undo_writes,
     without_strides,
+    write_where_it_is_safe,
     writes_can_be_undone,
 )
 
@@ -96,6 +97,7 @@ class Traced:
             else:
                 copies[node] = graph.node_copy(node, copies.__getitem__)
         graph.output(tuple(copies[n] for n in outputs))
+        write_where_it_is_safe(graph)
         module = fx.GraphModule(self.module, graph, "Segment").eval()
         return FrameByFrame(module) if self.frame_by_frame else module
 

@@ -27,6 +27,9 @@ _VIEWS = {
     "_unsafe_view", "lift_fresh", "type_as",
 }  # fmt: skip
 _FILLED = {"arange", "zeros", "ones", "full", "scalar_tensor", "linspace", "eye"}
+_OVERWRITING = {"relu", "hardtanh", "silu", "hardswish", "leaky_relu"}
+_FRESH = {"conv2d", "linear", "batch_norm", "add", "add_"}
+"""Operations whose result is memory of its own."""
 _NORMS = ("batch_norm", "_native_batch_norm_legit_no_training")
 
 
@@ -85,6 +88,36 @@ def _without_writing(node: fx.Node) -> Any:
     packet = getattr(_aten, operation_name(node)[:-1], None)
     overload: Any = node.target
     return getattr(packet, overload._overloadname, None) if packet is not None else None
+
+
+def write_where_it_is_safe(graph: fx.Graph) -> None:
+    """relu(conv(x)) -> relu_(conv(x)): what nobody else reads is overwritten, which saves a pass over fresh memory.
+
+    Only results that were made for this one reader are, so that neither inputs nor gradients are touched.
+    """
+    for node in graph.nodes:
+        name = operation_name(node)
+        if name in _OVERWRITING and _is_only_ours(node.args[0], node):
+            node.target = getattr(getattr(_aten, f"{name}_"), node.target._overloadname)
+        elif name == "add" and node.target is _aten.add.Tensor and not node.kwargs and len(node.args) == 2:
+            for first, second in (node.args, node.args[::-1]):
+                if _is_only_ours(first, node) and _shape_of(first) == _shape_of(second) and first is not second:
+                    node.target, node.args = _aten.add_.Tensor, (first, second)
+                    break
+
+
+def _is_only_ours(value: Any, reader: fx.Node) -> bool:
+    return (
+        isinstance(value, fx.Node)
+        and operation_name(value) in _FRESH
+        and list(value.users) == [reader]
+        and _shape_of(value) == _shape_of(reader)
+    )
+
+
+def _shape_of(value: Any) -> tuple[Any, ...]:
+    known = value.meta.get("val") if isinstance(value, fx.Node) else None
+    return tuple(known.shape) if isinstance(known, Tensor) else ()
 
 
 def without_strides(graph: fx.Graph) -> None:
