@@ -2,6 +2,7 @@
 
     bundle.msgpack        manifest: task, backbone (digest), preprocessing, labels, splits, operating points
     bundle.safetensors    per split: gains, matrices of encoder and decoder, entropy tables (integers) and their use
+    backbone.safetensors  the backbone's weights, or backbone.pt2 all of it, where no package has them
     edge.msgpack          edge half only: digests of the files below
     head-SPLIT.onnx       edge half only: pixels -> latent
     uncut.onnx            edge half only: pixels -> scores, for local answers

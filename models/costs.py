@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from .graph import Traced, operation_name
+from .graph import Traced
+from .graph_passes import operation_name
 
 _LAYERS = ("conv1d", "conv2d", "conv3d", "conv_transpose2d", "convolution", "linear", "matmul", "bmm", "mm", "addmm",
            "baddbmm", "einsum", "scaled_dot_product_attention")  # fmt: skip

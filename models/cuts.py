@@ -23,7 +23,8 @@ from torch import Tensor, fx, nn
 
 from .costs import macs_of
 from .exceptions import BackboneError
-from .graph import Traced, operation_name
+from .graph import Traced
+from .graph_passes import operation_name
 from .layout import MapLayout, layout_of
 
 MAX_MAPS = 4

@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from .graph import operation_name
+from .graph_passes import operation_name
 
 REACH = 24
 """Operations that are looked at in each direction."""

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import io
 import math
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ from .tasks import CLASSIFICATION, DETECTION, SEGMENTATION, Classification, Dete
 SIZE = 224
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 """ImageNet's, which most training code normalises with."""
+_RESTRICT = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 
 def load_factory(source: Source) -> Found:
@@ -59,7 +63,8 @@ def load_factory(source: Source) -> Found:
 def load_program(source: Source) -> Found:
     """A module from a file of `torch.export.save`.
 
-    Such a file is code as much as weights: load none from a source that you would not run a program from.
+    Such a file is code as much as weights: load none from a source that you would not run a program from. Pickles that
+    lie in it are read by PyTorch's restricted reader, which builds tensors and nothing else.
 
     Raises:
         BackboneError: it cannot be read, or takes other input than one batch of square RGB pictures.
@@ -69,7 +74,13 @@ def load_program(source: Source) -> Found:
         raise BackboneError(f"{path} holds its weights; leave --weights and --random-weights out")
     try:
         data = path.read_bytes()
-        program = torch.export.load(path)
+        digest = hashlib.sha256(data).hexdigest()
+        if source.sha256 not in ("", digest):
+            raise BackboneError(f"{path} has digest {digest[:16]}, the bundle says {source.sha256[:16]}; split anew")
+        with _tensors_alone():
+            program = torch.export.load(io.BytesIO(data))
+    except BackboneError:
+        raise
     except Exception as error:  # what a damaged archive raises depends on where it is damaged
         raise BackboneError(f"{path} cannot be read as a file of torch.export: {one_line(error)}") from error
     module = _Program(program)
@@ -79,7 +90,21 @@ def load_program(source: Source) -> Found:
     if source.size not in (0, shape[2]):
         raise BackboneError(f"{path} takes {shape[2]} pixels, not {source.size}; leave --size out")
     parts = _parts(source, module, shape[2])
-    return Found(parts, "torch.export", sha256=hashlib.sha256(data).hexdigest(), weights=FILE, program=path)
+    return Found(parts, "torch.export", sha256=digest, weights=FILE, program=path)
+
+
+@contextmanager
+def _tensors_alone() -> Iterator[None]:
+    """Let `torch.load` read nothing but tensors, even where PyTorch's own code asks for more."""
+    before = os.environ.get(_RESTRICT)
+    os.environ[_RESTRICT] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_RESTRICT]
+        else:
+            os.environ[_RESTRICT] = before
 
 
 class _Program(nn.Module):

@@ -32,6 +32,7 @@ class Source:
         size: side of the input in pixels; 0 for the model's own.
         preprocessing: instead of the model's own; None: its own.
         labels: instead of its own.
+        sha256: digest that a .pt2 file has to have, hex; "" for any.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Source:
     size: int = 0
     preprocessing: Preprocessing | None = None
     labels: tuple[str, ...] = ()
+    sha256: str = ""
 
 
 @dataclass(frozen=True)

@@ -77,8 +77,9 @@ def _look_up_hub() -> None:
 
 
 def _sized(name: str, size: int) -> dict[str, Any]:
-    """What tells an architecture with position embeddings its input's size."""
-    if not size:
+    """What tells an architecture with position embeddings its input's size, where it is not its usual one."""
+    usual: Any = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    if not size or (usual is not None and usual.input_size[-2:] == (size, size)):
         return {}
     try:
         probe: Any = timm.create_model(name, pretrained=False, img_size=size)

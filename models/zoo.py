@@ -70,8 +70,8 @@ def backbone_of(bundle: Bundle) -> Backbone:
             name = str(bundle.folder / PROGRAM_FILE)
         else:
             weights = bundle.folder / WEIGHTS_FILE
-    source = Source(name, bundle.task, weights, seed, bundle.preprocessing.size, bundle.preprocessing, bundle.labels)
-    backbone = load_backbone(source)
+    how = bundle.preprocessing
+    backbone = load_backbone(Source(name, bundle.task, weights, seed, how.size, how, bundle.labels, spec.sha256))
     if name != spec.name:
         backbone.spec = replace(backbone.spec, name=spec.name)
     backbone.verify(spec)

@@ -22,6 +22,24 @@ class Residual(nn.Module):
         return self.scores(torch.relu(self.down(x)).mean((2, 3)))
 
 
+class Writing(nn.Module):
+    """Writes into parts of tensors that are read under other names afterwards."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, 2, 1)
+        self.scores = nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        x[:, :4] += 1
+        x.view(len(x), 8, -1).relu_()
+        y = self.second(x)
+        part = y[:, 2:]
+        part.mul_(2)
+        return self.scores(y.mean((2, 3)))
+
+
 class Windows(nn.Module):
     """Channels last, as windowed attention has them, with a size that hangs on the batch."""
 

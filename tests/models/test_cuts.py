@@ -11,7 +11,8 @@ from headrace.models.bundle import BackboneSpec, Preprocessing
 from headrace.models.costs import macs_of
 from headrace.models.cuts import MAX_MAPS
 from headrace.models.exceptions import BackboneError
-from headrace.models.graph import operation_name, trace
+from headrace.models.graph import trace
+from headrace.models.graph_passes import operation_name
 from headrace.models.tasks import Classification
 from torch import nn
 
@@ -42,6 +43,7 @@ def randomised(module: nn.Module) -> nn.Module:
     ("make", "size"),
     [
         (own_models.Residual, 32),
+        (own_models.Writing, 32),
         (own_models.Windows, 32),
         (own_models.Pyramid, 32),
         (own_models.FixedBatch, 32),
@@ -49,7 +51,7 @@ def randomised(module: nn.Module) -> nn.Module:
         (lambda: timm.create_model("test_vit", img_size=64), 64),
         (lambda: timm.create_model("test_efficientnet"), 64),
     ],
-    ids=["residual", "channels last", "pyramid", "one frame", "resnet", "tokens", "efficientnet"],
+    ids=["residual", "writing", "channels last", "pyramid", "one frame", "resnet", "tokens", "efficientnet"],
 )
 def test_head_and_tail_join_at_every_cut(make, size):
     """In batches of 1 and 3, against the module as it was given; the packed map has the shape that is said."""

@@ -1,6 +1,8 @@
 """Names, weights, and bundles that are made by `headrace split` of many kinds of models and loaded again."""
 
+import pickle
 import sys
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -144,6 +146,33 @@ def test_a_detector_s_edge_half_has_no_uncut_model(pictures, tmp_path):
     assert not has_local(bundle)
     assert not (tmp_path / "half" / UNCUT).exists()
     assert (tmp_path / "half" / head_file("body.1")).is_file()
+
+
+def test_a_program_s_pickles_are_not_run(tmp_path):
+    """PyTorch's own loader would run this one, which is why it is kept from it."""
+    torch.export.save(
+        torch.export.export(own_models.Residual().eval(), (torch.zeros(1, 3, 32, 32),)), tmp_path / "a.pt2"
+    )
+    mark = tmp_path / "was run"
+    with zipfile.ZipFile(tmp_path / "a.pt2") as good, zipfile.ZipFile(tmp_path / "b.pt2", "w") as bad:
+        for name in good.namelist():
+            sample = "sample_inputs" in name
+            bad.writestr(name, pickle.dumps(Trap(mark)) if sample else good.read(name))
+    with pytest.raises(BackboneError, match="cannot be read"):
+        load_backbone(Source(str(tmp_path / "b.pt2"), "classification"))
+    assert not mark.exists()
+    with pytest.raises(BackboneError, match="digest"):
+        load_backbone(Source(str(tmp_path / "a.pt2"), "classification", sha256="00" * 32))
+
+
+class Trap:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (Path.touch, (self.path,))
 
 
 def test_random_weights_are_the_same_again_and_others_with_another_seed():
