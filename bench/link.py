@@ -1,4 +1,4 @@
-"""An emulated link that needs no privileges: a TCP proxy with a rate, a one-way delay, a bounded queue and outages.
+"""An emulated link that needs no privileges: a TCP proxy with rates, a delay, a bounded queue and outages.
 
     client --> small socket buffer --> queue (bounded) --> rate --> delay --> server          up
     client <-------------------------------------------- delay <-- outage <-- server          down
@@ -8,81 +8,32 @@ connections share the link smoothly. When the queue is full nothing more is read
 socket buffers are small so that the kernel hides little. In an outage nothing passes and connections stay open.
 
 What a TCP proxy hides: packet loss, the sender's congestion control (both connections are short, lossless loopback
-ones, so there is no slow start after idle) and the handshake's round trip. Emulators that do show them (netem, a TUN
-relay between namespaces) fit behind the same interface, `EmulatedLink`.
+ones, so there is no slow start after idle) and the handshake's round trip. A described loss holds a chunk, and all
+that is behind it on its connection, for one round trip, and lets it take its share of the link twice: what the loss
+costs a stream, without what it does to a congestion window. Emulators that show all of it (netem, a TUN relay between
+namespaces) are behind the same interface, `EmulatedLink`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import math
 import socket
 import struct
 from collections import deque
-from dataclasses import dataclass, field
-from typing import Protocol
 
-from .schedule import RateSchedule
+from ..models.exceptions import DataError
+from .link_record import RECORD_BIN_S, LinkRecord, SideCounts
+from .link_spec import LinkSpec, Side
+from .rates import Rates
 
 CHUNK_BYTES = 1448
 """What one Ethernet frame carries of TCP."""
 SOCKET_BUFFER_BYTES = 8 * 1024
 """Asked of the kernel, which doubles it for its bookkeeping."""
-DEFAULT_QUEUE_BYTES = 32 * 1024
 _DELAY_LINE_CHUNKS = 512
 """Most chunks of one connection and direction between being read and being delivered; bounds the memory."""
-RECORD_BIN_S = 0.1
-
-
-class EmulatedLink(Protocol):
-    """What a program needs of a link, whatever emulates it.
-
-    Attributes:
-        kind: name of the mechanism, to be printed.
-        address: "host:port" that the client side connects to.
-    """
-
-    kind: str
-    address: str
-
-    def begin(self, ago_s: float = 0.0) -> None:
-        """Start the schedule, as of so many seconds ago; until then its first rate holds."""
-
-    def set_rate(self, up_bps: float) -> None:
-        """Leave the schedule: this rate from now on, 0 being an outage both ways."""
-
-    def record(self) -> LinkRecord:
-        """What has passed so far."""
-
-    async def close(self) -> None:
-        """Cut all connections."""
-
-
-@dataclass(slots=True)
-class LinkRecord:
-    """What passed when: bytes by bins of `bin_s` seconds since the schedule's beginning."""
-
-    bin_s: float = RECORD_BIN_S
-    up: dict[int, int] = field(default_factory=dict)
-    down: dict[int, int] = field(default_factory=dict)
-    connections: int = 0
-
-    def to_json(self) -> str:
-        """One JSON object."""
-        sides = {
-            name: [[round(b * self.bin_s, 3), n] for b, n in sorted(side.items())]
-            for name, side in (("up", self.up), ("down", self.down))
-        }
-        return json.dumps({"bin_s": self.bin_s, "connections": self.connections, **sides})
-
-    @classmethod
-    def from_json(cls, text: str) -> LinkRecord:
-        """The inverse of `to_json`."""
-        read = json.loads(text)
-        up, down = ({round(at / read["bin_s"]): n for at, n in read[name]} for name in ("up", "down"))
-        return cls(read["bin_s"], up, down, read["connections"])
 
 
 class _Outlet:
@@ -112,21 +63,24 @@ class _Outlet:
 class _Direction:
     """One direction of the link, shared by all its connections: a bounded queue and a server of variable rate."""
 
-    def __init__(self, rates: RateSchedule, delay_s: float, queue_bytes: int) -> None:
-        self.rates, self.delay_s, self.queue_bytes = rates, delay_s, queue_bytes
+    def __init__(self, spec: LinkSpec, side: Side) -> None:
+        self._spec, self._dice = spec, spec.dice(side)
+        self._schedule = spec.rates(side)
+        self.rates: Rates = self._schedule.shifted(_LATER)
+        self.counts = SideCounts()
         self.passed: dict[int, int] = {}
         self._origin = math.inf
-        self._queue: deque[tuple[float, bytes, _Outlet]] = deque()
+        self._queue: deque[tuple[float, bytes, _Outlet, bool]] = deque()  # arrived; lost at first
         self._queued = 0
         self._changed, self._room, self._turn = asyncio.Event(), asyncio.Event(), asyncio.Lock()
 
-    def set_rates(self, rates: RateSchedule) -> None:
+    def set_rates(self, rates: Rates) -> None:
         self.rates = rates
         self._changed.set()
 
-    def begin(self, now: float, rates: RateSchedule) -> None:
+    def begin(self, now: float) -> None:
         self._origin = now
-        self.set_rates(rates)
+        self.set_rates(self._schedule.shifted(now))
 
     async def pump(self, source: socket.socket, outlet: _Outlet) -> None:
         """Read from a socket, as far as there is room, until it ends."""
@@ -135,11 +89,13 @@ class _Direction:
             await outlet.slots.acquire()
             chunk = await loop.sock_recv(source, CHUNK_BYTES)
             async with self._turn:  # first come, first served among connections
-                while self._queued and self._queued + len(chunk) > self.queue_bytes:
+                while self._queued and self._queued + len(chunk) > self._spec.queue_bytes:
                     self._room.clear()
                     await self._room.wait()
             self._queued += len(chunk)
-            self._queue.append((loop.time(), chunk, outlet))
+            self.counts.queue_bytes_max = max(self.counts.queue_bytes_max, self._queued)
+            lost = bool(chunk) and self._spec.loss > 0 and self._dice.random() < self._spec.loss
+            self._queue.append((loop.time(), chunk, outlet, lost))
             self._changed.set()
             if not chunk:
                 return
@@ -151,15 +107,17 @@ class _Direction:
         while True:
             finish = math.inf
             if self._queue:
-                arrived, chunk, outlet = self._queue[0]
-                finish = self.rates.finish(max(arrived, free), 8 * len(chunk))
+                arrived, chunk, outlet, lost = self._queue[0]
+                finish = self.rates.finish(max(arrived, free), 8 * len(chunk) * (1 + lost))
                 if finish <= loop.time():
                     self._queue.popleft()
                     self._queued -= len(chunk)
                     self._room.set()
                     free = finish
-                    self._count(finish, len(chunk))
-                    outlet.put(finish + self.delay_s, chunk)
+                    self._count(arrived, finish, len(chunk))
+                    self.counts.lost += lost
+                    late = (self._spec.rtt_s if lost else 0.0) + self._dice.random() * self._spec.jitter_s
+                    outlet.put(finish + self._spec.delay_s + late, chunk)
                     continue
             # The past of a schedule never changes, so after a change the same chunk is simply reckoned anew.
             self._changed.clear()
@@ -168,8 +126,13 @@ class _Direction:
             if timer is not None:
                 timer.cancel()
 
-    def _count(self, at: float, size: int) -> None:
-        if at >= self._origin and size:
+    def _count(self, arrived: float, at: float, size: int) -> None:
+        if not size:
+            return
+        self.counts.packets += 1
+        self.counts.bytes += size
+        self.counts.queue_s_max = max(self.counts.queue_s_max, at - arrived)
+        if at >= self._origin:
             key = int((at - self._origin) / RECORD_BIN_S)
             self.passed[key] = self.passed.get(key, 0) + size
 
@@ -178,30 +141,25 @@ class TcpProxyLink:
     """See the module. Lives in the event loop that makes it; a loop that stalls makes the link stall."""
 
     kind = "TCP proxy (hides loss and congestion control)"
+    edge_prefix: tuple[str, ...] = ()
+    server_prefix: tuple[str, ...] = ()
 
-    def __init__(
-        self,
-        connect: str,
-        schedule: RateSchedule,
-        *,
-        delay_s: float = 0.0,
-        queue_bytes: int = DEFAULT_QUEUE_BYTES,
-        begin_with_connection: bool = False,
-    ) -> None:
+    def __init__(self, connect: str, spec: LinkSpec, *, begin_with_connection: bool = False) -> None:
         """Describe the link; `open` makes it.
 
         Args:
             connect: "host:port" of the server behind it; need not listen yet.
-            schedule: rate up, from `begin` on. Down there is no limit but the same outages.
-            delay_s: one way, on both ways.
-            queue_bytes: most bytes that wait for their turn, each way.
+            spec: the link, from `begin` on.
             begin_with_connection: begin with the first connection, for lack of somebody to call `begin`.
+
+        Raises:
+            DataError: `connect` is no address.
         """
         self.address = ""
-        self._connect, self._schedule = _split_address(connect), schedule
+        self._connect, self._spec = split_address(connect), spec
+        self.server_host = self._connect[0]
         self._begin_with_connection = begin_with_connection
-        self._up = _Direction(schedule.shifted(_LATER), delay_s, queue_bytes)
-        self._down = _Direction(schedule.outages_only().shifted(_LATER), delay_s, queue_bytes)
+        self._up, self._down = _Direction(spec, "up"), _Direction(spec, "down")
         self._origin: float | None = None
         self._connections = 0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -215,7 +173,7 @@ class TcpProxyLink:
         """
         self._listener = _new_socket()
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self._listener.bind(_split_address(listen))
+        self._listener.bind(split_address(listen))
         self._listener.listen()
         host, port = self._listener.getsockname()
         self.address = f"{host}:{port}"
@@ -232,18 +190,19 @@ class TcpProxyLink:
     def begin(self, ago_s: float = 0.0) -> None:
         """See `EmulatedLink`."""
         self._origin = asyncio.get_running_loop().time() - ago_s
-        self._up.begin(self._origin, self._schedule.shifted(self._origin))
-        self._down.begin(self._origin, self._schedule.outages_only().shifted(self._origin))
+        self._up.begin(self._origin)
+        self._down.begin(self._origin)
 
     def set_rate(self, up_bps: float) -> None:
         """See `EmulatedLink`."""
         now = asyncio.get_running_loop().time()
         self._up.set_rates(self._up.rates.changed(now, up_bps))
-        self._down.set_rates(self._down.rates.changed(now, math.inf if up_bps > 0 else 0.0))
+        self._down.set_rates(self._down.rates.changed(now, self._spec.down_beside(up_bps, now - (self._origin or now))))
 
     def record(self) -> LinkRecord:
         """See `EmulatedLink`."""
-        return LinkRecord(RECORD_BIN_S, dict(self._up.passed), dict(self._down.passed), self._connections)
+        passed = dict(self._up.passed), dict(self._down.passed)
+        return LinkRecord(RECORD_BIN_S, *passed, self._connections, self._up.counts, self._down.counts)
 
     async def close(self) -> None:
         """See `EmulatedLink`."""
@@ -307,8 +266,13 @@ def _new_socket() -> socket.socket:
     return sock
 
 
-def _split_address(address: str) -> tuple[str, int]:
+def split_address(address: str) -> tuple[str, int]:
+    """Read "host:port".
+
+    Raises:
+        DataError: it is none.
+    """
     host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
-        raise ValueError(f"{address!r} is no address; write HOST:PORT")
+    if not host or not port.isdigit() or int(port) > 65535:
+        raise DataError(f"{address!r} is no address; write HOST:PORT")
     return host, int(port)

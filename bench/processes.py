@@ -26,11 +26,14 @@ class Process:
         self.log, self._process, self._command = log, process, command
 
     @classmethod
-    async def start(cls, command: str, flags: Flags, log: Path, cores: Collection[int] = ()) -> Process:
-        """Start `headrace COMMAND --flags`, on `cores` if any are given; standard error is appended to `log`."""
+    async def start(
+        cls, command: str, flags: Flags, log: Path, cores: Collection[int] = (), prefix: Sequence[str] = ()
+    ) -> Process:
+        """Start `headrace COMMAND --flags`, on `cores` if any are given; standard error is appended to `log`. `prefix`
+        is put before the command, such as an emulated link's `edge_prefix`."""
         with log.open("ab") as errors:
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "headrace.cli", command, *arguments(flags)),
+                *(*prefix, sys.executable, "-m", "headrace.cli", command, *arguments(flags)),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=errors,
@@ -105,13 +108,15 @@ class Server(Process):
     fingerprint: str
 
     @classmethod
-    async def listening(cls, flags: Flags, log: Path, cores: Collection[int] = ()) -> Server:
-        """Start a server, on `cores` if any are given, and wait until it listens.
+    async def listening(
+        cls, flags: Flags, log: Path, cores: Collection[int] = (), prefix: Sequence[str] = ()
+    ) -> Server:
+        """Start a server, on `cores` if any are given, and wait until it listens. `prefix` as in `start`.
 
         Raises:
             HeadraceError: it ended instead.
         """
-        started = await cls.start("serve", flags, log, cores)
+        started = await cls.start("serve", flags, log, cores, prefix)
         server = cls(started._process, "serve", log)
         try:
             said = await server.event("listening")

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .link import LinkRecord
-from .schedule import Phase
+from .link_record import LinkRecord
+from .link_spec import LinkSpec
+from .schedule import Phase, RateSchedule
 from .tally import FrameRecord
 
 FPS = 10.0
@@ -32,6 +33,7 @@ PHASES = tuple(
     )
 )
 """40 s; the last rate holds on."""
+LINK = LinkSpec(up=RateSchedule.of_phases(PHASES), delay_s=DELAY_S, queue_bytes=32 * 1024)
 
 
 @dataclass

@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from .link import LinkRecord
+from .link_record import LinkRecord
 from .schedule import Phase
 from .tally import OUTCOMES, FrameRecord
 

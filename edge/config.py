@@ -87,6 +87,11 @@ class EdgeSettings(BaseSettings):
         description="Most frames on their way without an answer. Default: 16, or 4 with --as-fast-as-possible; never "
         "more than the server allows.",
     )
+    cut_short: bool = Field(
+        True,
+        description="On a link that needs long for a frame, send its slices one by one, and give up the rest when it "
+        "would make the next frame late; the server answers from what it has.",
+    )
     device_speed: float | None = Field(
         None,
         gt=0,

@@ -32,6 +32,11 @@ LEAST_P = 0.02
 """A chance smaller than this is none: better to leave the core idle until the next frame."""
 
 
+SLOW, FAST = 0.1, 0.75
+"""Shares of the rate's distribution by which slices that leave one by one are timed."""
+SURELY_FAST = 0.1
+"""A link needs no look at its distribution if this share of its rate would still do."""
+
 FREE_PROBE = 0.2
 """Probes that take nobody's place go out at this share of the interval."""
 
@@ -53,6 +58,7 @@ class ControlSettings:
             small probe goes out after the first, then at doubling intervals up to the second. A frame that is in
             flight serves as the probe, until it has been out for longer than the second.
         scenarios: how many rates a choice is weighed over.
+        parts_from_s: a packet that a slow scenario needs longer for leaves slice by slice.
     """
 
     rtt_s: float = 0.03
@@ -66,6 +72,7 @@ class ControlSettings:
     probe_interval_s: float = 1.0
     probe_interval_max_s: float = 5.0
     scenarios: int = 16
+    parts_from_s: float = 0.04
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +150,7 @@ class ControlLoop:
         # A rate at which the smallest packet takes a whole deadline.
         sent_sizes = [point.bytes_median for point in points if point.kind is not Kind.LOCAL]
         self._useless_bps = 8.0 * min(sent_sizes, default=0.0) / deadline_s
+        self._held_bits = 0.0
         self._connected = True
         self._probe_at = -math.inf  # when the link was last heard of or asked
         self._probe_wait_s = settings.probe_interval_s
@@ -200,7 +208,7 @@ class ControlLoop:
         self._probe_at = -math.inf if is_back else now
 
     def on_round_trip(self, seconds: float, now: float) -> None:
-        """A round trip of something tiny (the stream's greeting) was timed, if the pipeline does so."""
+        """A round trip of something tiny (the stream's greeting) was timed."""
         self._round_trip.add_timed(seconds, now)
 
     def on_connected(self, now: float) -> None:  # noqa: ARG002
@@ -214,6 +222,7 @@ class ControlLoop:
     def on_disconnected(self, now: float) -> None:  # noqa: ARG002
         """The stream is down: only local answers until `on_connected`; what was in flight is lost."""
         self._connected = False
+        self._held_bits = 0.0
         self._flight.clear()
 
     # What the pipeline asks ----------------------------------------------------------------------------------------
@@ -241,9 +250,15 @@ class ControlLoop:
         due = captured_at + self.deadline_s
         rates = self._estimator.scenarios(now, self._bound(now))
         free = self._link_free(rates)
+        if self._held_bits:
+            free = np.maximum(free, now) + self._held_bits / rates
         finish = np.maximum(ready[:, None], free)
         finish += self._packet_bits()[:, None] * (1.0 / rates)
         on_time = np.add.reduce(finish <= due - self._there_and_back_s, axis=1) * (1.0 / len(rates))
+        if self._held_bits and not np.any(on_time[self._is_sent]):
+            # Behind the rest of the frame before it nothing is in time, so that rest will be given up.
+            self._held_bits = 0.0
+            return self.choose(now, captured_at, compute_free_at=compute_free_at)
         for index in self._local:
             finish[index] = free
             on_time[index] = self._p_computed(float(ready[index]), float(seconds[index]), due)
@@ -277,7 +292,46 @@ class ControlLoop:
         finish = max(now, float(self._link_free(hoped)[0])) + bits / float(hoped[0])
         return finish + self._round_trip.seconds + self._hold.high_s <= captured_at + self.deadline_s
 
+    # A frame that leaves in parts, so that its rest can be given up ------------------------------------------------
+
+    def in_parts(self, now: float, size_bytes: int) -> bool:
+        """Whether a packet's slices should leave one by one: a slow scenario needs long for all of them."""
+        bits = 8.0 * size_bytes
+        if bits < self.settings.parts_from_s * self.rate_bps(now) * SURELY_FAST:
+            return False
+        return bits > self.settings.parts_from_s * float(self._scenario(now, SLOW)[0])
+
+    def fits(self, now: float, captured_at: float, size_bytes: int) -> bool:
+        """Whether so many further bytes can be answered in time, if the link is as fast as it most likely is."""
+        middle = self._scenario(now, 0.5)
+        finish = max(now, float(self._link_free(middle)[0])) + 8.0 * size_bytes / float(middle[0])
+        return self._connected and finish + self._there_and_back_s <= captured_at + self.deadline_s
+
+    def next_part_at(self, now: float) -> float:
+        """When the next slice may leave: when a fast link would have sent what is on its way. So the link is never
+        idle for long, and the estimate can rise."""
+        return max(now, float(self._link_free(self._scenario(now, FAST))[0]))
+
+    def patience_s(self, now: float, captured_at: float, size_bytes: int) -> float:
+        """How long the server may wait for the rest of a frame whose first `size_bytes` are written now."""
+        arrives = now + 8.0 * size_bytes / float(self._scenario(now, FAST)[0])
+        return captured_at + self.deadline_s - arrives - self._there_and_back_s
+
+    def on_continued(self, frame_id: int, size_bytes: int, now: float) -> None:  # noqa: ARG002
+        """One more slice of a frame was handed to the stream."""
+        self._flight.continued(frame_id, size_bytes)
+
+    def on_held(self, size_bytes: int) -> None:
+        """So much of a frame that leaves in parts has still to leave; what comes after it waits for that too."""
+        self._held_bits = 8.0 * size_bytes
+
     # ---------------------------------------------------------------------------------------------------------------
+
+    def _scenario(self, now: float, share: float) -> Floats:
+        """The rate that the link exceeds with probability 1 - share, float64 [1]."""
+        rates = self._estimator.scenarios(now, self._bound(now))
+        at = min(int(share * len(rates)), len(rates) - 1)
+        return rates[at : at + 1]
 
     @property
     def _there_and_back_s(self) -> float:

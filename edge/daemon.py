@@ -130,7 +130,7 @@ class Daemon:
         self._pipeline.disconnect(self._clock())
         self._driver = Driver(self._pipeline, ledger, self._half.engine, worker, clock=self._clock)
         self._driver.on_limits = self._on_limits
-        self._report = Report(self._out, self._bundle.labels, self._clock())
+        self._report = Report(self._out, self._bundle.labels, self._clock(), self._bundle.preprocessing)
         connection = None
         if self._half.remote:
             client = self._driver.stream = self._client()
@@ -215,6 +215,7 @@ class Daemon:
                 self._control = make_control(self._half, settings, self._interval_s)
                 self._driver.use(self._half.engine, self._control, self._half.points, self._half.local_s)
                 self._report.labels = self._bundle.labels
+                self._report.preprocessing = self._bundle.preprocessing
                 self._welcome = None
 
     async def _first_attempt(self, client: StreamClient, connection: asyncio.Task[None]) -> None:
@@ -263,6 +264,7 @@ class Daemon:
             stall_s=max(settings.stall_s, patience),
             max_in_flight=most_in_flight(settings),
             lossless=settings.as_fast_as_possible,
+            cut_short=settings.cut_short,
         )
 
     def _on_limits(self, welcome: Welcome) -> None:

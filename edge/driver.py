@@ -16,7 +16,7 @@ import structlog
 
 from ..models.exceptions import HeadraceError
 from ..models.operating_point import OperatingPoint
-from ..protos.messages import Result, Welcome
+from ..protos.messages import Continuation, Result, Welcome
 from .capture import Capture, Captured
 from .engine import Encoded, Engine, LocalAnswer
 from .exceptions import AbandonedError, SourceError
@@ -123,11 +123,14 @@ class Driver:
 
     # Stream: what `StreamClient` calls.
 
-    def on_welcome(self, welcome: Welcome) -> None:
+    def on_welcome(self, welcome: Welcome, round_trip_s: float) -> None:
         """The stream is up."""
         self.on_limits(welcome)
         self.pipeline.connect(
-            self._clock(), max_in_flight=welcome.max_in_flight, max_packet_bytes=welcome.max_packet_bytes
+            self._clock(),
+            max_in_flight=welcome.max_in_flight,
+            max_packet_bytes=welcome.max_packet_bytes,
+            round_trip_s=round_trip_s,
         )
         log.info("stream is up", server_version=welcome.server_version, bundle=welcome.bundle)
         self._pump()
@@ -146,8 +149,8 @@ class Driver:
         self.pipeline.disconnect(self._clock())
         self._pump()
 
-    def next_to_write(self) -> Outgoing | None:
-        """The stream can take a packet."""
+    def next_to_write(self) -> Outgoing | Continuation | None:
+        """The stream can take something."""
         outgoing = self.pipeline.next_to_write(self._clock())
         self._loop.call_soon(self._pump)  # after it is written: its timer, and what became of frames too old for it
         return outgoing

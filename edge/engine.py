@@ -20,6 +20,7 @@ import numpy.typing as npt
 from PIL import Image, ImageFilter
 
 from ..models.bundle import Bundle
+from ..models.edge_half import has_local
 from ..models.operating_point import Kind, OperatingPoint
 from ..models.preprocessing import prepare
 from ..protos.messages import Label
@@ -141,8 +142,13 @@ class Engine:
         """Set the device's factor so that the uncut model takes `uncut_ms`. Returns the factor.
 
         Raises:
-            ConfigError: this machine is slower than that.
+            ConfigError: this machine is slower than that, or the bundle has no uncut model for the device.
         """
+        if not has_local(self.bundle):
+            raise ConfigError(
+                f"bundle {self.bundle.name} has no uncut model for the device to measure; give --device-speed instead "
+                "of --device-uncut-ms"
+            )
         pixels = prepare(reference_picture(), self.bundle.preprocessing)
         self._local(pixels)
         times = [self.device.cpu_time(lambda: self._local(pixels)) for _ in range(UNCUT_ROUNDS)]

@@ -36,8 +36,15 @@ class Control(Protocol):
     def on_computed(self, point: OperatingPoint, seconds: float, now: float) -> None: ...
     def on_coded(self, point: OperatingPoint, size_bytes: int) -> None: ...
     def worth_writing(self, now: float, captured_at: float, size_bytes: int) -> bool: ...
+    def in_parts(self, now: float, size_bytes: int) -> bool: ...
+    def fits(self, now: float, captured_at: float, size_bytes: int) -> bool: ...
+    def next_part_at(self, now: float) -> float: ...
+    def patience_s(self, now: float, captured_at: float, size_bytes: int) -> float: ...
     def on_written(self, frame_id: int, size_bytes: int, now: float) -> None: ...
+    def on_continued(self, frame_id: int, size_bytes: int, now: float) -> None: ...
+    def on_held(self, size_bytes: int) -> None: ...
     def on_result(self, frame_id: int, now: float, *, server_s: float, queue_depth: int) -> None: ...
+    def on_round_trip(self, seconds: float, now: float) -> None: ...
     def on_connected(self, now: float) -> None: ...
     def on_disconnected(self, now: float) -> None: ...
 
@@ -52,6 +59,7 @@ class Limits:
         stall_s: frames that wait so long while nothing at all is answered mean that the stream hangs.
         max_in_flight: most frames that are written and not answered.
         max_packet_bytes: most that the server takes in one packet.
+        cut_short: on a slow link send a frame's slices one by one, so that its rest can be given up.
         lossless: take frames only as fast as they can be served, drop none, wait for every answer.
     """
 
@@ -61,6 +69,7 @@ class Limits:
     max_in_flight: int = 16
     max_packet_bytes: int = 2**20
     lossless: bool = False
+    cut_short: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +82,16 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """What has to be sent next. `remaining_ms` of the deadline, 0 for none."""
+    """What has to be sent next: a packet, whole or its first slices. Times in ms.
+
+    Attributes:
+        packet: its bytes.
+        remaining_ms: of the deadline; 0 for none.
+        slices_to_come: that follow as continuations.
+        patience_ms: how long the server shall wait for them.
+    """
 
     packet: bytes
     remaining_ms: int
+    slices_to_come: int = 0
+    patience_ms: int = 0

@@ -10,7 +10,7 @@ from enum import StrEnum
 from PIL import Image
 
 from ..models.operating_point import OperatingPoint
-from ..protos.messages import Label
+from ..protos.messages import Box, ClassMap, Label
 from .engine import Pixels
 from .exceptions import LedgerError
 
@@ -47,7 +47,10 @@ class Frame:
         packet: its bytes while they wait to be sent.
         sent_bytes: bytes that were sent for it.
         timings: durations by stage: wait, prepare, compute, compress, link, server, queue, decode, tail.
-        outcome, reason, latency_s, labels: known when it is closed; the latency is that of an answer.
+        size: width and height of the picture as captured.
+        outcome, reason, latency_s: known when it is closed; the latency is that of an answer.
+        slices: how many the server answered from.
+        labels, boxes, class_map: the answer, whichever the task gives; boxes in pixels of the backbone's input.
     """
 
     id: int
@@ -64,7 +67,11 @@ class Frame:
     reason: str = ""
     latency_s: float | None = None
     labels: tuple[Label, ...] = ()
+    boxes: tuple[Box, ...] = ()
+    class_map: ClassMap | None = None
     queue_depth: int = 0
+    slices: int = 0
+    size: tuple[int, int] = (0, 0)
 
 
 class Ledger:
@@ -90,6 +97,8 @@ class Ledger:
     def enter(self, captured_at: float, deadline_s: float, picture: Image.Image | None) -> Frame:
         """A new frame."""
         frame = Frame(self.captured % 2**32, captured_at, captured_at + deadline_s, picture)
+        if picture is not None:
+            frame.size = picture.size
         self.captured += 1
         self._open[frame.id] = frame
         return frame

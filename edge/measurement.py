@@ -139,11 +139,12 @@ class RoundTrip:
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """One frame that was written and not yet acknowledged."""
+    """One frame that was written and not yet acknowledged; `in_parts`: with pauses in which the link may be idle."""
 
     frame_id: int
     bits: float
     ready: float
+    in_parts: bool = False
 
 
 class InFlight:
@@ -171,6 +172,12 @@ class InFlight:
         """A frame was handed to the stream."""
         self._frames.append(Sent(frame_id, 8.0 * size_bytes + self._overhead_bits, now))
 
+    def continued(self, frame_id: int, size_bytes: int) -> None:
+        """A further part of a frame in flight was handed to the stream."""
+        for index, frame in enumerate(self._frames):
+            if frame.frame_id == frame_id:
+                self._frames[index] = Sent(frame_id, frame.bits + 8.0 * size_bytes, frame.ready, in_parts=True)
+
     def begun(self, round_trip_s: float) -> float:
         """When the link began to send the oldest frame, on the sender's clock; -infinity if nothing is in flight."""
         if not self._frames:
@@ -191,7 +198,7 @@ class InFlight:
             frame = self._frames.popleft()
             bits += frame.bits  # sent in the same stretch of time, which then holds pauses: a lower bound
         begin = max(first.ready + round_trip_s, self._previous_ack)
-        limited = frame is not first or first.ready + round_trip_s > self._previous_ack
+        limited = frame is not first or frame.in_parts or first.ready + round_trip_s > self._previous_ack
         self._previous_ack = max(self._previous_ack, ack)
         return frame, DeliverySample(bits, max(ack - begin, 0.0), limited)
 

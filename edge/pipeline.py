@@ -26,9 +26,10 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from ..models.operating_point import Kind, OperatingPoint
-from ..protos.messages import Result, Status
+from ..protos.messages import Continuation, Result, Status
 from .interfaces import Control, Limits, Outgoing, Work
 from .ledger import Frame, Ledger, Outcome
+from .parts import Parts
 
 if TYPE_CHECKING:
     from .engine import Encoded, LocalAnswer
@@ -59,6 +60,7 @@ class Pipeline:
         self._waiting: Frame | None = None
         self._computing: Frame | None = None
         self._outbox: deque[Frame] = deque()
+        self._parts: Parts | None = None
         self._unanswered: dict[int, Frame] = {}
         self._rescue: deque[Frame] = deque()
         self._to_learn: list[tuple[OperatingPoint, float, int, float]] = []
@@ -121,8 +123,17 @@ class Pipeline:
         else:
             self._rescue_or_close(frame, now, OUTAGE)
 
-    def next_to_write(self, now: float) -> Outgoing | None:
-        """The stream can take a packet: the next one that is still worth it."""
+    def next_to_write(self, now: float) -> Outgoing | Continuation | None:
+        """The stream can take something: the next slice of a frame that leaves in parts, or the next packet that is
+        still worth it."""
+        parts = self._parts
+        if parts is not None and parts.frame.id in self._unanswered:
+            continuation = parts.next_to_write(now, self._outbox)
+            self._parts = None if parts.done else parts
+            return continuation
+        if parts is not None:  # the server's patience was shorter: it has answered from what it had
+            parts.give_up()
+            self._parts = None
         while self._outbox:
             frame = self._outbox.popleft()
             size = len(frame.packet)
@@ -131,9 +142,16 @@ class Pipeline:
                 continue
             remaining_ms = 0 if self.limits.lossless else max(1, round((frame.deadline_at - now) * 1000))
             outgoing = Outgoing(frame.packet, remaining_ms)
+            if self.limits.cut_short and not self.limits.lossless:
+                self._parts = Parts.of(frame, self.control, now)
+            if self._parts is not None:
+                outgoing = self._parts.first(now, remaining_ms)
+                size = len(outgoing.packet)
             frame.written_at, frame.sent_bytes, frame.packet = now, size, b""
             self._unanswered[frame.id] = frame
             self.control.on_written(frame.id, size, now)
+            if self._parts is not None:
+                self._parts.wait(now)
             return outgoing
         return None
 
@@ -148,7 +166,7 @@ class Pipeline:
         self.control.on_result(frame.id, now, server_s=server_s, queue_depth=result.queue_depth)
         if frame.outcome is not None:
             return
-        frame.queue_depth = result.queue_depth
+        frame.queue_depth, frame.slices = result.queue_depth, result.slices
         frame.timings.update(
             link=max(0.0, now - frame.written_at - server_s),
             server=server_s,
@@ -158,6 +176,8 @@ class Pipeline:
         )
         if result.status is Status.OK:
             frame.labels = tuple(label for output in result.outputs for label in output.labels)
+            frame.boxes = tuple(box for output in result.outputs for box in output.boxes)
+            frame.class_map = next((o.class_map for o in result.outputs if o.class_map is not None), None)
             self._close_answered(frame, Outcome.OK, now)
         elif result.status is Status.DEADLINE_EXCEEDED:
             self._ledger.close(frame, Outcome.LATE, result.message or "the server dropped it: too late")
@@ -193,16 +213,20 @@ class Pipeline:
 
     # The connection.
 
-    def connect(self, now: float, *, max_in_flight: int, max_packet_bytes: int) -> None:
-        """The server has greeted us, with its limits."""
+    def connect(
+        self, now: float, *, max_in_flight: int, max_packet_bytes: int, round_trip_s: float | None = None
+    ) -> None:
+        """The server has greeted us, with its limits; that took `round_trip_s`, if it was timed."""
         self.connected, self._last_answer_at = True, now
         self._server_in_flight = max_in_flight
         self.limits = replace(self.limits, max_packet_bytes=max_packet_bytes)
         self.control.on_connected(now)
+        if round_trip_s is not None:
+            self.control.on_round_trip(round_trip_s, now)
 
     def disconnect(self, now: float) -> None:
         """The stream is broken, what is on its way gets no answer: serve it on the device where time allows."""
-        self.connected = False
+        self.connected, self._parts = False, None
         self._learn()
         self.control.on_disconnected(now)
         lost = list(self._unanswered.values())
@@ -224,11 +248,14 @@ class Pipeline:
     def next_timer(self) -> float | None:
         """When `tick` is due, if something is waited for."""
         times = [f.deadline_at + self.limits.grace_s for f in self._first_unanswered()]
-        stall = self.stalls_at()
-        return min([*times, stall] if stall is not None else times, default=None)
+        part_at = self._parts.next_timer if self._parts is not None else None
+        times += [at for at in (self.stalls_at(), part_at) if at is not None]
+        return min(times, default=None)
 
     def tick(self, now: float) -> None:
-        """Give up waiting for answers that are overdue by the grace period."""
+        """Give up waiting for answers that are overdue by the grace period; let the next part of a frame leave."""
+        if self._parts is not None:
+            self._parts.tick(now)
         for frame in list(self._unanswered.values()):
             if frame.outcome is None and now >= frame.deadline_at + self.limits.grace_s:
                 self._ledger.close(frame, Outcome.LATE, NO_ANSWER)
@@ -247,7 +274,7 @@ class Pipeline:
                 self._ledger.close(frame, Outcome.LATE, NO_ANSWER)
             else:
                 self._ledger.close(frame, Outcome.DROPPED, STOPPED)
-        self._waiting = None
+        self._waiting, self._parts = None, None
         self._rescue.clear()
         self._outbox.clear()
 
@@ -259,8 +286,8 @@ class Pipeline:
 
     @property
     def has_packets(self) -> bool:
-        """Whether `next_to_write` has something."""
-        return bool(self._outbox)
+        """Whether `next_to_write` may have something."""
+        return bool(self._outbox) or (self._parts is not None and self._parts.due)
 
     @property
     def in_flight(self) -> int:

@@ -7,6 +7,12 @@ import math
 from collections.abc import Sequence
 from typing import Any, TextIO
 
+import numpy as np
+
+from ..models.bundle import Preprocessing
+from ..models.class_map import decode_class_map
+from ..models.exceptions import HeadraceError
+from ..models.preprocessing import placement
 from .ledger import ON_TIME, Frame, Ledger, Outcome
 from .local import MAX_LABELS
 
@@ -19,15 +25,19 @@ and tail."""
 class Report:
     """Writes lines; each is flushed, so that a reader sees a frame when its outcome is known."""
 
-    def __init__(self, out: TextIO, labels: Sequence[str], began: float) -> None:
+    def __init__(
+        self, out: TextIO, labels: Sequence[str], began: float, preprocessing: Preprocessing | None = None
+    ) -> None:
         """Keep where lines go.
 
         Args:
             out: usually standard output.
             labels: names of the classes.
             began: when capturing began, on the clock of the frames' times.
+            preprocessing: says where a frame lies in the backbone's input, for boxes; None leaves them as they come.
         """
         self._out, self.labels, self.began = out, labels, began
+        self.preprocessing = preprocessing
         self.unread = False
         """Whether the reader has gone; nothing is written any more then."""
 
@@ -36,12 +46,8 @@ class Report:
     ) -> None:
         """The line of a frame that has its outcome."""
         labels = [
-            {
-                "index": label.index,
-                "label": self.labels[label.index] if label.index < len(self.labels) else "",
-                "score": round(label.score, 5),
-            }
-            for label in frame.labels[:MAX_LABELS]
+            {"index": x.index, "label": self._label(x.index), "score": round(x.score, 5)}
+            for x in frame.labels[:MAX_LABELS]
         ]
         self._write(
             {
@@ -53,7 +59,10 @@ class Report:
                 "point": frame.point.name if frame.point else None,
                 "kind": frame.point.kind if frame.point else None,
                 "bytes": frame.sent_bytes,
+                "slices": frame.slices,
                 "labels": labels,
+                **self._boxes(frame),
+                **self._class_map(frame),
                 "latency_ms": None if frame.latency_s is None else _ms(frame.latency_s),
                 "deadline_ms": round(deadline_s * 1000, 3),
                 "timings_ms": {name: _ms(frame.timings[name]) for name in STAGES if name in frame.timings},
@@ -76,6 +85,34 @@ class Report:
                 "duration_s": round(now - self.began, 3),
             }
         )
+
+    def _label(self, index: int) -> str:
+        return self.labels[index] if index < len(self.labels) else ""
+
+    def _boxes(self, frame: Frame) -> dict[str, Any]:
+        """Boxes in pixels of the captured frame; nothing for answers that have none."""
+        if not frame.boxes:
+            return {}
+        how = placement(*frame.size, self.preprocessing) if self.preprocessing and all(frame.size) else None
+        boxes = []
+        for box in frame.boxes:
+            corners = (box.left, box.top, box.right, box.bottom)
+            place = [round(x, 1) for x in (how.to_picture(*corners) if how else corners)]
+            label = self._label(box.index)
+            boxes.append({"index": box.index, "label": label, "score": round(box.score, 5), "box": place})
+        return {"boxes": boxes}
+
+    def _class_map(self, frame: Frame) -> dict[str, Any]:
+        """Size and share of each class of a segmentation; nothing for answers that are none."""
+        if frame.class_map is None:
+            return {}
+        try:
+            counts = np.bincount(decode_class_map(frame.class_map.png).ravel())
+        except HeadraceError as error:
+            return {"class_map": {"error": str(error)}}
+        present = [(int(i), counts[i] / counts.sum()) for i in np.argsort(-counts, kind="stable") if counts[i]]
+        classes = [{"index": i, "label": self._label(i), "share": round(float(share), 5)} for i, share in present]
+        return {"class_map": {"width": frame.class_map.width, "height": frame.class_map.height, "classes": classes}}
 
     def _write(self, line: dict[str, Any]) -> None:
         if self.unread:

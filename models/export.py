@@ -11,36 +11,49 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from .backbones import Backbone, load_backbone
+from .backbones import Backbone, Chain
 from .bottleneck import Encoder
 from .bundle import UNCUT, Bundle, head_file
-from .edge_half import write_edge_manifest
+from .edge_half import has_local, write_edge_manifest
+from .zoo import backbone_of
 
 
 def export_edge_half(bundle: Bundle, folder: Path, note: Callable[[str], None] = lambda _: None) -> None:
     """Write an edge half into `folder` (see `edge_half` for its files).
 
     Args:
-        bundle: the whole bundle; its backbone's package must be installed.
+        bundle: the whole bundle; what its backbone is built from must be installed.
         folder: made if need be.
         note: called with the name of each file that is begun.
 
     Raises:
         BackboneError: the backbone's weights are missing or are not the bundle's.
     """
-    backbone = load_backbone(bundle.backbone.name)
-    backbone.verify(bundle.backbone)
+    backbone = backbone_of(bundle)
     folder.mkdir(parents=True, exist_ok=True)
     for spec in bundle.splits:
         note(head_file(spec.name))
         encoder = Encoder.of(bundle, spec.name)
-        write_onnx(backbone, nn.Sequential(backbone.head(spec.name), encoder), "latent", folder / head_file(spec.name))
-    note(UNCUT)
-    write_onnx(backbone, backbone.uncut, "scores", folder / UNCUT)
+        write_onnx(backbone, Only(backbone.head(spec.name), encoder), "latent", folder / head_file(spec.name))
+    if has_local(bundle):
+        note(UNCUT)
+        write_onnx(backbone, Only(backbone.uncut), "scores", folder / UNCUT)
     replace(bundle.without_repair(), folder=folder).save(folder)
     write_edge_manifest(folder, bundle)
+
+
+class Only(nn.Module):
+    """Modules in a row whose last gives one tensor: pixels -> that tensor, as ONNX files of the edge have it."""
+
+    def __init__(self, *modules: nn.Module) -> None:
+        super().__init__()
+        self.chain = Chain(*modules).eval()
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        (output,) = self.chain(pixels)
+        return output  # type: ignore[no-any-return]
 
 
 def write_onnx(backbone: Backbone, module: nn.Module, output: str, path: Path) -> None:

@@ -50,7 +50,7 @@ class Packing:
         told = ", ".join("x".join(map(str, shape)) for shape in shapes)
         if max(max(fold) for fold in self.folds) > MAX_FOLD:
             raise BackboneError(f"the maps {told} cannot be packed: their grids are more than {MAX_FOLD} times apart")
-        if sum(self.channels) > MAX_CHANNELS:
+        if len(shapes) > 1 and sum(self.channels) > MAX_CHANNELS:
             raise BackboneError(
                 f"the maps {told} make {sum(self.channels)} channels when packed, more than {MAX_CHANNELS}"
             )
@@ -69,7 +69,9 @@ class Pack(nn.Module):
         self.packing = packing
 
     def forward(self, *maps: Tensor) -> Tensor:
-        """Fold and stack."""
+        """Fold and stack; a single map is passed on as it is."""
+        if len(maps) == 1:
+            return maps[0]
         (height, width), folded = self.packing.grid, []
         for each, (c, h, w), (down, across) in zip(maps, self.packing.shapes, self.packing.folds, strict=True):
             padded = functional.pad(each, (0, width * across - w, 0, height * down - h))
@@ -86,7 +88,9 @@ class Unpack(nn.Module):
         self.packing = packing
 
     def forward(self, packed: Tensor) -> tuple[Tensor, ...]:
-        """Unstack and unfold."""
+        """Unstack and unfold; a single map is passed on as it is."""
+        if len(self.packing.shapes) == 1:
+            return (packed,)
         (height, width), maps = self.packing.grid, []
         parts = torch.split(packed, list(self.packing.channels), 1)
         for part, (c, h, w), (down, across) in zip(parts, self.packing.shapes, self.packing.folds, strict=True):

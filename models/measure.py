@@ -23,6 +23,7 @@ from .operating_point import Kind, OperatingPoint
 from .preprocessing import prepare
 from .quantiser import quantise
 from .repaired import repaired
+from .tasks import Answer, Task
 
 BATCH = 8
 """Photographs at once; larger batches of 224x224 fall out of a small machine's cache and take longer."""
@@ -31,16 +32,16 @@ PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm")
 
 @dataclass
 class Measured:
-    """Per photograph: whole packets in bytes, slices alone, the tables' own entropy in bits (0 for images), top-1."""
+    """Per photograph: whole packets in bytes, slices alone, the tables' own entropy in bits (0 for images), answer."""
 
     packet_bytes: list[int] = field(default_factory=list)
     slice_bytes: list[int] = field(default_factory=list)
     entropy_bits: list[float] = field(default_factory=list)
-    answers: list[int] = field(default_factory=list)
+    answers: list[Answer] = field(default_factory=list)
 
-    def agreement(self, reference: Sequence[int]) -> float:
-        """Share of photographs with the same answer as `reference`, 0..1."""
-        return float(np.mean(np.array(self.answers) == np.array(reference)))
+    def agreement(self, task: Task, reference: Sequence[Answer]) -> float:
+        """Mean agreement with the answers of `reference`, 0..1."""
+        return float(np.mean([task.agreement(a, r) for a, r in zip(self.answers, reference, strict=True)]))
 
 
 def find_pictures(folder: Path) -> list[Path]:
@@ -82,7 +83,7 @@ def measure(
     paths: Sequence[Path],
     points: Sequence[OperatingPoint],
     note: Callable[[int], None] = lambda _: None,
-) -> tuple[list[int], Mapping[int, Measured]]:
+) -> tuple[list[Answer], Mapping[int, Measured]]:
     """Send every photograph through every operating point.
 
     Args:
@@ -92,7 +93,7 @@ def measure(
         note: called with the number of photographs done, after each batch.
 
     Returns:
-        The uncut model's top-1 per photograph, and what was measured per operating point's id.
+        The uncut model's answer per photograph, and what was measured per operating point's id.
     """
     codec = Codec(bundle)
     results = {p.id: Measured() for p in points}
@@ -107,19 +108,20 @@ def measure(
         for name, chosen in by_split.items()
         if chosen
     }
-    uncut, reference = backbone.uncut, []
+    uncut, task = backbone.uncut, backbone.task
+    reference: list[Answer] = []
     with torch.inference_mode():
         for pixels in pixel_batches(paths, bundle.preprocessing):
-            reference += uncut(pixels).argmax(1).tolist()
+            reference += task.answers(uncut(pixels))
             for name, (head, encoder, decoder, tail) in networks.items():
-                latents = encoder(head(pixels)).numpy()
+                latents = encoder(*head(pixels)).numpy()
                 for point in by_split[name]:
                     symbols = _through_codec(codec, latents, point, results[point.id])
                     gain = torch.from_numpy(bundle.gain(name, point.rate_level)).expand(len(symbols), -1)
-                    results[point.id].answers += tail(decoder(symbols, gain)).argmax(1).tolist()
+                    results[point.id].answers += task.answers(tail(decoder(symbols, gain)))
             for point in images:
                 received = _through_image_codec(pixels.numpy(), point, results[point.id])
-                results[point.id].answers += uncut(received).argmax(1).tolist()
+                results[point.id].answers += task.answers(uncut(received))
             note(len(pixels))
     return reference, results
 

@@ -30,7 +30,7 @@ from safetensors import safe_open
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from .backbones import Backbone, load_backbone
+from .backbones import Backbone
 from .bottleneck import Decoder
 from .bundle import Bundle
 from .exceptions import DataError
@@ -38,7 +38,9 @@ from .measure import find_pictures
 from .repair_data import Crops, RandomSymbols, make_crops
 from .repair_student import Student
 from .repaired import Denoiser, mean_gain
-from .split import SplitPlan, choose, measured_points
+from .split import choose, measured_points
+from .tasks import Detection, Segmentation, Task
+from .zoo import backbone_of
 
 LEVEL_POWER = 2.0
 """Of the gain, by which frames are weighed."""
@@ -94,7 +96,7 @@ def repair(
     work: Path,
     progress: Progress | None = None,
     more: Sequence[Path] = (),
-) -> Bundle:
+) -> tuple[Backbone, Bundle]:
     """Learn a repair for a bundle's split points and measure its operating points anew.
 
     Args:
@@ -106,7 +108,8 @@ def repair(
         more: folders of other photographs to learn from; none of theirs is measured on.
 
     Returns:
-        The same bundle (and fingerprint) with `repair`, and with operating points measured with it.
+        The backbone, whose weights the bundle's folder may have to hold (`zoo.write_weights`), and the same bundle
+        (and fingerprint) with `repair`, its operating points measured with it.
 
     Raises:
         DataError: too few photographs, or no such device.
@@ -116,11 +119,9 @@ def repair(
     progress = progress or Progress(disable=True)
     if plan.device == "cuda" and not torch.cuda.is_available():
         raise DataError("there is no CUDA device here; use --device cpu, or check the driver with nvidia-smi")
-    backbone = load_backbone(bundle.backbone.name)
-    backbone.verify(bundle.backbone)
+    backbone = backbone_of(bundle)
     names = tuple(bundle.split(name).name for name in plan.at) or tuple(s.name for s in bundle.splits)
-    chosen = SplitPlan(bundle.backbone.name, calibration, names, plan.photographs, plan.held_out, plan.seed)
-    _, held_out = choose(chosen)
+    _, held_out = choose(calibration, plan.photographs, plan.held_out, plan.seed)
     paths = [p for folder in (calibration, *more) for p in find_pictures(folder) if p not in set(held_out)]
     found = {k: v for k, v in bundle.repair.items() if not k.startswith(tuple(f"{name}/" for name in names))}
     said = []
@@ -132,7 +133,7 @@ def repair(
     result = replace(bundle, repair=found, provenance={**bundle.provenance, "repair": told})
     result = measured_points(backbone, result.check(), held_out, progress)
     shutil.rmtree(work, ignore_errors=True)
-    return result
+    return backbone, result
 
 
 def learn(
@@ -174,21 +175,27 @@ def learn(
         note(done, float(loss.detach()))
 
 
-def distance(outputs: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
+def distance(task: Task, outputs: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
     """How far each frame's outputs are from the uncut model's, float32 [B].
 
-    Distributions (scores that sum to 1 over the second axis) are compared by the Kullback-Leibler divergence
-    (distillation at temperature 1: Hinton et al., "Distilling the Knowledge in a Neural Network", 2015), anything
-    else by squared error in units of its variance.
+    Classes, of a frame or of its pixels, are compared by the Kullback-Leibler divergence (distillation:
+    Hinton et al., "Distilling the Knowledge in a Neural Network", 2015), candidates of a detector by squared errors
+    of their scores and, as far as the uncut model takes them for something, of their corners. Where the candidates
+    themselves hang on the features (two-stage detectors) only what tells how sure the first stage is can be compared.
     """
-    total = outputs[0].new_zeros(len(outputs[0]))
-    for mine, theirs in zip(outputs, wanted, strict=True):
-        if theirs.ndim == 2 and bool((theirs.sum(1) - 1).abs().max() < 1e-2):
-            logarithms = theirs.clamp_min(1e-8).log() - mine.clamp_min(1e-8).log()
-            total = total + (theirs * logarithms).sum(1)
-        else:
-            total = total + (mine - theirs).square().flatten(1).mean(1) / theirs.var().clamp_min(1e-12)
-    return total
+    if isinstance(task, Segmentation):
+        mine, theirs = outputs[0].log_softmax(1), wanted[0].log_softmax(1)
+        return (theirs.exp() * (theirs - mine)).sum(1).flatten(1).mean(1)
+    if isinstance(task, Detection):
+        if len(outputs) > 2:
+            return sum((((m - t) ** 2).flatten(1).sum(1) for m, t in zip(outputs[2:], wanted[2:], strict=True)),
+                       outputs[0].new_zeros(len(outputs[0])))  # fmt: skip
+        weight = wanted[0].clamp_min(0).sqrt()
+        weight = weight[..., None] if outputs[1].ndim == 4 else weight.amax(2, keepdim=True)
+        corners = (outputs[1] - wanted[1]) * weight * (8 / task.size)  # as in the Fisher metric
+        return (outputs[0] - wanted[0]).square().flatten(1).sum(1) + corners.square().flatten(1).sum(1)
+    logarithms = wanted[0].clamp_min(1e-8).log() - outputs[0].clamp_min(1e-8).log()
+    return (wanted[0] * logarithms).sum(1)
 
 
 def _learn(
@@ -216,7 +223,7 @@ def _learn(
         progress.update(bar, completed=done, total=of, said=f"{done / max(time.monotonic() - began, 1e-3):.0f}/s")
 
     crops = make_crops(backbone, split, paths, plan.crops, plan.seed, folder, device, note_crops, until)
-    lesson = Lesson(bundle, split, backbone.tail(split).to(device), crops, plan, device)
+    lesson = Lesson(bundle, split, backbone, crops, plan, device)
     if not schedule.is_file():
         left = 60 * plan.minutes - (time.monotonic() - began)
         schedule.write_text(json.dumps({"steps": plan.steps or lesson.steps_within(left)}))
@@ -245,9 +252,10 @@ class Lesson:
     """A student, what it learns from, and its loss."""
 
     def __init__(
-        self, bundle: Bundle, split: str, tail: nn.Module, crops: Crops, plan: RepairPlan, device: torch.device
+        self, bundle: Bundle, split: str, backbone: Backbone, crops: Crops, plan: RepairPlan, device: torch.device
     ) -> None:
-        """Begin; `tail` is the backbone's, on `device`."""
+        """Begin as the unrepaired half, on `device`."""
+        tail, self._task = backbone.tail(split).to(device), backbone.task
         self._crops, self._plan, self._device = crops, plan, device
         self._symbols = RandomSymbols(bundle, split, plan.seed, device)
         self._gain = mean_gain(bundle, split)
@@ -269,7 +277,7 @@ class Lesson:
         """
         features, wanted = self._crops.batch(self._indexes(step))
         symbols, gain = self._symbols(features, step)
-        distances = distance(self.student(symbols, gain), tuple(w.to(self._device) for w in wanted))
+        distances = distance(self._task, self.student(symbols, gain), tuple(w.to(self._device) for w in wanted))
         return (distances * (gain.mean(1) / self._gain) ** LEVEL_POWER).mean()
 
     def steps_within(self, seconds: float) -> int:

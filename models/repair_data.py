@@ -80,7 +80,7 @@ def make_crops(
         until: time on the monotonic clock, in seconds, after which no more are made.
 
     Raises:
-        DataError: a photograph cannot be read, or the cut goes through several maps.
+        DataError: a photograph cannot be read.
     """
     folder.mkdir(parents=True, exist_ok=True)
     head, tail = backbone.head(split).to(device), backbone.tail(split).to(device)
@@ -88,10 +88,8 @@ def make_crops(
     def run(begin: int, end: int) -> list[npt.NDArray[np.float16]]:
         pixels = np.stack([_crop(paths[i % len(paths)], backbone.preprocessing, seed, i) for i in range(begin, end)])
         with torch.inference_mode():
-            maps = tensors_of(head(torch.from_numpy(pixels).to(device)))
-            if len(maps) != 1:
-                raise DataError(f"{split} is cut through {len(maps)} maps; a repair is learned behind one: choose --at")
-            return [_half(t) for t in (*maps, *tensors_of(tail(*maps)))]
+            (features,) = head(torch.from_numpy(pixels).to(device))
+            return [_half(t) for t in (features, *tail(features))]
 
     first = run(0, 1)
     count = max(BATCH, min(count, MAX_BYTES // sum(a[0].nbytes for a in first)))
@@ -149,11 +147,6 @@ def _arriving(bundle: Bundle, split: str, level: int) -> list[npt.NDArray[np.int
     packet = codec.compress_symbols(np.ones(bundle.split(split).latent_shape, np.int32), point, 0)
     slices = packet.slices
     return [codec.decompress(replace(packet, slices=slices[: n + 1])) for n in range(len(slices))]
-
-
-def tensors_of(outputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """What a tail gives, as a tuple."""
-    return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
 
 
 def _crop(path: Path, how: Preprocessing, seed: int, index: int) -> npt.NDArray[np.uint8]:

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from .repair_data import tensors_of
 from .repaired import DENOISE, LEFT, RIGHT, TAIL, Denoiser, weights
 
 
@@ -54,7 +53,8 @@ class Student(nn.Module):
         changed = {
             name: weight + self._delta(name, weight) for name, weight in weights(tail).items() if name in self._names
         }
-        return tensors_of(functional_call(tail, changed, (features,)))
+        outputs: tuple[Tensor, ...] = functional_call(tail, changed, (features,))
+        return outputs
 
     def tensors(self) -> dict[str, npt.NDArray[np.float16]]:
         """What a bundle holds of it, see `repaired`, without the split point's name."""

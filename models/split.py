@@ -9,6 +9,8 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -27,18 +29,26 @@ from rich.progress import (
 from rich.text import Text
 from torch import Tensor, nn
 
-from .backbones import Backbone, load_backbone
+from .backbones import Backbone
 from .bottleneck import Encoder
 from .bundle import Bundle, SplitSpec
 from .closed_form import fisher_gradients
-from .exceptions import DataError
-from .export import write_onnx
+from .cuts import Cut
+from .exceptions import BackboneError, DataError
+from .export import Only, write_onnx
 from .fit import fit_map
+from .maps import Packing
 from .measure import find_pictures, measure, pixel_batches
 from .onnx_time import edge_milliseconds, image_milliseconds
 from .operating_point import Kind, OperatingPoint
+from .sources import Source
+from .tasks import CLASSIFICATION
+from .zoo import load_backbone
 
 MIN_PHOTOGRAPHS = 100
+DEFAULT_SHARES = (0.25, 0.5, 0.75)
+"""Shares of the uncut model's multiply-accumulates near which it is cut when no split point is named."""
+SHARE_REACH = 0.12
 IMAGE_QUALITIES: Mapping[str, Sequence[int]] = {"webp": (1, 5, 10, 20, 35, 50, 75, 90), "jpeg": (5, 10, 20, 35, 55, 80)}
 
 
@@ -47,16 +57,16 @@ class SplitPlan:
     """What to make.
 
     Attributes:
-        backbone: name, as in `backbones.BACKBONES`.
+        source: name of the backbone and where its weights come from.
         calibration: folder of photographs; labels are not looked at.
-        at: split points; empty for the backbone's usual three.
+        at: split points; empty for the backbone's usual ones.
         photographs: how many are used to fit, at least 100; fewer where the folder does not hold as many besides those
             that are held out.
         held_out: how many others are used to measure the operating points.
         seed: of the choice of photographs and of the draws for the Fisher metric.
     """
 
-    backbone: str
+    source: Source
     calibration: Path
     at: tuple[str, ...] = ()
     photographs: int = 300
@@ -64,10 +74,7 @@ class SplitPlan:
     seed: int = 0
 
 
-DEFAULT_SPLITS = {"efficientnet_lite0": ("blocks.2", "blocks.3", "blocks.5")}
-
-
-def split(plan: SplitPlan, progress: Progress | None = None, data_note: str = "") -> Bundle:
+def split(plan: SplitPlan, progress: Progress | None = None, data_note: str = "") -> tuple[Backbone, Bundle]:
     """Make a bundle.
 
     Args:
@@ -75,55 +82,124 @@ def split(plan: SplitPlan, progress: Progress | None = None, data_note: str = ""
         progress: where to show progress; None for nowhere.
         data_note: what the provenance says about the photographs.
 
+    Returns:
+        The backbone, whose weights the bundle's folder may have to hold (`zoo.write_weights`), and the bundle.
+
     Raises:
         DataError: too few photographs.
-        BackboneError: unknown backbone or split point, or its weights are missing.
+        BackboneError: unknown backbone or split point, its weights are missing, or it cannot be cut.
+    """
+    fit_on, held_out = choose(plan.calibration, plan.photographs, plan.held_out, plan.seed)
+    backbone = load_backbone(plan.source)
+    names = tuple(backbone.cut(name).name for name in plan.at) or default_splits(backbone)
+    if not names:
+        backbone.packing(backbone.cuts[0].name)
+        raise BackboneError(f"{backbone.spec.name} has no cut to take by itself; name one with --at, see --list")
+    bundle = fit(backbone, names, fit_on, held_out, plan.seed, progress)
+    weights = "" if plan.source.seed is None else f" --random-weights {plan.source.seed}"
+    provenance = {
+        "command": f"headrace split {plan.source.name} --photographs {plan.photographs} --held-out {plan.held_out} "
+        f"--seed {plan.seed}{weights}",
+        "data": data_note or f"{len(fit_on)} unlabelled photographs, {len(held_out)} others to measure on",
+        "seed": plan.seed,
+    }
+    return backbone, replace(bundle, provenance=provenance)
+
+
+def fit(
+    backbone: Backbone,
+    names: Sequence[str],
+    fit_on: Sequence[Path],
+    held_out: Sequence[Path],
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Bundle:
+    """Fit the closed form at each split point, and measure every operating point.
+
+    Args:
+        backbone: to cut.
+        names: split points.
+        fit_on, held_out: photographs to fit and to measure on.
+        seed: of the draws for the Fisher metric.
+        progress: where to show progress; None for nowhere.
+
+    Raises:
+        BackboneError: a split point is unknown, its maps cannot be packed, or it does not join exactly.
     """
     progress = progress or Progress(disable=True)
-    backbone = load_backbone(plan.backbone)
-    names = plan.at or DEFAULT_SPLITS.get(plan.backbone, backbone.split_points)
-    fit_on, held_out = choose(plan)
+    bundle = fit_unmeasured(backbone, names, fit_on, seed, progress)
+    return measured_points(backbone, _timed(backbone, bundle, progress), held_out, progress).check()
+
+
+def fit_unmeasured(
+    backbone: Backbone, names: Sequence[str], fit_on: Sequence[Path], seed: int = 0, progress: Progress | None = None
+) -> Bundle:
+    """As `fit`, but bytes, accuracy and times of the operating points are left at 0."""
+    progress = progress or Progress(disable=True)
+    for name in names:
+        backbone.prove(name)
     bar = progress.add_task("features", total=len(fit_on))
     features: dict[str, list[Tensor]] = {name: [] for name in names}
-    heads = _chain(backbone, names)
+    parts = _chain(backbone, names)
     with torch.inference_mode():
         for pixels in pixel_batches(fit_on, backbone.preprocessing):
-            reached: Tensor = pixels
-            for name, part in heads:
-                reached = part(reached)
-                features[name].append(reached)
+            reached: tuple[Tensor, ...] = (pixels,)
+            for name, part in parts:
+                reached = part(*reached)
+                features[name].append(reached[0])
             progress.advance(bar, len(pixels))
     tensors: dict[str, np.ndarray[Any, Any]] = {}
     specs = []
     for name in names:
         bar = progress.add_task(f"{name}: closed form", total=len(fit_on))
         batches = [b.clone() for b in features.pop(name)]
-        gradients = fisher_gradients(
-            backbone.tail(name),
-            batches,
-            plan.seed,
-            lambda n, b=bar: progress.advance(b, n),  # type: ignore[misc]
-        )
+        done = partial(progress.advance, bar)
+        gradients = fisher_gradients(backbone.tail(name), batches, seed, backbone.task.probe, done)
         fitted = fit_map(torch.cat(batches), gradients)
         specs.append(SplitSpec(name, fitted.features, fitted.latent_channels, fitted.slices))
         tensors |= {f"{name}/{key}": value for key, value in fitted.arrays.items()}
-    bundle = Bundle(
-        name=plan.backbone,
-        task="classification",
+    return Bundle(
+        name=_bundle_name(backbone.spec.name),
+        task=backbone.task.name,
         backbone=backbone.spec,
         preprocessing=backbone.preprocessing,
         labels=backbone.labels,
         splits=tuple(specs),
-        operating_points=_operating_points(specs),
+        operating_points=_operating_points(specs, local=backbone.task.name == CLASSIFICATION),
         tensors=tensors,
-        provenance={
-            "command": f"headrace split {plan.backbone} --photographs {plan.photographs} --held-out {plan.held_out} "
-            f"--seed {plan.seed}",
-            "data": data_note or f"{len(fit_on)} unlabelled photographs, {len(held_out)} others to measure on",
-            "seed": plan.seed,
-        },
-    )
-    return measured_points(backbone, _timed(backbone, bundle, progress), held_out, progress).check()
+    ).check()
+
+
+def default_splits(backbone: Backbone) -> tuple[str, ...]:
+    """Split points when none are named: the source's own, or the narrowest near a quarter, half and three quarters of
+    the compute, of single maps where there are any. Empty where no cut's maps can be packed."""
+    if backbone.parts.splits:
+        return backbone.parts.splits
+    usable = [c for c in backbone.cuts if c.shapes[0][1:] != (1, 1) and _packs(c)]
+    cuts = [c for c in usable if len(c.maps) == 1] or usable
+    if not cuts:
+        return ()
+    chosen = {_near(backbone, cuts, share) for share in DEFAULT_SHARES}
+    return tuple(c.name for c in sorted(chosen, key=lambda c: c.index))
+
+
+def _packs(cut: Cut) -> bool:
+    try:
+        Packing(cut.shapes)
+    except BackboneError:
+        return False
+    return True
+
+
+def _near(backbone: Backbone, cuts: Sequence[Cut], share: float) -> Cut:
+    """The narrowest cut near a share of the multiply-accumulates, or the nearest one."""
+    off = {c: abs(backbone.costs.macs_share(c) - share) for c in cuts}
+    near = [c for c in cuts if off[c] <= SHARE_REACH] or [min(cuts, key=off.__getitem__)]
+    return min(near, key=lambda c: (c.elements, off[c]))
+
+
+def _bundle_name(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "._-" else "-" for c in name.removesuffix(".pt2"))
 
 
 def bar_columns() -> tuple[Any, ...]:
@@ -139,42 +215,40 @@ class _Said(ProgressColumn):
         return Text(str(task.fields.get("said", "")))
 
 
-def choose(plan: SplitPlan) -> tuple[list[Path], list[Path]]:
+def choose(folder: Path, photographs: int, held_out: int, seed: int) -> tuple[list[Path], list[Path]]:
     """Photographs to fit on, and others to measure operating points on.
+
+    Args:
+        folder: searched with what is below it.
+        photographs: to fit on, at most.
+        held_out: to measure on, at most.
+        seed: the same one chooses the same photographs.
 
     Raises:
         DataError: there are too few.
     """
-    found = find_pictures(plan.calibration)
-    if plan.photographs < MIN_PHOTOGRAPHS or len(found) < MIN_PHOTOGRAPHS:
+    found = find_pictures(folder)
+    if photographs < MIN_PHOTOGRAPHS or len(found) < MIN_PHOTOGRAPHS:
         raise DataError(
-            f"{plan.calibration} holds {len(found)} photographs, {plan.photographs} are asked for, "
+            f"{folder} holds {len(found)} photographs, {photographs} are asked for, "
             f"and at least {MIN_PHOTOGRAPHS} are needed; add photographs like those the camera will see"
         )
-    random.Random(plan.seed).shuffle(found)
-    fitted = min(plan.photographs, max(MIN_PHOTOGRAPHS, len(found) - plan.held_out))
+    random.Random(seed).shuffle(found)
+    fitted = min(photographs, max(MIN_PHOTOGRAPHS, len(found) - held_out))
     # With too few for both, what is measured on was also fitted on: better than nothing, and said in the provenance.
-    rest = found[fitted : fitted + plan.held_out]
-    return found[:fitted], rest or found[: plan.held_out]
+    rest = found[fitted : fitted + held_out]
+    return found[:fitted], rest or found[:held_out]
 
 
 def _chain(backbone: Backbone, names: Sequence[str]) -> list[tuple[str, nn.Module]]:
     """The head cut into parts, so that a photograph passes every stage once for all split points."""
-    order = [name for name, _ in backbone.stages]
-    for name in names:
-        backbone.head(name)  # refuses an unknown one
-    chain: list[tuple[str, nn.Module]] = []
-    begin = 0
-    for name in sorted(names, key=order.index):
-        end = order.index(name) + 1
-        chain.append((name, nn.Sequential(*(m for _, m in backbone.stages[begin:end])).eval()))
-        begin = end
-    return chain
+    ordered = sorted(set(names), key=lambda n: backbone.cut(n).index)
+    return [(n, backbone.between(b, n) if b else backbone.head(n)) for b, n in pairwise(["", *ordered])]
 
 
-def _operating_points(specs: Sequence[SplitSpec]) -> tuple[OperatingPoint, ...]:
-    """Local first, then every split point's rate levels, then pictures."""
-    points = [OperatingPoint(id=0, kind=Kind.LOCAL, accuracy=1.0)]
+def _operating_points(specs: Sequence[SplitSpec], local: bool) -> tuple[OperatingPoint, ...]:
+    """Local first (where the device can answer by itself), then every split point's rate levels, then pictures."""
+    points = [OperatingPoint(id=0, kind=Kind.LOCAL, accuracy=1.0)] if local else []
     for spec in specs:
         for level in range(spec.rate_levels):
             points.append(OperatingPoint(id=len(points), kind=Kind.FEATURE, split=spec.name, rate_level=level))
@@ -187,19 +261,23 @@ def _operating_points(specs: Sequence[SplitSpec]) -> tuple[OperatingPoint, ...]:
 def _timed(backbone: Backbone, bundle: Bundle, progress: Progress) -> Bundle:
     """Shares of the uncut model's time, in ONNX Runtime on one core, interleaved."""
     bar = progress.add_task("compute shares", total=len(bundle.splits) + 2)
+    whole = bundle.task == CLASSIFICATION
     with TemporaryDirectory() as folder:
         paths = {"uncut": Path(folder) / "uncut.onnx"}
-        write_onnx(backbone, backbone.uncut, "scores", paths["uncut"])
+        write_onnx(backbone, Only(backbone.uncut) if whole else backbone.traced_part, "scores", paths["uncut"])
         progress.advance(bar)
         for spec in bundle.splits:
             paths[spec.name] = Path(folder) / f"{spec.name}.onnx"
-            head = nn.Sequential(backbone.head(spec.name), Encoder.of(bundle, spec.name))
+            head = Only(backbone.head(spec.name), Encoder.of(bundle, spec.name))
             write_onnx(backbone, head, "latent", paths[spec.name])
             progress.advance(bar)
         times = edge_milliseconds(paths)
         for codec in IMAGE_QUALITIES:
             times[codec] = image_milliseconds(codec, backbone.preprocessing.size)
         progress.advance(bar)
+    if not whole:
+        # What chooses boxes does not run in ONNX Runtime; its share is taken from PyTorch.
+        times["uncut"] /= backbone.costs.traced_share
     share = {name: t / times["uncut"] for name, t in times.items()}
     return replace(
         bundle,
@@ -220,5 +298,7 @@ def measured_points(backbone: Backbone, bundle: Bundle, held_out: Sequence[Path]
             points.append(point)
             continue
         median, p95 = np.percentile(found.packet_bytes, (50, 95)).tolist()
-        points.append(replace(point, bytes_median=median, bytes_p95=p95, accuracy=found.agreement(reference)))
+        points.append(
+            replace(point, bytes_median=median, bytes_p95=p95, accuracy=found.agreement(backbone.task, reference))
+        )
     return replace(bundle, operating_points=tuple(points))

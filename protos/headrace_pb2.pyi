@@ -53,20 +53,38 @@ class Welcome(_message.Message):
     def __init__(self, fingerprint: _Optional[bytes] = ..., max_packet_bytes: _Optional[int] = ..., max_in_flight: _Optional[int] = ..., server_version: _Optional[str] = ..., bundle: _Optional[str] = ..., operating_points: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Frame(_message.Message):
-    __slots__ = ("packet", "remaining_ms")
+    __slots__ = ("packet", "remaining_ms", "slices_to_come", "patience_ms")
     PACKET_FIELD_NUMBER: _ClassVar[int]
     REMAINING_MS_FIELD_NUMBER: _ClassVar[int]
+    SLICES_TO_COME_FIELD_NUMBER: _ClassVar[int]
+    PATIENCE_MS_FIELD_NUMBER: _ClassVar[int]
     packet: bytes
     remaining_ms: int
-    def __init__(self, packet: _Optional[bytes] = ..., remaining_ms: _Optional[int] = ...) -> None: ...
+    slices_to_come: int
+    patience_ms: int
+    def __init__(self, packet: _Optional[bytes] = ..., remaining_ms: _Optional[int] = ..., slices_to_come: _Optional[int] = ..., patience_ms: _Optional[int] = ...) -> None: ...
+
+class Continuation(_message.Message):
+    __slots__ = ("frame_id", "slice", "crc", "cut")
+    FRAME_ID_FIELD_NUMBER: _ClassVar[int]
+    SLICE_FIELD_NUMBER: _ClassVar[int]
+    CRC_FIELD_NUMBER: _ClassVar[int]
+    CUT_FIELD_NUMBER: _ClassVar[int]
+    frame_id: int
+    slice: bytes
+    crc: int
+    cut: bool
+    def __init__(self, frame_id: _Optional[int] = ..., slice: _Optional[bytes] = ..., crc: _Optional[int] = ..., cut: _Optional[bool] = ...) -> None: ...
 
 class StreamRequest(_message.Message):
-    __slots__ = ("hello", "frame")
+    __slots__ = ("hello", "frame", "continuation")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     FRAME_FIELD_NUMBER: _ClassVar[int]
+    CONTINUATION_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     frame: Frame
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., frame: _Optional[_Union[Frame, _Mapping]] = ...) -> None: ...
+    continuation: Continuation
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., frame: _Optional[_Union[Frame, _Mapping]] = ..., continuation: _Optional[_Union[Continuation, _Mapping]] = ...) -> None: ...
 
 class StreamResponse(_message.Message):
     __slots__ = ("welcome", "result")
@@ -100,15 +118,27 @@ class Box(_message.Message):
     bottom: float
     def __init__(self, index: _Optional[int] = ..., score: _Optional[float] = ..., left: _Optional[float] = ..., top: _Optional[float] = ..., right: _Optional[float] = ..., bottom: _Optional[float] = ...) -> None: ...
 
+class ClassMap(_message.Message):
+    __slots__ = ("width", "height", "png")
+    WIDTH_FIELD_NUMBER: _ClassVar[int]
+    HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    PNG_FIELD_NUMBER: _ClassVar[int]
+    width: int
+    height: int
+    png: bytes
+    def __init__(self, width: _Optional[int] = ..., height: _Optional[int] = ..., png: _Optional[bytes] = ...) -> None: ...
+
 class TailOutput(_message.Message):
-    __slots__ = ("tail", "labels", "boxes")
+    __slots__ = ("tail", "labels", "boxes", "class_map")
     TAIL_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
     BOXES_FIELD_NUMBER: _ClassVar[int]
+    CLASS_MAP_FIELD_NUMBER: _ClassVar[int]
     tail: str
     labels: _containers.RepeatedCompositeFieldContainer[Label]
     boxes: _containers.RepeatedCompositeFieldContainer[Box]
-    def __init__(self, tail: _Optional[str] = ..., labels: _Optional[_Iterable[_Union[Label, _Mapping]]] = ..., boxes: _Optional[_Iterable[_Union[Box, _Mapping]]] = ...) -> None: ...
+    class_map: ClassMap
+    def __init__(self, tail: _Optional[str] = ..., labels: _Optional[_Iterable[_Union[Label, _Mapping]]] = ..., boxes: _Optional[_Iterable[_Union[Box, _Mapping]]] = ..., class_map: _Optional[_Union[ClassMap, _Mapping]] = ...) -> None: ...
 
 class Timing(_message.Message):
     __slots__ = ("queue_us", "decode_us", "tail_us", "total_us")

@@ -55,7 +55,8 @@ class HeadraceServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Stream(self, request_iterator, context):
-        """Hello first, answered by Welcome; then frames up and results down, in any order.
+        """Hello first, answered by Welcome; then frames up and results down, in any order. A frame's slices may follow its
+        first ones one by one, in order of importance, so that the rest can be given up while it is on its way.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

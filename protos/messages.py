@@ -61,10 +61,29 @@ class Welcome:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """A packet's bytes and what remains of its deadline, in ms (0: none)."""
+    """A packet's bytes, and times in ms.
+
+    Attributes:
+        packet: with all slices, or the first ones.
+        remaining_ms: what remains of its deadline; 0: none.
+        slices_to_come: how many follow, each as a `Continuation`.
+        patience_ms: how long the server waits for them before it answers without.
+    """
 
     packet: bytes
     remaining_ms: int = 0
+    slices_to_come: int = 0
+    patience_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """The next slice of a frame and its CRC-32, or (`cut`) the word that no more will come."""
+
+    frame_id: int
+    slice: bytes = b""
+    crc: int = 0
+    cut: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +96,7 @@ class Label:
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """Class index, score 0..1, corners in pixels of the captured frame."""
+    """Class index, score 0..1, corners in pixels: of the backbone's input on the wire, of the captured frame after."""
 
     index: int
     score: float
@@ -88,12 +107,22 @@ class Box:
 
 
 @dataclass(frozen=True, slots=True)
+class ClassMap:
+    """A class for every pixel of the backbone's input: a PNG of one byte a pixel (`models.class_map`)."""
+
+    width: int
+    height: int
+    png: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class TailOutput:
-    """What one tail made of a packet: labels or boxes, best first."""
+    """What one tail made of a packet: labels or boxes, best first, or a class map."""
 
     tail: str
     labels: tuple[Label, ...] = ()
     boxes: tuple[Box, ...] = ()
+    class_map: ClassMap | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,14 +162,30 @@ def hello_request(hello: Hello) -> pb.StreamRequest:
 
 def frame_request(frame: Frame) -> pb.StreamRequest:
     """A frame as a request of the stream."""
-    return pb.StreamRequest(frame=pb.Frame(packet=frame.packet, remaining_ms=frame.remaining_ms))
+    return pb.StreamRequest(
+        frame=pb.Frame(
+            packet=frame.packet,
+            remaining_ms=frame.remaining_ms,
+            slices_to_come=frame.slices_to_come,
+            patience_ms=frame.patience_ms,
+        )
+    )
 
 
-def read_request(request: pb.StreamRequest) -> Hello | Frame | None:
-    """What a stream request holds; None when it holds neither."""
+def continuation_request(c: Continuation) -> pb.StreamRequest:
+    """A continuation as a request of the stream."""
+    return pb.StreamRequest(continuation=pb.Continuation(frame_id=c.frame_id, slice=c.slice, crc=c.crc, cut=c.cut))
+
+
+def read_request(request: pb.StreamRequest) -> Hello | Frame | Continuation | None:
+    """What a stream request holds; None when it holds nothing that is known."""
     kind = request.WhichOneof("message")
     if kind == "frame":
-        return Frame(request.frame.packet, request.frame.remaining_ms)
+        f = request.frame
+        return Frame(f.packet, f.remaining_ms, f.slices_to_come, f.patience_ms)
+    if kind == "continuation":
+        c = request.continuation
+        return Continuation(c.frame_id, c.slice, c.crc, c.cut)
     if kind == "hello":
         h = request.hello
         return Hello(h.fingerprint, h.packet_version, h.device, h.client_version)
@@ -193,6 +238,7 @@ def result_message(result: Result) -> pb.Result:
         outputs=[
             pb.TailOutput(
                 tail=o.tail,
+                class_map=_class_map_message(o.class_map),
                 labels=[pb.Label(index=x.index, score=x.score) for x in o.labels],
                 boxes=[
                     pb.Box(index=b.index, score=b.score, left=b.left, top=b.top, right=b.right, bottom=b.bottom)
@@ -212,6 +258,12 @@ def result_message(result: Result) -> pb.Result:
     )
 
 
+def _class_map_message(class_map: ClassMap | None) -> pb.ClassMap | None:
+    if class_map is None:
+        return None
+    return pb.ClassMap(width=class_map.width, height=class_map.height, png=class_map.png)
+
+
 def read_result(message: pb.Result) -> Result:
     """The inverse of `result_message`; a status of a later version reads as UNSPECIFIED."""
     try:
@@ -228,6 +280,7 @@ def read_result(message: pb.Result) -> Result:
                 o.tail,
                 tuple(Label(x.index, x.score) for x in o.labels),
                 tuple(Box(b.index, b.score, b.left, b.top, b.right, b.bottom) for b in o.boxes),
+                ClassMap(o.class_map.width, o.class_map.height, o.class_map.png) if o.HasField("class_map") else None,
             )
             for o in message.outputs
         ),
@@ -248,6 +301,8 @@ __all__ = [
     "SERVICE",
     "Box",
     "BundleChunk",
+    "ClassMap",
+    "Continuation",
     "DecodeError",
     "Frame",
     "GetBundleRequest",
@@ -265,6 +320,7 @@ __all__ = [
     "Timing",
     "Welcome",
     "add_HeadraceServicer_to_server",
+    "continuation_request",
     "frame_request",
     "hello_request",
     "infer_request",

@@ -18,13 +18,14 @@ import structlog
 from .. import __version__
 from ..models.bitstream import VERSION
 from ..models.bundle import Bundle, short
-from ..models.exceptions import OperatingPointError
+from ..models.exceptions import HeadraceError, OperatingPointError
 from ..models.operating_point import Kind
 from ..protos import messages
-from ..protos.messages import Frame, Hello, Result, Status, Welcome
+from ..protos.messages import Continuation, Frame, Hello, Result, Status, Welcome
 from .decoder import PacketDecoder
 from .edge_halves import EdgeHalves
-from .exceptions import DrainingError, EdgeHalfError, FrameError, FullError
+from .exceptions import DrainingError, EdgeHalfError, FrameError, FullError, InvalidError
+from .gathering import Gathering
 from .metrics import Metrics
 from .pipeline import Pipeline, handed_over
 
@@ -85,7 +86,7 @@ class HeadraceService(messages.HeadraceServicer):
         await context.write(messages.welcome_response(self._welcome(decoder.bundle)))
         log.info("stream opened", device=hello.device[:64], peer=context.peer(), version=hello.client_version[:32])
         self._metrics.streams.inc()
-        session = Session(self.pipeline, decoder, context, self.max_in_flight)
+        session = Session(self.pipeline, decoder, context, self.max_in_flight, self._max_packet_bytes)
         try:
             reason = await session.run(self.draining)
         finally:
@@ -177,17 +178,26 @@ class HeadraceService(messages.HeadraceServicer):
 class Session:
     """One stream after its Welcome."""
 
-    def __init__(self, pipeline: Pipeline, decoder: PacketDecoder, context: Context, max_in_flight: int) -> None:
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        decoder: PacketDecoder,
+        context: Context,
+        max_in_flight: int,
+        max_packet_bytes: int,
+    ) -> None:
         """Nothing is read yet."""
         self.frames = 0
         self._pipeline = pipeline
         self._decoder = decoder
         self._context = context
         self._max_in_flight = max_in_flight
+        self._max_packet_bytes = max_packet_bytes
         self._in_flight = 0
         self._room = asyncio.Semaphore(max_in_flight + REFUSALS)
         self._writing = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._gathering: dict[int, Gathering] = {}
 
     async def run(self, draining: asyncio.Event) -> tuple[grpc.StatusCode, str] | None:
         """Read frames and write results until the edge ends the stream or the server drains.
@@ -223,24 +233,50 @@ class Session:
             request = await self._context.read()
             received = self._pipeline.clock()
             if request is END_OF_STREAM:
+                for gathering in self._gathering.values():
+                    gathering.end()
                 return None
             frame = messages.read_request(request)
+            if isinstance(frame, Continuation):
+                if frame.frame_id in self._gathering:
+                    self._gathering[frame.frame_id].add(frame, received)
+                self._room.release()
+                continue
             if not isinstance(frame, Frame):
                 return grpc.StatusCode.INVALID_ARGUMENT, "after Hello a stream carries frames, one a request"
             self.frames += 1
-            task = asyncio.create_task(self._answer(frame, received))
+            task = asyncio.create_task(self._answer(frame, received, self._gather(frame, received)))
             self._tasks.add(task)
             task.add_done_callback(self._done)
 
-    async def _answer(self, frame: Frame, received: float) -> None:
+    def _gather(self, frame: Frame, received: float) -> Gathering | FrameError | None:
+        """Whoever collects the slices that follow; None for a frame that is whole. Known before more is read."""
         if self._in_flight >= self._max_in_flight:
-            refusal = FullError(
+            return FullError(
                 f"{self._in_flight} frames of this stream have no result yet, which is its limit (max_in_flight)"
             )
-            await self._write(self._pipeline.refuse(frame, refusal), received)
-            return
         self._in_flight += 1
+        if not frame.slices_to_come:
+            return None
         try:
+            gathering = Gathering(frame, received, self._max_packet_bytes, self._pipeline.clock)
+        except HeadraceError as error:
+            self._in_flight -= 1
+            return InvalidError(str(error))
+        if gathering.frame_id in self._gathering:
+            self._gathering[gathering.frame_id].end()
+        self._gathering[gathering.frame_id] = gathering
+        return gathering
+
+    async def _answer(self, frame: Frame, received: float, gathering: Gathering | FrameError | None) -> None:
+        if isinstance(gathering, FrameError):
+            await self._write(self._pipeline.refuse(frame, gathering), received)
+            return
+        try:
+            if gathering is not None:
+                frame, received = await gathering.whole()
+                if self._gathering.get(gathering.frame_id) is gathering:
+                    del self._gathering[gathering.frame_id]
             result = await self._pipeline.answer(self._decoder, frame, received)
         finally:
             # Before it is written: the edge may send its next frame as soon as it has the result.

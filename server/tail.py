@@ -1,7 +1,7 @@
 """Tail: what is left of the backbone, on the server. The mirror of the edge's head and encoder.
 
-symbols, gain ──► Decoder ──► features ──► Backbone.tail ──► scores ──► five best labels
-pixels ──────────────────────────────────► Backbone.uncut ─► scores ──► five best labels
+symbols, gain ──► Decoder ──► features ──► Backbone.tail ──► outputs ──► Task ──► labels, boxes or a class map
+pixels ──────────────────────────────────► Backbone.uncut ─► outputs ──► Task ──► labels, boxes or a class map
 """
 
 from __future__ import annotations
@@ -11,30 +11,40 @@ from typing import cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ..models.backbones import load_backbone
+from ..models.backbones import Backbone
 from ..models.bottleneck import Decoder
 from ..models.bundle import Bundle
+from ..models.class_map import encode_class_map
 from ..models.repaired import repaired
-from ..protos.messages import Label, TailOutput
+from ..models.tasks import Answer, Boxes, Labels, Task
+from ..models.zoo import backbone_of
+from ..protos.messages import Box, ClassMap, Label, TailOutput
 from .engine import FeatureInput, ImageInput, Tail, TailInput, TailKey
 from .exceptions import StartError
-
-CLASSIFICATION = "classification"
-BEST = 5
-"""Labels in an answer."""
 
 
 class FeatureTail:
     """Decoder and tail of one split point."""
 
-    def __init__(self, bundle: Bundle, split: str, tail: nn.Module, device: torch.device) -> None:
-        """`tail` takes features float32 [B, C, H, W] and gives scores float32 [B, classes]; it is repaired."""
-        decoder, tail = repaired(bundle, split, Decoder.of(bundle, split), tail)
+    def __init__(self, bundle: Bundle, split: str, backbone: Backbone, device: torch.device) -> None:
+        """Put decoder and tail on the device, repaired where the bundle has learned how.
+
+        Raises:
+            StartError: the backbone's cut has another shape than the bundle says.
+        """
+        spec = bundle.split(split)
+        if backbone.packing(split).packed != spec.features:
+            raise StartError(
+                f"{backbone.spec.name} has {backbone.cut(split).shapes} after {split}, the bundle {spec.features}; "
+                "the installed package's version differs, split anew"
+            )
+        decoder, tail = repaired(bundle, split, Decoder.of(bundle, split), backbone.tail(split))
         self._decoder, self._tail = decoder.to(device), tail.to(device)
+        self._task = backbone.task
         self._device = device
-        self._latent_shape = bundle.split(split).latent_shape
+        self._latent_shape = spec.latent_shape
 
     def __call__(self, inputs: Sequence[TailInput], /) -> list[tuple[TailOutput, ...]]:
         """Answer a batch of `FeatureInput`."""
@@ -42,7 +52,7 @@ class FeatureTail:
         with torch.inference_mode():
             symbols = torch.from_numpy(np.stack([f.symbols for f in frames])).to(self._device)
             gain = torch.from_numpy(np.stack([f.gain for f in frames])).to(self._device)
-            return best_labels(self._tail(self._decoder(symbols, gain)))
+            return outputs_of(self._task, self._task.answers(self._tail(self._decoder(symbols, gain))))
 
     def warm_up(self) -> None:
         """Answer a batch of one, all zeros."""
@@ -53,42 +63,48 @@ class FeatureTail:
 class UncutTail:
     """The whole backbone, for image packets."""
 
-    def __init__(self, size: int, uncut: nn.Module, device: torch.device) -> None:
-        """`uncut` takes pixels uint8 [B, size, size, 3] and gives scores float32 [B, classes]."""
-        self._size, self._uncut, self._device = size, uncut.to(device), device
+    def __init__(self, size: int, uncut: nn.Module, task: Task, device: torch.device) -> None:
+        """`uncut` takes pixels uint8 [B, size, size, 3] and gives the task's outputs."""
+        self._size, self._uncut, self._task, self._device = size, uncut.to(device), task, device
 
     def __call__(self, inputs: Sequence[TailInput], /) -> list[tuple[TailOutput, ...]]:
         """Answer a batch of `ImageInput`."""
         frames = cast(Sequence[ImageInput], inputs)
         with torch.inference_mode():
             pixels = torch.from_numpy(np.stack([f.pixels for f in frames])).to(self._device)
-            return best_labels(self._uncut(pixels))
+            return outputs_of(self._task, self._task.answers(self._uncut(pixels)))
 
     def warm_up(self) -> None:
         """Answer a batch of one black picture."""
         self([ImageInput(np.zeros((self._size, self._size, 3), np.uint8))])
 
 
-def best_labels(scores: Tensor) -> list[tuple[TailOutput, ...]]:
-    """The five best classes a frame, best first, from scores float32 [B, classes]."""
-    values, indexes = scores.topk(min(BEST, scores.shape[1]), dim=1)
-    return [
-        (TailOutput(CLASSIFICATION, tuple(Label(i, s) for i, s in zip(row, best, strict=True))),)
-        for row, best in zip(indexes.tolist(), values.tolist(), strict=True)
-    ]
+def outputs_of(task: Task, answers: Sequence[Answer]) -> list[tuple[TailOutput, ...]]:
+    """Answers as the stream carries them, one tuple a frame."""
+    return [(_output(task.name, answer),) for answer in answers]
+
+
+def _output(tail: str, answer: Answer) -> TailOutput:
+    if isinstance(answer, Labels):
+        return TailOutput(tail, tuple(Label(i, s) for i, s in zip(answer.indexes, answer.scores, strict=True)))
+    if isinstance(answer, Boxes):
+        found = zip(answer.indexes, answer.scores, answer.corners, strict=True)
+        return TailOutput(tail, boxes=tuple(Box(i, s, *corners) for i, s, corners in found))
+    height, width = answer.classes.shape
+    return TailOutput(tail, class_map=ClassMap(width, height, encode_class_map(answer.classes)))
 
 
 def load_tails(bundles: Sequence[Bundle], device: str, threads: int) -> Mapping[TailKey, Tail]:
     """Build the tails of every bundle.
 
     Args:
-        bundles: any number; each one's backbone must be installed.
+        bundles: any number; what each one's backbone is built from must be installed.
         device: "cpu" or "cuda".
         threads: PyTorch's threads on the CPU; 0 leaves its default of one a core.
 
     Raises:
         BackboneError: a backbone's weights are missing or are not the bundle's.
-        StartError: there is no such device, or a bundle has a task that this version cannot answer.
+        StartError: there is no such device, or a backbone's cut differs from the bundle's.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise StartError("there is no CUDA device here; use --device cpu, or check the driver with nvidia-smi")
@@ -97,13 +113,9 @@ def load_tails(bundles: Sequence[Bundle], device: str, threads: int) -> Mapping[
     where = torch.device(device)
     tails: dict[TailKey, Tail] = {}
     for bundle in bundles:
-        if bundle.task != CLASSIFICATION:
-            raise StartError(f"bundle {bundle.name} is for {bundle.task!r}; this version answers {CLASSIFICATION!r}")
-        backbone = load_backbone(bundle.backbone.name)
-        backbone.verify(bundle.backbone)
+        backbone = backbone_of(bundle)
         for spec in bundle.splits:
-            tails[TailKey(bundle.fingerprint, spec.name)] = FeatureTail(
-                bundle, spec.name, backbone.tail(spec.name), where
-            )
-        tails[TailKey(bundle.fingerprint)] = UncutTail(bundle.preprocessing.size, backbone.uncut, where)
+            tails[TailKey(bundle.fingerprint, spec.name)] = FeatureTail(bundle, spec.name, backbone, where)
+        uncut = UncutTail(bundle.preprocessing.size, backbone.uncut, backbone.task, where)
+        tails[TailKey(bundle.fingerprint)] = uncut
     return tails

@@ -6,7 +6,7 @@ import io
 
 import pytest
 from headrace.bench.demo_view import View
-from headrace.bench.link import LinkRecord
+from headrace.bench.link_record import LinkRecord
 from headrace.bench.scenario import PHASES
 from headrace.bench.schedule import Phase
 from headrace.bench.tally import OUTCOMES, FrameRecord

@@ -6,15 +6,13 @@ import asyncio
 import contextlib
 import math
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
-from headrace.bench.link import (
-    CHUNK_BYTES,
-    DEFAULT_QUEUE_BYTES,
-    LinkRecord,
-    TcpProxyLink,
-)
+from headrace.bench.link import CHUNK_BYTES, TcpProxyLink
 from headrace.bench.link_process import LinkProcess
+from headrace.bench.link_record import LinkRecord
+from headrace.bench.link_spec import DEFAULT_QUEUE_BYTES, LinkSpec
 from headrace.bench.schedule import Phase, RateSchedule, parse_phases
 from headrace.bench.traces import Trace
 
@@ -86,11 +84,11 @@ class Sink:
 
 
 @contextlib.asynccontextmanager
-async def sink_behind(link_rate: float, **options: float) -> AsyncIterator[tuple[Sink, TcpProxyLink]]:
+async def sink_behind(link_rate: float, **options: Any) -> AsyncIterator[tuple[Sink, TcpProxyLink]]:
     sink = Sink()
     server = await asyncio.start_server(sink.serve, "127.0.0.1", 0)
     host, port = server.sockets[0].getsockname()
-    async with TcpProxyLink(f"{host}:{port}", RateSchedule([(0, link_rate)]), **options) as link:  # type: ignore[arg-type]
+    async with TcpProxyLink(f"{host}:{port}", LinkSpec(up=link_rate, **options)) as link:
         try:
             yield sink, link
         finally:
@@ -165,7 +163,7 @@ async def test_a_dead_server_is_a_reset_and_a_new_one_is_found() -> None:
     sink = Sink()
     server = await asyncio.start_server(sink.serve, "127.0.0.1", 0)
     host, port = server.sockets[0].getsockname()
-    async with TcpProxyLink(f"{host}:{port}", RateSchedule([(0, 8e6)])) as link:
+    async with TcpProxyLink(f"{host}:{port}", LinkSpec(up=8e6)) as link:
         reader, writer = await connect(link)
         writer.write(b"x")
         await sink.until(1)
@@ -188,7 +186,7 @@ async def test_the_link_as_a_process(tmp_path) -> None:
     sink = Sink()
     server = await asyncio.start_server(sink.serve, "127.0.0.1", 0)
     host, port = server.sockets[0].getsockname()
-    link = await LinkProcess.start(f"{host}:{port}", [Phase(60, 8)], delay_s=0.001, record=tmp_path / "link.json")
+    link = await LinkProcess.start(f"{host}:{port}", LinkSpec(up=8e6, delay_s=0.001), record=tmp_path / "link.json")
     assert "TCP proxy" in link.kind
     _, writer = await connect(link)
     writer.write(b"early")

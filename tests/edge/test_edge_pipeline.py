@@ -11,6 +11,7 @@ from headrace.edge.exceptions import LedgerError
 from headrace.edge.interfaces import Limits, Work
 from headrace.edge.ledger import Frame, Ledger, Outcome
 from headrace.edge.pipeline import Pipeline
+from headrace.models.bitstream import Packet
 from headrace.models.operating_point import Kind, OperatingPoint
 from headrace.protos.messages import Label, Result, Status, TailOutput, Timing
 from hypothesis import given, settings
@@ -37,6 +38,9 @@ class Scripted:
     choice: Choice = field(default_factory=lambda: Choice(FEATURE))
     worth: bool = True
     outage: bool = False
+    parts: bool = False
+    room: int | None = None
+    held: int = 0
     heard: list[tuple] = field(default_factory=list)
 
     def choose(self, now, captured_at, *, compute_free_at):
@@ -47,6 +51,24 @@ class Scripted:
 
     def worth_writing(self, now, captured_at, size_bytes):
         return self.worth
+
+    def in_parts(self, now, size_bytes):
+        return self.parts
+
+    def fits(self, now, captured_at, size_bytes):
+        return self.room is None or size_bytes <= self.room
+
+    def next_part_at(self, now):
+        return now + 0.05
+
+    def patience_s(self, now, captured_at, size_bytes):
+        return 0.125
+
+    def on_continued(self, frame_id, size_bytes, now):
+        self.heard.append(("continued", frame_id, size_bytes))
+
+    def on_held(self, size_bytes):
+        self.held = size_bytes
 
     def on_computed(self, point, seconds, now):
         self.heard.append(("computed", point.name, seconds))
@@ -59,6 +81,9 @@ class Scripted:
 
     def on_result(self, frame_id, now, *, server_s, queue_depth):
         self.heard.append(("result", frame_id, now, server_s))
+
+    def on_round_trip(self, seconds, now):
+        self.heard.append(("round trip", seconds))
 
     def on_connected(self, now):
         self.heard.append(("connected",))
@@ -78,9 +103,13 @@ class Rig:
         if connected:
             self.pipeline.connect(0.0, max_in_flight=16, max_packet_bytes=2**20)
 
-    def encode(self, work: Work, now: float, size: int = 100) -> None:
+    def encode(self, work: Work, now: float, size: int = 100, slices: int = 1) -> None:
+        """A packet of `size` bytes, or a few less where the slices are to be of one length."""
         assert not work.local
-        self.pipeline.encoded(work.frame, Encoded(bytes(size), PIXELS, 0.01, 0.02, 0.03), now)
+        point, frame = work.frame.point.id, work.frame.id
+        each = (size - len(Packet(point, frame, (b"",) * slices).to_bytes())) // slices
+        packet = Packet(point, frame, tuple(bytes([i]) * each for i in range(slices)))
+        self.pipeline.encoded(work.frame, Encoded(packet.to_bytes(), PIXELS, 0.01, 0.02, 0.03), now)
 
     def answer(self, work: Work, now: float) -> None:
         assert work.local
@@ -376,6 +405,7 @@ def test_whatever_happens_each_captured_frame_gets_exactly_one_outcome(  # noqa:
     for event, dt, choice, flag, number in steps:
         now += dt
         rig.control.choice, rig.control.worth = choice, flag
+        rig.control.parts, rig.control.room = number > 1, 40 * number
         if event in ("capture", "broken"):
             captured += 1
             pipeline.captured(PICTURE if event == "capture" else None, now, "broken")
@@ -392,7 +422,7 @@ def test_whatever_happens_each_captured_frame_gets_exactly_one_outcome(  # noqa:
             elif current.local:
                 rig.answer(current, now)
             else:
-                rig.encode(current, now)
+                rig.encode(current, now, slices=1 + number % 5)
         elif event == "write":
             pipeline.next_to_write(now)
         elif event in ("ok", "refused", "invalid"):
@@ -416,3 +446,4 @@ def test_whatever_happens_each_captured_frame_gets_exactly_one_outcome(  # noqa:
     assert rig.ledger.open == 0
     assert sum(rig.ledger.outcomes.values()) == captured
     assert rig.ledger.sent_bytes == sum(f.sent_bytes for f in rig.closed)
+    assert rig.control.held == 0

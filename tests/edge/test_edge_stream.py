@@ -7,6 +7,8 @@ import random
 import time
 
 import pytest
+from headrace.bench.link import TcpProxyLink
+from headrace.bench.link_spec import LinkSpec
 from headrace.edge.exceptions import FingerprintRefusedError, RefusedError
 from headrace.edge.interfaces import Outgoing
 from headrace.edge.stream import Backoff, StreamClient
@@ -21,7 +23,8 @@ class Recorder:
         self.outbox: list[Outgoing] = []
         self.heard: asyncio.Queue[tuple] = asyncio.Queue()
 
-    def on_welcome(self, welcome: Welcome) -> None:
+    def on_welcome(self, welcome: Welcome, round_trip_s: float) -> None:
+        self.round_trip_s = round_trip_s
         self.heard.put_nowait(("welcome", welcome))
 
     def on_result(self, result: Result) -> None:
@@ -99,6 +102,17 @@ async def test_frames_up_and_results_down(server):
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     assert await handler.next("broken") == "stopped"
+
+
+async def test_the_greeting_times_one_round_trip(server):
+    """Not those of connecting, which come before it."""
+    async with TcpProxyLink(server.address, LinkSpec(up=8e6, delay_s=0.1, queue_bytes=32 * 1024)) as link:
+        handler = Recorder()
+        task = asyncio.create_task(client(link.address, handler).run(hello(server)))
+        await handler.next("welcome")
+        assert 0.2 <= handler.round_trip_s < 0.39
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 async def test_it_comes_back_by_itself_when_the_server_was_killed(server):

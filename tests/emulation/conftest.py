@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from headrace.bench import material
+from headrace.bench import emulators, material
 from headrace.bench.processes import Process, arguments
 from PIL import Image
 
@@ -144,3 +144,8 @@ def edge_half(server: str, photographs: Path, tmp_path_factory: pytest.TempPathF
     assert done.returncode == 0, done.stderr.decode()
     (manifest,) = cache.rglob("edge.msgpack")
     return manifest.parent
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Which emulator this machine has, below the tests' results."""
+    terminalreporter.write_line(f"emulated links: {emulators.choose()[1]}")

@@ -7,14 +7,15 @@ import shutil
 
 import pytest
 from headrace.bench.link import TcpProxyLink
+from headrace.bench.link_spec import LinkSpec
 from headrace.bench.processes import Server
-from headrace.bench.schedule import RateSchedule
 from headrace.models.bundle import Bundle
 from headrace.models.edge_half import load_edge_half, write_edge_manifest
 
 from .conftest import outcome
 
 pytestmark = pytest.mark.timeout(240)
+QUEUE_BYTES = 32 * 1024
 LIVE = {"fps": 8, "deadline_ms": 500, "device_uncut_ms": 150, "loop": True}
 """A device on which `local` cannot keep up, and a deadline that a busy test machine can meet."""
 
@@ -39,7 +40,7 @@ async def test_every_frame_is_answered_and_mostly_as_the_uncut_model_does(
 
 
 async def test_an_outage_is_answered_locally_and_the_stream_recovers(server, edge_half, photographs, start_edge):
-    async with TcpProxyLink(server, RateSchedule([(0, 4e6)]), delay_s=0.005) as link:
+    async with TcpProxyLink(server, LinkSpec(up=4e6, delay_s=0.005, queue_bytes=QUEUE_BYTES)) as link:
         edge = await start_edge(server=link.address, bundle=edge_half, source=photographs, **LIVE)
         out_from = await edge.until(outcome("ok", count=4))
         link.set_rate(0)
@@ -52,7 +53,7 @@ async def test_an_outage_is_answered_locally_and_the_stream_recovers(server, edg
 
 
 async def test_a_narrow_link_gets_smaller_packets(server, edge_half, photographs, start_edge):
-    async with TcpProxyLink(server, RateSchedule([(0, 8e6)]), delay_s=0.005) as link:
+    async with TcpProxyLink(server, LinkSpec(up=8e6, delay_s=0.005, queue_bytes=QUEUE_BYTES)) as link:
         edge = await start_edge(server=link.address, bundle=edge_half, source=photographs, **LIVE)
         narrow_from = await edge.until(outcome("ok", count=8))
         link.set_rate(150e3)
@@ -111,3 +112,23 @@ async def test_another_bundle_is_refused_and_both_fingerprints_are_named(
     assert ours.fingerprint.hex()[:16] in log
     assert changed.fingerprint.hex()[:16] in log
     edge.assert_sums()
+
+
+async def test_a_frame_in_flight_is_cut_short_when_the_link_narrows(server, edge_half, photographs, start_edge):
+    """Slices leave one by one on a slow link; the rest of a frame is given up and its prefix answered."""
+    flags = {"server": server, "bundle": edge_half, "source": photographs, "point": "blocks.3@0", "loop": True}
+
+    def cut(frames):
+        return any(line["outcome"] in ("ok", "late") and 0 < line["slices"] < 4 for line in frames)
+
+    async with TcpProxyLink(server, LinkSpec(up=400e3, delay_s=0.005, queue_bytes=QUEUE_BYTES)) as link:
+        edge = await start_edge(**(flags | {"server": link.address, "fps": 5, "deadline_ms": 400}))
+        seen = await edge.until(outcome("ok", count=6))
+        for rate in (60e3, 400e3) * 10:
+            link.set_rate(rate)
+            seen = await edge.until(lambda frames: len(frames) >= 6, seen)
+            if cut(edge.frames):
+                break
+        assert cut(edge.frames), edge.counts()
+        assert await edge.terminate() == 0
+        edge.assert_sums()

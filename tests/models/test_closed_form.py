@@ -8,6 +8,7 @@ from headrace.models.closed_form import (
     fit_closed_form,
     metric_roots,
 )
+from headrace.models.tasks import Classification
 from torch import nn
 
 
@@ -123,7 +124,8 @@ def test_the_fisher_metric_is_that_of_a_linear_softmax():
     p = torch.softmax(weight @ torch.full((3,), 0.3), 0)
     exact = weight.T @ (torch.diag(p) - torch.outer(p, p)) @ weight
     done = []
-    gradients = fisher_gradients(tail, [features[:10000], features[10000:]], 0, done.append)
+    batches = [features[:10000], features[10000:]]
+    gradients = fisher_gradients(lambda f: (tail(f),), batches, 0, Classification().probe, done.append)
     assert done == [10000, 10000]
     flat = gradients.flatten(1)
     assert torch.allclose(flat.T @ flat / len(flat), exact, atol=0.05 * float(exact.diagonal().max()))
@@ -131,4 +133,4 @@ def test_the_fisher_metric_is_that_of_a_linear_softmax():
 
 def test_no_photographs_are_refused():
     with pytest.raises(ValueError, match="no photographs"):
-        fisher_gradients(nn.Identity(), [], 0)
+        fisher_gradients(lambda f: (f,), [], 0, Classification().probe)

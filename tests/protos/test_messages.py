@@ -6,8 +6,13 @@ uint32 = st.integers(0, 2**32 - 1)
 score = st.floats(0, 1, width=32)
 labels = st.builds(m.Label, uint32, score)
 boxes = st.builds(m.Box, uint32, score, *[st.floats(-1e4, 1e4, width=32)] * 4)
+class_maps = st.builds(m.ClassMap, uint32, uint32, st.binary(max_size=20))
 outputs = st.builds(
-    m.TailOutput, st.text(max_size=20), st.lists(labels, max_size=3).map(tuple), st.lists(boxes, max_size=3).map(tuple)
+    m.TailOutput,
+    st.text(max_size=20),
+    st.lists(labels, max_size=3).map(tuple),
+    st.lists(boxes, max_size=3).map(tuple),
+    st.none() | class_maps,
 )
 results = st.builds(
     m.Result,
@@ -22,7 +27,7 @@ results = st.builds(
 
 
 @given(results)
-def test_a_result_with_labels_boxes_and_several_tails_comes_back(result):
+def test_a_result_with_labels_boxes_class_maps_and_several_tails_comes_back(result):
     data = m.result_response(result).SerializeToString()
     assert m.read_response(m.StreamResponse.FromString(data)) == result
 

@@ -20,13 +20,13 @@ import onnxruntime
 import pytest
 import skimage.data
 import torch
-from headrace.models.backbones import load_backbone
 from headrace.models.bitstream import VERSION, Packet
 from headrace.models.bottleneck import Decoder, Encoder
 from headrace.models.bundle import EDGE_MANIFEST, Bundle, head_file
 from headrace.models.codec import Codec
 from headrace.models.edge_half import file_names, load_edge_half
 from headrace.models.preprocessing import prepare
+from headrace.models.zoo import load_backbone
 from headrace.protos import messages
 from headrace.protos.messages import Frame, Hello, Label, Result, Status
 from PIL import Image
@@ -131,12 +131,12 @@ async def test_feature_packets_get_the_labels_of_the_same_tail(
         for spec in bundle.splits:
             point = next(p for p in bundle.operating_points if (p.split, p.rate_level) == (spec.name, level))
             with torch.inference_mode():
-                features = backbone.head(spec.name)(torch.from_numpy(image.copy())[None])
+                (features,) = backbone.head(spec.name)(torch.from_numpy(image.copy())[None])
                 latent = Encoder.of(bundle, spec.name)(features)[0].numpy()
                 packets.append(codec.compress(latent, point, len(packets)).prefix(kept))
                 symbols = torch.from_numpy(codec.decompress(packets[-1]))[None]
                 gain = torch.from_numpy(bundle.gain(spec.name, level).copy())[None]
-                scores.append(backbone.tail(spec.name)(Decoder.of(bundle, spec.name)(symbols, gain))[0])
+                scores.append(backbone.tail(spec.name)(Decoder.of(bundle, spec.name)(symbols, gain))[0][0])
     results = await ask(daemon.address, bundle, packets)
     assert [r.frame_id for r in results] == list(range(len(packets)))
     for result, packet, expected in zip(results, packets, scores, strict=True):
@@ -161,7 +161,7 @@ async def test_image_packets_get_the_labels_of_the_uncut_model(
         packets.append(Packet(point.id, frame_id, (file.getvalue(),)))
         seen = np.array(Image.open(file).convert("RGB"))
         with torch.inference_mode():
-            scores.append(backbone.uncut(torch.from_numpy(seen)[None])[0])
+            scores.append(backbone.uncut(torch.from_numpy(seen)[None])[0][0])
     for result, expected in zip(await ask(daemon.address, bundle, packets), scores, strict=True):
         check_labels(result.outputs[0].labels, expected)
 
