@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from headrace.models.bitstream import Packet
+from headrace.models.bitstream import VERSION, Packet
 from headrace.models.bundle import Bundle
 from headrace.protos import messages
 from headrace.protos.messages import SERVICE, Frame, Status
@@ -60,7 +60,7 @@ async def test_a_drain_answers_every_admitted_frame_and_refuses_the_rest(
     refused = await one.result()
     assert (refused.frame_id, refused.status) == (6, Status.UNAVAILABLE)
     late = await server.raw_stream(
-        messages.hello_request(messages.Hello(bundle.fingerprint, 1)),
+        messages.hello_request(messages.Hello(bundle.fingerprint, VERSION)),
     )
     assert (await late.ended())[0] is grpc.StatusCode.UNAVAILABLE
     for call in (
