@@ -166,8 +166,8 @@ def learn(
         loss = loss_of(done)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(parameters.values(), CLIP)
-        optimiser.step()
+        if bool(torch.isfinite(nn.utils.clip_grad_norm_(parameters.values(), CLIP))):
+            optimiser.step()  # one frame that a float32 cannot hold must not end all that was learned
         done += 1
         if time.monotonic() - saved > SAVE_SECONDS or done == steps:
             _store(checkpoint, identity, done, parameters, optimiser)
