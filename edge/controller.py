@@ -151,6 +151,12 @@ class ControlLoop:
         self._seconds_version = -1
         self._bits = np.zeros(len(points))
         self._bits_version = -1
+        self._sbits_version = -1
+        n = settings.scenarios
+        from statistics import NormalDist
+
+        step = next(k for k in (7, 5, 3) if math.gcd(k, n) == 1)
+        self._z = np.array([NormalDist().inv_cdf(((step * j + n // 3) % n + 0.5) / n) for j in range(n)])
         self.server_queue_depth = 0
         self._lookahead = Lookahead(
             self._accuracy,
@@ -198,6 +204,8 @@ class ControlLoop:
         else:
             self._estimator.add(sample, now)
         self._probe_at = -math.inf if is_back else now
+        if self._estimator.median_bps > self._useless_bps:
+            self._probe_wait_s = self.settings.probe_interval_s
 
     def on_round_trip(self, seconds: float, now: float) -> None:
         """A round trip of something tiny (the stream's greeting) was timed, if the pipeline does so."""
@@ -242,7 +250,7 @@ class ControlLoop:
         rates = self._estimator.scenarios(now, self._bound(now))
         free = self._link_free(rates)
         finish = np.maximum(ready[:, None], free)
-        finish += self._packet_bits()[:, None] * (1.0 / rates)
+        finish += self._scenario_bits() * (1.0 / rates)
         on_time = np.add.reduce(finish <= due - self._there_and_back_s, axis=1) * (1.0 / len(rates))
         for index in self._local:
             finish[index] = free
@@ -275,7 +283,15 @@ class ControlLoop:
         hoped = rates[-2:-1]
         bits = 8.0 * (size_bytes + self.settings.overhead_bytes)
         finish = max(now, float(self._link_free(hoped)[0])) + bits / float(hoped[0])
-        return finish + self._round_trip.seconds + self._hold.high_s <= captured_at + self.deadline_s
+        if finish + self._there_and_back_s <= captured_at + self.deadline_s:
+            return True
+        # A packet that is ready costs nothing but its bytes. If the link has not been heard of for a while, they are
+        # well spent: who drops every frame for being late at an old estimate never learns a new one.
+        if len(self._flight) or now < self._probe_at + FREE_PROBE * self._probe_wait_s:
+            return False
+        self._probe_at = now
+        self._probe_wait_s = min(2 * self._probe_wait_s, self.settings.probe_interval_max_s)
+        return True
 
     # ---------------------------------------------------------------------------------------------------------------
 
@@ -326,25 +342,21 @@ class ControlLoop:
             self._bits_version = self._sizes.version
         return self._bits
 
+    def _scenario_bits(self) -> Floats:
+        if self._sbits_version != self._sizes.version:
+            self._sbits = 8.0 * (self._sizes.quantile(self._z) + self.settings.overhead_bytes)
+            self._sbits_version = self._sizes.version
+        return self._sbits
+
     def _find_probe(self, seconds: Mapping[str, float]) -> int:
-        """The smallest feature point whose head fits into a frame interval; else the smallest that is sent at all."""
-        for candidates in (
-            [
-                i
-                for i, p in enumerate(self.points)
-                if p.kind is Kind.FEATURE and seconds[p.stage] <= self.frame_interval_s
-            ],
-            [i for i, p in enumerate(self.points) if p.kind is Kind.FEATURE],
-            [i for i, p in enumerate(self.points) if p.kind is Kind.IMAGE],
-        ):
-            if candidates:
-                return min(candidates, key=lambda i: self.points[i].bytes_p95)
-        return -1
+        """The smallest packet that is computed within a frame interval; else the smallest that is sent at all."""
+        sent = [i for i, p in enumerate(self.points) if p.kind is not Kind.LOCAL]
+        quick = [i for i in sent if seconds[self.points[i].stage] <= self.frame_interval_s]
+        return min(quick or sent, key=lambda i: self.points[i].bytes_p95, default=-1)
 
     def _wants_probe(self, now: float, best: int, p_on_time: float) -> bool:
         """Whether to send a probe in place of the best choice, which says nothing of the link."""
         if best not in self._local and p_on_time > 0:
-            self._probe_wait_s = self.settings.probe_interval_s
             return False
         # A frame that would be dropped anyway costs nothing but its bytes.
         wait = self._probe_wait_s * (FREE_PROBE if p_on_time <= 0 else 1.0)
