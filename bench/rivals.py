@@ -89,7 +89,8 @@ class CausalOracle:
         answer = np.where(self._is_local, ready, finish + self._there_and_back)
         in_time = answer <= captured_at + self._deadline + 1e-9
         left = captured_at + self._interval
-        after = self._lookahead.after(ready - left, (finish - left)[:, None], np.array([rate]))
+        rows = np.arange(len(self._points))
+        after = self._lookahead.after(ready - left, rows, (finish - left)[:, None], np.array([rate]))
         best = int(np.argmax(self._accuracy * in_time + after))
         return Choice(self._points[best], 1.0, float(answer[best]) - captured_at, rate)
 

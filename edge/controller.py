@@ -18,15 +18,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from ..models.exceptions import OperatingPointError
 from ..models.operating_point import Kind, OperatingPoint
+from .choice import Choice, ControlSettings
 from .estimator import RateEstimator, censored_bound
 from .lookahead import Lookahead
 from .measurement import ComputeTimes, Floats, HoldTime, InFlight, PacketSizes, RoundTrip
+from .menu import Menu
+from .objective import Prices
+
+__all__ = ["Choice", "ControlLoop", "ControlSettings"]
 
 LEAST_P = 0.02
 """A chance smaller than this is none: better to leave the core idle until the next frame."""
@@ -34,57 +38,6 @@ LEAST_P = 0.02
 
 FREE_PROBE = 0.2
 """Probes that take nobody's place go out at this share of the interval."""
-
-
-@dataclass(frozen=True, slots=True)
-class ControlSettings:
-    """What can be tuned. The defaults are meant to be left alone.
-
-    Attributes:
-        rtt_s: round trip before the first measurement.
-        server_s: server hold time before the first measurement.
-        prior_bps: median of the link's rate before anything is known.
-        overhead_bytes: what the stream adds to each packet (framing), counted in rates and in predictions.
-        rtt_window_s: window of the minimum round trip.
-        size_z: packet sizes are counted at this many standard deviations above their median.
-        discount: what the next frame's on-time accuracy counts beside this one's, 0..1 (and so on for those after it).
-        max_in_flight: most frames without a result; 0: as many as fit into a deadline, and one more.
-        probe_interval_s, probe_interval_max_s: while frames are answered locally because the link looks too slow, a
-            small probe goes out after the first, then at doubling intervals up to the second. A frame that is in
-            flight serves as the probe, until it has been out for longer than the second.
-        scenarios: how many rates a choice is weighed over.
-    """
-
-    rtt_s: float = 0.03
-    server_s: float = 0.02
-    prior_bps: float = 1e6
-    overhead_bytes: int = 40
-    rtt_window_s: float = 60.0
-    size_z: float = 0.8
-    discount: float = 0.9
-    max_in_flight: int = 0
-    probe_interval_s: float = 1.0
-    probe_interval_max_s: float = 5.0
-    scenarios: int = 16
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """What to do with a frame.
-
-    Attributes:
-        point: the operating point.
-        p_on_time: probability that the answer is in time, 0..1. At 0 (and not a probe) computing is in vain: drop it.
-        expected_latency_s: capture to answer in the middle scenario; infinite where none is expected.
-        rate_bps: median estimate of the link's rate; infinite while unknown.
-        probe: sent to learn whether the link is back, not for its answer: write it even if it would be late.
-    """
-
-    point: OperatingPoint
-    p_on_time: float
-    expected_latency_s: float
-    rate_bps: float
-    probe: bool = False
 
 
 class ControlLoop:
@@ -109,7 +62,7 @@ class ControlLoop:
         deadline_s: float,
         frame_interval_s: float,
         uncut_s: float,
-        settings: ControlSettings = ControlSettings(),
+        settings: ControlSettings = ControlSettings(),  # noqa: B008  frozen
         compute_s: Mapping[str, float] = {},
     ) -> None:
         if not points:
@@ -129,51 +82,67 @@ class ControlLoop:
         self._stage_of = np.array([stages.index(point.stage) for point in points], dtype=np.intp)
         self._index = {point.id: index for index, point in enumerate(points)}
         self._accuracy = np.array([point.accuracy for point in points])
-        self._is_local = np.array([point.kind is Kind.LOCAL for point in points])
-        self._is_sent = ~self._is_local
+        is_local = np.array([point.kind is Kind.LOCAL for point in points])
         self._local = [index for index, point in enumerate(points) if point.kind is Kind.LOCAL]
         self._compute = ComputeTimes(start)
         self._sizes = PacketSizes(points, self._stage_of, len(stages))
         self._round_trip = RoundTrip(settings.rtt_s, settings.rtt_window_s)
         self._hold = HoldTime(settings.server_s)
         self._flight = InFlight(settings.overhead_bytes)
-        self._estimator = RateEstimator(prior_bps=settings.prior_bps, scenarios=settings.scenarios)
-        self._probe_index = self._find_probe(start)
-        self._best_local = float(self._accuracy[self._is_local].max(initial=0.0))
-        # A rate at which the smallest packet takes a whole deadline.
         sent_sizes = [point.bytes_median for point in points if point.kind is not Kind.LOCAL]
+        # A rate at which the smallest packet takes a whole deadline.
         self._useless_bps = 8.0 * min(sent_sizes, default=0.0) / deadline_s
+        self._estimator = RateEstimator(
+            prior_bps=settings.prior_bps, useless_bps=self._useless_bps, scenarios=settings.scenarios
+        )
+        self._menu = Menu(
+            points,
+            self._stage_of,
+            stages,
+            self._sizes,
+            self._compute,
+            overhead_bytes=settings.overhead_bytes,
+            scenarios=settings.scenarios,
+        )
+        self._prices = Prices(
+            settings.objective,
+            accuracy_floor=settings.accuracy_floor,
+            bytes_per_day=settings.bytes_per_day,
+            budget_window_s=settings.budget_window_s,
+            bytes_scale=float(np.median(sent_sizes or [1.0])),
+            seconds_scale=frame_interval_s,
+        )
+        self._captured_at = -math.inf  # of the frame that was chosen for last
+        self._chosen = self.points[0]
+        self._expected: dict[int, tuple[float, float]] = {}  # frame id -> due, accuracy
+        self._probe_index = self._find_probe(start)
+        self._best_local = float(self._accuracy[is_local].max(initial=0.0))
         self._connected = True
         self._probe_at = -math.inf  # when the link was last heard of or asked
         self._probe_wait_s = settings.probe_interval_s
         self._probing: float | None = None  # captured_at of the frame that is a probe
-        self._seconds = np.zeros(len(points))
-        self._seconds_version = -1
-        self._bits = np.zeros(len(points))
-        self._bits_version = -1
-        self._sbits_version = -1
-        n = settings.scenarios
-        from statistics import NormalDist
-
-        step = next(k for k in (7, 5, 3) if math.gcd(k, n) == 1)
-        self._z = np.array([NormalDist().inv_cdf(((step * j + n // 3) % n + 0.5) / n) for j in range(n)])
         self.server_queue_depth = 0
         self._lookahead = Lookahead(
             self._accuracy,
-            self._is_local,
+            is_local,
             self._stage_of,
             deadline_s=deadline_s,
             frame_interval_s=frame_interval_s,
             discount=settings.discount,
         )
-        self._lookahead.solve(self._compute_seconds(), self._packet_bits(), self._there_and_back_s)
+        self._lookahead.solve(*self._lookahead_inputs())
+        self._menu.keep(self._lookahead.kept)
 
     # What the pipeline reports -------------------------------------------------------------------------------------
 
-    def on_computed(self, point: OperatingPoint, seconds: float, now: float) -> None:  # noqa: ARG002
+    def on_computed(self, point: OperatingPoint, seconds: float, now: float) -> None:
         """`seconds`: all edge compute of one frame (head, encoder and coding; or image coding; or the uncut model)."""
         self._compute.add(point.stage, seconds)
-        self._lookahead.refresh(self._compute_seconds(), self._packet_bits(), self._there_and_back_s)
+        self._lookahead.refresh(*self._lookahead_inputs())
+        if self._menu.kept is not self._lookahead.kept:
+            self._menu.keep(self._lookahead.kept)
+        if point.kind is Kind.LOCAL and now <= self._captured_at + self.deadline_s:
+            self._prices.answered(point.accuracy)
 
     def on_coded(self, point: OperatingPoint, size_bytes: int) -> None:
         """The packet's real size."""
@@ -183,12 +152,18 @@ class ControlLoop:
     def on_written(self, frame_id: int, size_bytes: int, now: float) -> None:
         """A packet was handed to the stream."""
         self._flight.written(frame_id, size_bytes, now)
+        if not self._prices.free:
+            self._prices.sent(size_bytes + self.settings.overhead_bytes)
+            self._expected[frame_id] = (self._captured_at + self.deadline_s, self._chosen.accuracy)
 
     def on_result(self, frame_id: int, now: float, *, server_s: float, queue_depth: int) -> None:
         """A result came, whatever its status. `server_s`: how long the server held the frame."""
         ack = now - max(server_s, 0.0)
         answered = self._flight.acknowledged(frame_id, ack, self._round_trip.seconds)
         self.server_queue_depth = queue_depth
+        due, accuracy = self._expected.pop(frame_id, (-math.inf, 0.0))
+        if now <= due:
+            self._prices.answered(accuracy)
         if answered is None:
             return
         sent, sample = answered
@@ -204,7 +179,7 @@ class ControlLoop:
         else:
             self._estimator.add(sample, now)
         self._probe_at = -math.inf if is_back else now
-        if self._estimator.median_bps > self._useless_bps:
+        if self._prices.free and self._estimator.median_bps > self._useless_bps:
             self._probe_wait_s = self.settings.probe_interval_s
 
     def on_round_trip(self, seconds: float, now: float) -> None:
@@ -215,6 +190,7 @@ class ControlLoop:
         """The stream is up (again)."""
         self._connected = True
         self._flight.clear()
+        self._expected.clear()
         self._estimator.forget()
         self._probe_wait_s = self.settings.probe_interval_s
         self._probe_at = -math.inf
@@ -223,6 +199,7 @@ class ControlLoop:
         """The stream is down: only local answers until `on_connected`; what was in flight is lost."""
         self._connected = False
         self._flight.clear()
+        self._expected.clear()
 
     # What the pipeline asks ----------------------------------------------------------------------------------------
 
@@ -244,34 +221,52 @@ class ControlLoop:
 
     def choose(self, now: float, captured_at: float, *, compute_free_at: float) -> Choice:
         """The operating point for the frame captured at `captured_at`; the core is free at `compute_free_at`."""
-        seconds = self._compute_seconds()
-        ready = max(now, compute_free_at) + seconds
-        due = captured_at + self.deadline_s
-        rates = self._estimator.scenarios(now, self._bound(now))
-        free = self._link_free(rates)
-        finish = np.maximum(ready[:, None], free)
-        finish += self._scenario_bits() * (1.0 / rates)
-        on_time = np.add.reduce(finish <= due - self._there_and_back_s, axis=1) * (1.0 / len(rates))
-        for index in self._local:
-            finish[index] = free
-            on_time[index] = self._p_computed(float(ready[index]), float(seconds[index]), due)
+        menu, prices = self._menu, self._prices
+        menu.update()
+        self._count_capture(now, captured_at)
+        start = max(now, compute_free_at)
         next_capture = captured_at + self.frame_interval_s
-        value = self._accuracy * on_time + self._lookahead.after(ready - next_capture, finish - next_capture, rates)
+        rates = self._estimator.scenarios(now, self._bound(now))
+        per_bit = 1.0 / rates
+        free = self._link_free(per_bit)
+        begin = np.multiply.outer(menu.seconds, menu.spread)
+        begin += start
+        np.maximum(begin, free, out=begin)
+        for stage in menu.local_stages:
+            begin[stage] = free
+        finish = menu.bits * per_bit
+        finish += begin[menu.stage_of]
+        due = captured_at + self.deadline_s
+        on_time = np.add.reduce(finish <= due - self._there_and_back_s, axis=1) * (1.0 / len(rates))
+        for row in menu.local:
+            seconds = float(menu.seconds[menu.stage_of[row]])
+            on_time[row] = self._p_computed(start + seconds, seconds, due)
+        finish -= next_capture
+        value = self._lookahead.after(menu.seconds + (start - next_capture), menu.stage_of, finish, rates)
+        value += menu.accuracy * on_time
+        if not prices.free:
+            value -= prices.per_byte * menu.expected_bytes() + prices.per_second * menu.seconds[menu.stage_of]
+            dear = ~menu.is_local & (menu.expected_bytes() > prices.affordable_bytes)
+            value[dear] = -math.inf
+            on_time[dear] = 0.0
         if self.in_outage(now) or len(self._flight) >= self._most_in_flight:
-            value[self._is_sent] = -math.inf
-            on_time[self._is_sent] = 0.0
-        best = int(value.argmax())
-        probe = self._wants_probe(now, best, float(on_time[best]))
+            value[~menu.is_local] = -math.inf
+            on_time[~menu.is_local] = 0.0
+        row = int(value.argmax())
+        best, p_on_time = int(menu.kept[row]), float(on_time[row])
+        probe = self._wants_probe(now, best, p_on_time)
         if probe:
-            best = self._probe_index
+            best, p_on_time = self._probe_index, 0.0
             self._probing = captured_at
-        if best in self._local:
-            answer = float(ready[best])
-        elif self._connected:
-            answer = float(finish[best, len(rates) // 2]) + self._there_and_back_s
-        else:
+        self._chosen = point = self.points[best]
+        if point.kind is Kind.LOCAL:
+            answer = start + float(menu.seconds[self._stage_of[best]])
+        elif probe or not self._connected:
             answer = math.inf
-        return Choice(self.points[best], float(on_time[best]), answer - captured_at, self.rate_bps(now), probe)
+        else:
+            latest = np.sort(begin[self._stage_of[best]] + menu.bits[row] * per_bit)
+            answer = float(latest[len(rates) // 2]) + self._there_and_back_s
+        return Choice(point, p_on_time, answer - captured_at, self.rate_bps(now), probe)
 
     def worth_writing(self, now: float, captured_at: float, size_bytes: int) -> bool:
         """Whether a coded frame can still be answered in time, if the link is as fast as may be hoped. Else drop it."""
@@ -279,10 +274,12 @@ class ControlLoop:
             return False
         if self._probing == captured_at:
             return True
+        if size_bytes + self.settings.overhead_bytes > self._prices.affordable_bytes:
+            return False
         rates = self._estimator.scenarios(now, self._bound(now))
-        hoped = rates[-2:-1]
+        per_bit = 1.0 / rates[-2:-1]
         bits = 8.0 * (size_bytes + self.settings.overhead_bytes)
-        finish = max(now, float(self._link_free(hoped)[0])) + bits / float(hoped[0])
+        finish = max(now, float(self._link_free(per_bit)[0])) + bits * float(per_bit[0])
         if finish + self._there_and_back_s <= captured_at + self.deadline_s:
             return True
         # A packet that is ready costs nothing but its bytes. If the link has not been heard of for a while, they are
@@ -322,31 +319,26 @@ class ControlLoop:
         round_trip = self._round_trip.seconds
         return censored_bound(oldest.bits, now - round_trip - self._hold.high_s - self._flight.begun(round_trip))
 
-    def _link_free(self, rates: Floats) -> Floats:
-        """When the link will have sent what is in flight, by scenario."""
-        free = np.full(len(rates), self._flight.begun(self._round_trip.seconds))
+    def _link_free(self, per_bit: Floats) -> Floats:
+        """When the link will have sent what is in flight, by scenario; `per_bit` in seconds."""
+        free = np.full(len(per_bit), self._flight.begun(self._round_trip.seconds))
         for frame in self._flight.frames:
-            free = np.maximum(free, frame.ready) + frame.bits / rates
+            np.maximum(free, frame.ready, out=free)
+            free += frame.bits * per_bit
         return free
 
-    def _compute_seconds(self) -> Floats:
-        if self._seconds_version != self._compute.version:
-            by_stage = np.array([self._compute.seconds(stage) for stage in self._stages])
-            self._seconds = by_stage[self._stage_of]
-            self._seconds_version = self._compute.version
-        return self._seconds
+    def _count_capture(self, now: float, captured_at: float) -> None:
+        """Tell the prices of the frames captured up to this one, those that the core had no time for among them."""
+        if not self._prices.free:
+            missed = (captured_at - self._captured_at) / self.frame_interval_s
+            self._prices.captured(now, max(round(missed), 0) if math.isfinite(missed) else 1)
+        self._captured_at = captured_at
 
-    def _packet_bits(self) -> Floats:
-        if self._bits_version != self._sizes.version:
-            self._bits = 8.0 * (self._sizes.quantile(self.settings.size_z) + self.settings.overhead_bytes)
-            self._bits_version = self._sizes.version
-        return self._bits
-
-    def _scenario_bits(self) -> Floats:
-        if self._sbits_version != self._sizes.version:
-            self._sbits = 8.0 * (self._sizes.quantile(self._z) + self.settings.overhead_bytes)
-            self._sbits_version = self._sizes.version
-        return self._sbits
+    def _lookahead_inputs(self) -> tuple[Floats, Floats, float]:
+        """Seconds and bits by point, and the way there and back: what the lookahead is solved for."""
+        self._menu.update()
+        bits = 8.0 * (self._sizes.quantile(self.settings.size_z) + self.settings.overhead_bytes)
+        return self._menu.seconds[self._stage_of], bits, self._there_and_back_s
 
     def _find_probe(self, seconds: Mapping[str, float]) -> int:
         """The smallest packet that is computed within a frame interval; else the smallest that is sent at all."""
@@ -367,7 +359,8 @@ class ControlLoop:
         if oldest is not None and now - oldest.ready <= longest:
             return False  # that frame is the probe: its answer will come when the link is back
         # Where a local answer costs the next frame nothing, no link could do better: there is nothing to learn.
-        local_is_free = best in self._local and self._compute_seconds()[best] <= self.frame_interval_s
+        seconds = float(self._menu.seconds[self._stage_of[best]])
+        local_is_free = best in self._local and seconds <= self.frame_interval_s
         if local_is_free and self._best_local >= float(self._accuracy.max()):
             return False
         self._probe_at = now

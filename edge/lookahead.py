@@ -99,31 +99,50 @@ class Lookahead:
             self._stale_rows = list(range(len(self._rates))) * REFRESH_ROUNDS
         self._solve_row(self._stale_rows.pop(), REFRESH_SWEEPS)
 
-    def after(self, core_left_s: Floats, link_left_s: Floats, rates_bps: Floats) -> Floats:
+    @property
+    def kept(self) -> Indexes:
+        """Indexes of the points that no other one beats, as of the last refresh; replaced, never changed."""
+        return self._kept
+
+    def after(self, core_left_s: Floats, stage_of: Indexes, link_left_s: Floats, rates_bps: Floats) -> Floats:
         """Discounted value of the states left behind.
 
         Args:
-            core_left_s: how long the core is busy after the next capture, float64 [points].
-            link_left_s: the same of the link, float64 [points, scenarios].
+            core_left_s: how long the core is busy after the next capture, float64 [stages].
+            stage_of: each row's stage, [rows].
+            link_left_s: how long the link is, float64 [rows, scenarios]. Overwritten.
             rates_bps: float64 [scenarios].
 
         Returns:
-            float64 [points], in accuracies summed over further frames.
+            float64 [rows], in accuracies summed over further frames.
         """
-        row = np.log(rates_bps * (1 / MIN_RATE_BPS)) * (1 / self._log_step) + 0.5
-        row = np.minimum(np.maximum(row, 0), len(self._rates) - 1)
-        core, core_part = self._cell(core_left_s, self._core_step, self._core_cells)
-        link, link_part = self._cell(link_left_s, self._link_step, self._link_cells)
-        flat = self.values.reshape(-1)
-        width = self._link_cells
-        corner = link + (core * width)[:, None] + row.astype(np.intp) * (self._core_cells * width)
-        near = flat[corner]
-        near += link_part * (flat[corner + 1] - near)
-        corner += width
-        far = flat[corner]
-        far += link_part * (flat[corner + 1] - far)
-        near += core_part[:, None] * (far - near)
-        return np.asarray(near @ np.full(near.shape[1], self.discount / near.shape[1]), dtype=np.float64)
+        row = np.log(rates_bps * (1 / MIN_RATE_BPS))
+        row *= 1 / self._log_step
+        row += 0.5
+        np.maximum(row, 0.0, out=row)
+        np.minimum(row, len(self._rates) - 1, out=row)
+        core, part = self._cell(core_left_s, self._core_step, self._core_cells)
+        # By stage and scenario, what is left is a function of the link alone: a line of the table between two others.
+        width, lines = self._link_cells, self.values.reshape(-1, self._link_cells)
+        line = row.astype(np.intp) * self._core_cells + core[:, None]
+        table = lines.take(line, axis=0)
+        line += 1
+        further = lines.take(line, axis=0)
+        further -= table
+        further *= part[:, None, None]
+        table += further
+        flat = table.reshape(-1)
+        slope = np.subtract(flat[1:], flat[:-1])
+        base = np.arange(0, len(flat), width).reshape(line.shape)
+        link_left_s *= 1 / self._link_step
+        np.maximum(link_left_s, 0.0, out=link_left_s)
+        np.minimum(link_left_s, width - 1.0001, out=link_left_s)
+        cell = link_left_s.astype(np.intp)
+        link_left_s -= cell
+        cell += base.take(stage_of, axis=0)
+        link_left_s *= slope.take(cell)
+        link_left_s += flat.take(cell)
+        return np.asarray(np.add.reduce(link_left_s, axis=1) * (self.discount / len(row)), dtype=np.float64)
 
     # ---------------------------------------------------------------------------------------------------------------
 
