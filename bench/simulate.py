@@ -115,6 +115,7 @@ def replay(
     uncut_s: float | None = None,
     max_in_flight: int | None = None,
     settings: ControlSettings | None = None,
+    link: VirtualLink | None = None,
     disconnected_s: Sequence[tuple[float, float]] = (),
 ) -> Replay:
     """Run frames over a link in virtual time.
@@ -139,6 +140,7 @@ def replay(
         max_in_flight: most unanswered frames for a fixed point (a further frame is dropped before it is written);
             None: as many as fit into a deadline, and one more, as for the loop.
         settings: the loop's settings; None: its defaults.
+        link: the uplink (with losses, or other traffic); None: a plain one over `trace`.
         disconnected_s: (from, until) stretches of virtual time in which the stream is down and the loop knows.
 
     Raises:
@@ -165,7 +167,7 @@ def replay(
                 settings=settings or ControlSettings(),
             )
         )
-    link = VirtualLink(trace, delay_s=delay_s, start_s=start_s, overhead_bytes=overhead_bytes)
+    link = link or VirtualLink(trace, delay_s=delay_s, start_s=start_s, overhead_bytes=overhead_bytes)
     run = _Run(points, table, link, policy, delay_s, deadline_s, interval, server_s, sorted(disconnected_s))
     return run.result()
 

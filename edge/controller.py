@@ -351,10 +351,10 @@ class ControlLoop:
         if best not in self._local and p_on_time > 0:
             return False
         # A frame that would be dropped anyway costs nothing but its bytes.
-        wait = self._probe_wait_s * (FREE_PROBE if p_on_time <= 0 else 1.0)
+        oldest = self._flight.oldest
+        wait = self._probe_wait_s * (FREE_PROBE if p_on_time <= 0 and oldest is None else 1.0)
         if self._probe_index < 0 or not self._connected or now < self._probe_at + wait:
             return False
-        oldest = self._flight.oldest
         longest = self.settings.probe_interval_max_s
         if oldest is not None and now - oldest.ready <= longest:
             return False  # that frame is the probe: its answer will come when the link is back
