@@ -29,6 +29,7 @@ from .lookahead import Lookahead
 from .measurement import ComputeTimes, Floats, HoldTime, InFlight, PacketSizes, RoundTrip
 from .menu import Menu
 from .objective import Prices
+from .steady import NOBODY, SteadyExperts
 
 __all__ = ["Choice", "ControlLoop", "ControlSettings"]
 
@@ -36,6 +37,10 @@ LEAST_P = 0.02
 """A chance smaller than this is none: better to leave the core idle until the next frame."""
 
 
+MOST_MISSED = 4
+"""More frames than that at once are a pause, not a core that is behind."""
+STEADY_Z = 0.5
+"""What a point would have come to is worked out with packets this many standard deviations over their median."""
 FREE_PROBE = 0.2
 """Probes that take nobody's place go out at this share of the interval."""
 
@@ -112,6 +117,9 @@ class ControlLoop:
             bytes_scale=float(np.median(sent_sizes or [1.0])),
             seconds_scale=frame_interval_s,
         )
+        self._steady = SteadyExperts(self._accuracy, is_local, deadline_s=deadline_s, frame_interval_s=frame_interval_s)
+        self._rate_bps = math.inf  # as last measured
+        self._unreplayed: list[float] = []  # when the frames were captured that the experts have not had
         self._captured_at = -math.inf  # of the frame that was chosen for last
         self._chosen = self.points[0]
         self._expected: dict[int, tuple[float, float]] = {}  # frame id -> due, accuracy
@@ -142,7 +150,8 @@ class ControlLoop:
         if self._menu.kept is not self._lookahead.kept:
             self._menu.keep(self._lookahead.kept)
         if point.kind is Kind.LOCAL and now <= self._captured_at + self.deadline_s:
-            self._prices.answered(point.accuracy)
+            self._answered(point.accuracy)
+        self._replay_steady(now)
 
     def on_coded(self, point: OperatingPoint, size_bytes: int) -> None:
         """The packet's real size."""
@@ -152,9 +161,8 @@ class ControlLoop:
     def on_written(self, frame_id: int, size_bytes: int, now: float) -> None:
         """A packet was handed to the stream."""
         self._flight.written(frame_id, size_bytes, now)
-        if not self._prices.free:
-            self._prices.sent(size_bytes + self.settings.overhead_bytes)
-            self._expected[frame_id] = (self._captured_at + self.deadline_s, self._chosen.accuracy)
+        self._prices.sent(size_bytes + self.settings.overhead_bytes)
+        self._expected[frame_id] = (self._captured_at + self.deadline_s, self._chosen.accuracy)
 
     def on_result(self, frame_id: int, now: float, *, server_s: float, queue_depth: int) -> None:
         """A result came, whatever its status. `server_s`: how long the server held the frame."""
@@ -163,10 +171,11 @@ class ControlLoop:
         self.server_queue_depth = queue_depth
         due, accuracy = self._expected.pop(frame_id, (-math.inf, 0.0))
         if now <= due:
-            self._prices.answered(accuracy)
+            self._answered(accuracy)
         if answered is None:
             return
         sent, sample = answered
+        self._rate_bps = sample.rate_bps(self._estimator.resolution_s)
         self._hold.add(server_s)
         self._round_trip.add(sent.ready, ack, sent.bits, now)
         known = self._estimator.known
@@ -253,6 +262,12 @@ class ControlLoop:
             value[~menu.is_local] = -math.inf
             on_time[~menu.is_local] = 0.0
         row = int(value.argmax())
+        leader = self._steady.leader
+        if leader != NOBODY and prices.free and np.isfinite(value).any():
+            at = np.flatnonzero(menu.kept == leader)
+            if len(at) and np.isfinite(value[at[0]]):
+                row = int(at[0])
+                on_time[row] = max(float(on_time[row]), LEAST_P)
         best, p_on_time = int(menu.kept[row]), float(on_time[row])
         probe = self._wants_probe(now, best, p_on_time)
         if probe:
@@ -327,12 +342,29 @@ class ControlLoop:
             free += frame.bits * per_bit
         return free
 
+    def _answered(self, accuracy: float) -> None:
+        self._prices.answered(accuracy)
+        self._steady.answered(accuracy)
+
     def _count_capture(self, now: float, captured_at: float) -> None:
-        """Tell the prices of the frames captured up to this one, those that the core had no time for among them."""
-        if not self._prices.free:
-            missed = (captured_at - self._captured_at) / self.frame_interval_s
-            self._prices.captured(now, max(round(missed), 0) if math.isfinite(missed) else 1)
+        """Count the frames captured up to this one, those that the core had no time for among them."""
+        frames = 1
+        if math.isfinite(self._captured_at):
+            frames = max(round((captured_at - self._captured_at) / self.frame_interval_s), 0)
+            self._unreplayed += [self._captured_at + n * self.frame_interval_s for n in range(min(frames, MOST_MISSED))]
+        self._prices.captured(now, frames)
         self._captured_at = captured_at
+
+    def _replay_steady(self, now: float) -> None:
+        """Let the experts have the frames before the one that was chosen for last. Done after a frame's compute: no
+        decision waits for it, and more is known of the link."""
+        if self._unreplayed:
+            rate = min(self._rate_bps, self._bound(now))
+            seconds = self._menu.seconds.take(self._stage_of)
+            bits = 8.0 * (self._sizes.quantile(STEADY_Z) + self.settings.overhead_bytes)
+            for captured_at in self._unreplayed[-MOST_MISSED:]:
+                self._steady.frame(captured_at, seconds, bits, rate, self._there_and_back_s)
+            self._unreplayed.clear()
 
     def _lookahead_inputs(self) -> tuple[Floats, Floats, float]:
         """Seconds and bits by point, and the way there and back: what the lookahead is solved for."""
