@@ -27,7 +27,7 @@ from .choice import Choice, ControlSettings
 from .estimator import RateEstimator, censored_bound
 from .lookahead import Lookahead
 from .measurement import ComputeTimes, Floats, HoldTime, InFlight, PacketSizes, RoundTrip
-from .menu import Menu
+from .menu import Menu, smallest_probe
 from .objective import Prices
 from .steady import NOBODY, SteadyExperts
 
@@ -119,11 +119,12 @@ class ControlLoop:
         )
         self._steady = SteadyExperts(self._accuracy, is_local, deadline_s=deadline_s, frame_interval_s=frame_interval_s)
         self._rate_bps = math.inf  # as last measured
+        self._shares = np.full(settings.scenarios, 1.0 / settings.scenarios)
         self._unreplayed: list[float] = []  # when the frames were captured that the experts have not had
         self._captured_at = -math.inf  # of the frame that was chosen for last
         self._chosen = self.points[0]
         self._expected: dict[int, tuple[float, float]] = {}  # frame id -> due, accuracy
-        self._probe_index = self._find_probe(start)
+        self._probe_index = smallest_probe(points, start, frame_interval_s)
         self._best_local = float(self._accuracy[is_local].max(initial=0.0))
         self._connected = True
         self._probe_at = -math.inf  # when the link was last heard of or asked
@@ -244,9 +245,9 @@ class ControlLoop:
         for stage in menu.local_stages:
             begin[stage] = free
         finish = menu.bits * per_bit
-        finish += begin[menu.stage_of]
+        finish += begin.take(menu.stage_of, axis=0)
         due = captured_at + self.deadline_s
-        on_time = np.add.reduce(finish <= due - self._there_and_back_s, axis=1) * (1.0 / len(rates))
+        on_time = (finish <= due - self._there_and_back_s) @ self._shares
         for row in menu.local:
             seconds = float(menu.seconds[menu.stage_of[row]])
             on_time[row] = self._p_computed(start + seconds, seconds, due)
@@ -262,12 +263,8 @@ class ControlLoop:
             value[~menu.is_local] = -math.inf
             on_time[~menu.is_local] = 0.0
         row = int(value.argmax())
-        leader = self._steady.leader
-        if leader != NOBODY and prices.free and np.isfinite(value).any():
-            at = np.flatnonzero(menu.kept == leader)
-            if len(at) and np.isfinite(value[at[0]]):
-                row = int(at[0])
-                on_time[row] = max(float(on_time[row]), LEAST_P)
+        if self._steady.leader != NOBODY and prices.free:
+            row = self._follow(row, value, on_time)
         best, p_on_time = int(menu.kept[row]), float(on_time[row])
         probe = self._wants_probe(now, best, p_on_time)
         if probe:
@@ -279,8 +276,10 @@ class ControlLoop:
         elif probe or not self._connected:
             answer = math.inf
         else:
-            latest = np.sort(begin[self._stage_of[best]] + menu.bits[row] * per_bit)
-            answer = float(latest[len(rates) // 2]) + self._there_and_back_s
+            middle = len(rates) // 2
+            ready = start + float(menu.seconds[self._stage_of[best]])
+            transmit = float(menu.middle_bits[row]) * float(per_bit[middle])
+            answer = max(ready, float(free[middle])) + transmit + self._there_and_back_s
         return Choice(point, p_on_time, answer - captured_at, self.rate_bps(now), probe)
 
     def worth_writing(self, now: float, captured_at: float, size_bytes: int) -> bool:
@@ -346,6 +345,14 @@ class ControlLoop:
         self._prices.answered(accuracy)
         self._steady.answered(accuracy)
 
+    def _follow(self, row: int, value: Floats, on_time: Floats) -> int:
+        """The leading expert's row, if it can be used now; else `row`."""
+        for at in np.flatnonzero(self._menu.kept == self._steady.leader):
+            if np.isfinite(value[at]):
+                on_time[at] = max(on_time[at], LEAST_P)
+                return int(at)
+        return row
+
     def _count_capture(self, now: float, captured_at: float) -> None:
         """Count the frames captured up to this one, those that the core had no time for among them."""
         frames = 1
@@ -371,12 +378,6 @@ class ControlLoop:
         self._menu.update()
         bits = 8.0 * (self._sizes.quantile(self.settings.size_z) + self.settings.overhead_bytes)
         return self._menu.seconds[self._stage_of], bits, self._there_and_back_s
-
-    def _find_probe(self, seconds: Mapping[str, float]) -> int:
-        """The smallest packet that is computed within a frame interval; else the smallest that is sent at all."""
-        sent = [i for i, p in enumerate(self.points) if p.kind is not Kind.LOCAL]
-        quick = [i for i in sent if seconds[self.points[i].stage] <= self.frame_interval_s]
-        return min(quick or sent, key=lambda i: self.points[i].bytes_p95, default=-1)
 
     def _wants_probe(self, now: float, best: int, p_on_time: float) -> bool:
         """Whether to send a probe in place of the best choice, which says nothing of the link."""

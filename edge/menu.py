@@ -11,7 +11,7 @@ a frame's measurement changes one level for all sizes and one factor for all com
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import NormalDist
 
 import numpy as np
@@ -41,6 +41,7 @@ class Menu:
         stage_of: their stages, [kept].
         accuracy: theirs, float64 [kept].
         bits: packets with overhead, float64 [kept, scenarios]; 0 of local points.
+        middle_bits: median packets without overhead, float64 [kept].
         seconds: compute, float64 [stages].
         spread: compute as a share of its expectation, float64 [scenarios].
         local: rows of local points.
@@ -102,13 +103,22 @@ class Menu:
                 np.exp(np.multiply.outer(self._spread * deviation, self._size_z), out=self._scatter)
                 self._deviation = deviation
             shift = self._scale * (self._sizes.level + self._sizes.own[self.stage_of])
-            np.multiply(self._scatter, (self._base * np.exp(shift))[:, None], out=self.bits)
+            self.middle_bits = self._base * np.exp(shift)
+            np.multiply(self._scatter, self.middle_bits[:, None], out=self.bits)
             self.bits += self._overhead
         self._versions = versions
 
     def expected_bytes(self) -> Floats:
         """Mean packet with overhead, float64 [kept]."""
         return np.asarray(self.bits.mean(axis=1) / 8.0, dtype=np.float64)
+
+
+def smallest_probe(points: Sequence[OperatingPoint], seconds: Mapping[str, float], frame_interval_s: float) -> int:
+    """Index of the smallest packet that is computed within a frame interval; else of the smallest that is sent at all;
+    -1 if nothing is. `seconds` by stage."""
+    sent = [index for index, point in enumerate(points) if point.kind is not Kind.LOCAL]
+    quick = [index for index in sent if seconds[points[index].stage] <= frame_interval_s]
+    return min(quick or sent, key=lambda index: points[index].bytes_p95, default=-1)
 
 
 def _shuffled_normal(count: int, steps: Sequence[int], offset: int) -> Floats:
