@@ -2,7 +2,7 @@
 
     measurement (what was seen) -> estimator (what the link will do) -> controller (what to do now)
 
-Every point is judged in every scenario of the link's rate:
+Every point is judged in every scenario of the link's rate, the packet's size and the compute time:
 
     core      |wait| compute |
     link                     |backlog| transmit |
@@ -35,8 +35,8 @@ __all__ = ["Choice", "ControlLoop", "ControlSettings"]
 
 LEAST_P = 0.02
 """A chance smaller than this is none: better to leave the core idle until the next frame."""
-
-
+MOST_EXPECTED = 256
+"""Answers that are waited for at once; those of more frames than that never came."""
 MOST_MISSED = 4
 """More frames than that at once are a pause, not a core that is behind."""
 STEADY_Z = 0.5
@@ -163,6 +163,8 @@ class ControlLoop:
         """A packet was handed to the stream."""
         self._flight.written(frame_id, size_bytes, now)
         self._prices.sent(size_bytes + self.settings.overhead_bytes)
+        if len(self._expected) >= MOST_EXPECTED:
+            self._expected.pop(next(iter(self._expected)))
         self._expected[frame_id] = (self._captured_at + self.deadline_s, self._chosen.accuracy)
 
     def on_result(self, frame_id: int, now: float, *, server_s: float, queue_depth: int) -> None:
@@ -250,7 +252,8 @@ class ControlLoop:
         on_time = (finish <= due - self._there_and_back_s) @ self._shares
         for row in menu.local:
             seconds = float(menu.seconds[menu.stage_of[row]])
-            on_time[row] = self._p_computed(start + seconds, seconds, due)
+            p = self._compute.p_within(due - start, seconds)
+            on_time[row] = p if p >= LEAST_P else 0.0
         finish -= next_capture
         value = self._lookahead.after(menu.seconds + (start - next_capture), menu.stage_of, finish, rates)
         value += menu.accuracy * on_time
@@ -320,12 +323,6 @@ class ControlLoop:
             return self.settings.max_in_flight
         return math.ceil(self.deadline_s / self.frame_interval_s) + 1
 
-    def _p_computed(self, ready: float, seconds: float, due: float) -> float:
-        """Probability that a local answer is ready in time; compute times scatter."""
-        scatter = seconds * self._compute.scatter
-        p = 0.5 * (1.0 + math.erf((due - ready) / (scatter * math.sqrt(2.0))))
-        return p if p >= LEAST_P else 0.0
-
     def _bound(self, now: float) -> float:
         oldest = self._flight.oldest
         if oldest is None:
@@ -359,6 +356,7 @@ class ControlLoop:
         if math.isfinite(self._captured_at):
             frames = max(round((captured_at - self._captured_at) / self.frame_interval_s), 0)
             self._unreplayed += [self._captured_at + n * self.frame_interval_s for n in range(min(frames, MOST_MISSED))]
+            del self._unreplayed[:-MOST_MISSED]
         self._prices.captured(now, frames)
         self._captured_at = captured_at
 
@@ -369,7 +367,7 @@ class ControlLoop:
             rate = min(self._rate_bps, self._bound(now))
             seconds = self._menu.seconds.take(self._stage_of)
             bits = 8.0 * (self._sizes.quantile(STEADY_Z) + self.settings.overhead_bytes)
-            for captured_at in self._unreplayed[-MOST_MISSED:]:
+            for captured_at in self._unreplayed:
                 self._steady.frame(captured_at, seconds, bits, rate, self._there_and_back_s)
             self._unreplayed.clear()
 

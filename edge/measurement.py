@@ -251,6 +251,10 @@ class ComputeTimes:
         """Expected compute time of a stage."""
         return math.exp(self._log_start[stage] + self._common + self._own[stage])
 
+    def p_within(self, limit_s: float, seconds: float) -> float:
+        """Probability that what is expected to take `seconds` takes at most `limit_s`; normal, by the scatter."""
+        return 0.5 * (1.0 + math.erf((limit_s - seconds) / (seconds * self.scatter * math.sqrt(2.0))))
+
 
 class PacketSizes:
     """Distribution of packet sizes per operating point, log-normal, corrected by the sizes that really came out.
