@@ -98,7 +98,7 @@ def table(cells: Sequence[Cell]) -> Table:
         best = float(np.mean([cell.optimum for cell in part]))
         found.add_row(
             *names,
-            str(len(part)),
+            str(len({cell.trace for cell in part})),
             _share(best),
             *(_share(mean_of_optimum(part, name)) for name in columns),
             _share(worst_of_optimum(part)),

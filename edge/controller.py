@@ -41,8 +41,9 @@ MOST_MISSED = 4
 """More frames than that at once are a pause, not a core that is behind."""
 STEADY_Z = 0.5
 """What a point would have come to is worked out with packets this many standard deviations over their median."""
-FREE_PROBE = 0.2
-"""Probes that take nobody's place go out at this share of the interval."""
+USEFUL = 3.0
+"""From so many times the useless rate on, a link is worth asking often."""
+FREE_PROBE = 0.2  # probes that take nobody's place go out at this share of the interval
 
 
 class ControlLoop:
@@ -191,7 +192,7 @@ class ControlLoop:
         else:
             self._estimator.add(sample, now)
         self._probe_at = -math.inf if is_back else now
-        if self._prices.free and self._estimator.median_bps > self._useless_bps:
+        if self._prices.free and self._estimator.median_bps > USEFUL * self._useless_bps:
             self._probe_wait_s = self.settings.probe_interval_s
 
     def on_round_trip(self, seconds: float, now: float) -> None:
