@@ -398,6 +398,45 @@ def bench_demo(
     raise typer.Exit(run(output, kill_server_at=kill_server_at))
 
 
+@bench_app.command("control")
+def bench_control(
+    traces: Annotated[Path, typer.Option(help="Folder of recorded links, subfolders included.")],
+    bundle: BundleFolder = COMMITTED,
+    deadlines_ms: Annotated[str, typer.Option(help="Deadlines in ms.")] = "100,200,400",
+    devices_ms: Annotated[str, typer.Option(help="Devices, by the ms that the uncut model takes.")] = "150,500",
+    fps: Annotated[float, typer.Option(help="Frames a second.")] = 10.0,
+    seconds: Annotated[float, typer.Option(help="Length of a window.")] = 60.0,
+    windows: Annotated[int, typer.Option(help="Windows of each trace, spread over it; 0 for all.")] = 1,
+    every: Annotated[int, typer.Option(help="Only every so-manieth window.")] = 1,
+    below_mbps: Annotated[float, typer.Option(help="Only windows with a mean rate under this.")] = 5.0,
+    rtt_ms: Annotated[float, typer.Option(help="Round trip of propagation.")] = 30.0,
+    server_ms: Annotated[float, typer.Option(help="The server's service time.")] = 10.0,
+    seed: Annotated[int, typer.Option(help="Of packet sizes and compute times.")] = 0,
+    jobs: Annotated[int, typer.Option(help="Processes.")] = 1,
+    output: Annotated[Path, typer.Option(help="Folder for control.csv and control.png.")] = Path("control-output"),
+    json: JsonFile = None,
+) -> None:
+    """The control loop on recorded links in virtual time, beside the offline optimum and six other policies."""
+    from .bench.control_run import Plan, run
+
+    plan = Plan.of(
+        bundle,
+        traces,
+        deadlines_ms,
+        devices_ms,
+        fps,
+        seconds,
+        windows,
+        every,
+        below_mbps,
+        rtt_ms,
+        server_ms,
+        seed,
+        jobs,
+    )
+    raise typer.Exit(run(plan, output, json))
+
+
 @app.callback(invoke_without_command=True)
 def version(
     show: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,

@@ -6,9 +6,38 @@
 from __future__ import annotations
 
 import math
+from typing import Protocol
 
 from ..edge.controller import Choice, ControlLoop
 from ..models.operating_point import Kind, OperatingPoint
+
+
+class Policy(Protocol):
+    """What a simulated run asks and tells."""
+
+    def choose(self, now: float, captured_at: float) -> Choice:
+        """The point for a frame; the core is free now."""
+        ...
+
+    def computed(self, point: OperatingPoint, seconds: float, size: int, now: float) -> None:
+        """The core took `seconds` for a frame; its packet has `size` bytes."""
+        ...
+
+    def worth_writing(self, now: float, captured_at: float, size: int) -> bool:
+        """Whether a packet that is ready shall be written."""
+        ...
+
+    def written(self, frame: int, size: int, now: float) -> None:
+        """It was."""
+        ...
+
+    def result(self, frame: int, now: float, server_s: float, queue_depth: int) -> None:
+        """Its answer came, of which the server held it for `server_s`."""
+        ...
+
+    def connected(self, up: bool, now: float) -> None:
+        """The stream came up or went down."""
+        ...
 
 
 class FixedPoint:

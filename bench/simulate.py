@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..edge.controller import ControlLoop, ControlSettings
 from ..models.exceptions import DataError
 from ..models.operating_point import Kind, OperatingPoint
-from .policies import FixedPoint, LoopPolicy
+from .policies import FixedPoint, LoopPolicy, Policy
 from .traces import Trace
 from .virtual_link import VirtualLink
 
@@ -107,12 +107,15 @@ def replay(
     fps: float,
     fixed: int | None = None,
     allowed: Sequence[int] | None = None,
+    policy: Policy | None = None,
     server_s: float = 0.0,
+    overhead_bytes: int = 0,
     agree: ArrayLike | None = None,
     start_s: float = 0.0,
     uncut_s: float | None = None,
     max_in_flight: int | None = None,
     settings: ControlSettings | None = None,
+    link: VirtualLink | None = None,
     disconnected_s: Sequence[tuple[float, float]] = (),
 ) -> Replay:
     """Run frames over a link in virtual time.
@@ -127,7 +130,9 @@ def replay(
         fps: frames captured a second.
         fixed: index of the only point that is ever used, without any control; None: the control loop chooses.
         allowed: indexes that the loop may choose from; None: all.
+        policy: who decides, in place of the loop or a fixed point.
         server_s: service time of the server, which takes one frame at a time.
+        overhead_bytes: what the stream adds to every packet on the wire.
         agree: how right each answer is, 0..1, [frames, points]; None: each point's `accuracy`.
         start_s: the trace's time at which the first frame is captured.
         uncut_s: the loop's start value for the uncut model's time; None: the `local` point's time in `compute_s`, or
@@ -135,6 +140,7 @@ def replay(
         max_in_flight: most unanswered frames for a fixed point (a further frame is dropped before it is written);
             None: as many as fit into a deadline, and one more, as for the loop.
         settings: the loop's settings; None: its defaults.
+        link: the uplink (with losses, or other traffic); None: a plain one over `trace`.
         disconnected_s: (from, until) stretches of virtual time in which the stream is down and the loop knows.
 
     Raises:
@@ -147,8 +153,9 @@ def replay(
         if not 0 <= index < len(points):
             raise DataError(f"operating point index {index} is out of range; there are {len(points)}")
     cap = max_in_flight if max_in_flight is not None else math.ceil(deadline_s * fps) + 1
-    policy: FixedPoint | LoopPolicy
-    if fixed is not None:
+    if policy is not None:
+        pass
+    elif fixed is not None:
         policy = FixedPoint(points[fixed], deadline_s, cap)
     else:
         policy = LoopPolicy(
@@ -160,7 +167,7 @@ def replay(
                 settings=settings or ControlSettings(),
             )
         )
-    link = VirtualLink(trace, delay_s=delay_s, start_s=start_s)
+    link = link or VirtualLink(trace, delay_s=delay_s, start_s=start_s, overhead_bytes=overhead_bytes)
     run = _Run(points, table, link, policy, delay_s, deadline_s, interval, server_s, sorted(disconnected_s))
     return run.result()
 
@@ -176,6 +183,7 @@ def best_fixed(
     fps: float,
     allowed: Sequence[int] | None = None,
     server_s: float = 0.0,
+    overhead_bytes: int = 0,
     agree: ArrayLike | None = None,
     start_s: float = 0.0,
     max_in_flight: int | None = None,
@@ -194,6 +202,7 @@ def best_fixed(
             fps=fps,
             fixed=index,
             server_s=server_s,
+            overhead_bytes=overhead_bytes,
             agree=agree,
             start_s=start_s,
             max_in_flight=max_in_flight,
@@ -241,7 +250,7 @@ class _Run:
         points: Sequence[OperatingPoint],
         table: _Workload,
         link: VirtualLink,
-        policy: FixedPoint | LoopPolicy,
+        policy: Policy,
         delay_s: float,
         deadline_s: float,
         interval_s: float,

@@ -57,6 +57,7 @@ class Trace:
         # Lists: one lookup at a time is several times faster than in an array.
         self._times: list[float] = times.tolist()
         self._bytes: list[float] = carried.tolist()
+        self._times_array, self._bytes_array = times, carried
 
     @classmethod
     def steps(cls, schedule: Iterable[tuple[float, float]], name: str = "steps") -> Trace:
@@ -104,6 +105,17 @@ class Trace:
         piece = max(end - 1, 0)
         within = (rest - self._bytes[piece]) * 8.0 / float(self._rates[piece])
         return max(loops * self.duration_s + self._times[piece] + within, start_s)
+
+    def finish_all(self, start_s: NDArray[np.float64], size_bytes: NDArray[np.float64]) -> NDArray[np.float64]:
+        """`finish` for many at once: float64 arrays that broadcast, sizes > 0; result of their common shape."""
+        loops, rest = np.divmod(start_s, self.duration_s)
+        carried = loops * self._bytes[-1] + np.interp(rest, self._times_array, self._bytes_array)
+        loops, rest = np.divmod(carried + size_bytes, self._bytes[-1])
+        over = rest <= NO_BYTES
+        loops, rest = loops - over, np.where(over, self._bytes[-1], rest)
+        piece = np.maximum(np.searchsorted(self._bytes_array, rest - NO_BYTES) - 1, 0)
+        within = (rest - self._bytes_array[piece]) * 8.0 / self._rates[piece]
+        return np.asarray(np.maximum(loops * self.duration_s + self._times_array[piece] + within, start_s))
 
     def window(self, start_s: float, duration_s: float, name: str = "") -> Trace:
         """The stretch from `start_s` on, wrapping around at the end."""

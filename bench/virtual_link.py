@@ -1,6 +1,6 @@
 """A link in virtual time: exact, without I/O, many thousands of packets a second.
 
-write -> [ FIFO queue ] -> the trace's rate -> one-way delay, jitter -> in order -> delivered
+write -> [ FIFO queue, shared with other traffic ] -> the trace's rate -> one-way delay, jitter -> in order -> delivered
 
 It carries one TCP connection: what is written arrives whole and in order. Where segments can be lost (at random, or
 because the queue is full) or overtake each other, the sender has Reno's congestion window and SACK: a lost segment is
@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 import random
 from collections import deque
+from collections.abc import Iterable
 
 from .link_spec import LinkSpec, Side
 from .rates import Rates
@@ -38,6 +39,7 @@ class VirtualLink:
         jitter_s: most further delay of a segment, drawn evenly.
         loss: probability that a segment is lost, 0 to under 1.
         queue_bytes: most bytes that wait at the bottleneck; infinity for no limit.
+        others: other traffic in the same queue, (virtual time, bytes), whose deliveries nobody asks about.
         seed: of losses and jitter: a text, a number, or a source of random numbers.
 
     Attributes:
@@ -56,6 +58,7 @@ class VirtualLink:
         jitter_s: float = 0.0,
         loss: float = 0.0,
         queue_bytes: float = math.inf,
+        others: Iterable[tuple[float, float]] = (),
         seed: int | str | random.Random = 0,
     ) -> None:
         self.trace = trace
@@ -71,6 +74,7 @@ class VirtualLink:
         self._delivered = 0.0  # what comes later is not delivered before
         self._copies = 0  # bytes of copies that have not taken their share of the link yet
         self._window = RenoWindow()
+        self._others = deque(sorted(others))
         self._waiting: deque[tuple[float, int]] = deque()  # when it leaves, bytes
         self._queued = 0
 
@@ -95,6 +99,9 @@ class VirtualLink:
 
     def write(self, size_bytes: int, now: float) -> float:
         """Queue a packet; returns when its last byte is delivered. Calls must be in order of `now`."""
+        while self._others and self._others[0][0] <= now:
+            at, other_bytes = self._others.popleft()
+            self._free_at = self._finish(max(at, self._free_at), other_bytes)
         total = size_bytes + self.overhead_bytes
         self.bytes_sent += total
         if self._ideal:

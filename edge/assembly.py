@@ -16,6 +16,7 @@ from .device import Device
 from .engine import Engine
 from .exceptions import ConfigError
 from .frames import PICTURE_FPS
+from .objective import Objective
 from .profile import read_profile
 
 log = structlog.get_logger(__name__)
@@ -138,7 +139,7 @@ def make_control(half: Half, settings: EdgeSettings, interval_s: float, taken: C
 
     Args:
         half: points and measured times.
-        settings: deadline and cap.
+        settings: deadline, cap and objective.
         interval_s: between frames.
         taken: ids of the points that the server can decode; empty if not known.
     """
@@ -153,6 +154,11 @@ def make_control(half: Half, settings: EdgeSettings, interval_s: float, taken: C
         deadline_s=settings.deadline_ms / 1000,
         frame_interval_s=interval_s,
         uncut_s=half.local_s,
-        settings=ControlSettings(max_in_flight=cap),
+        settings=ControlSettings(
+            max_in_flight=cap,
+            objective=Objective(settings.objective),
+            accuracy_floor=settings.accuracy_floor or 0.0,
+            bytes_per_day=settings.bytes_per_day or 0.0,
+        ),
         compute_s=half.compute_s,
     )

@@ -80,6 +80,22 @@ class EdgeSettings(BaseSettings):
         default_factory=list,
         description="Use these split points only; heads of others are neither fetched nor loaded. Default: all.",
     )
+    objective: Literal["accuracy", "bytes", "compute"] = Field(
+        "accuracy",
+        description="What is sought: the most right answers within the deadline; or the fewest bytes, or the least "
+        "compute on the device (as a proxy of its energy), at an on-time accuracy of --accuracy-floor.",
+    )
+    accuracy_floor: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="On-time accuracy that is kept while bytes or compute are saved, as a share of captured frames.",
+    )
+    bytes_per_day: float | None = Field(
+        None,
+        gt=0,
+        description="Send no more than this, packets and framing. What is not used can be saved up for ten minutes.",
+    )
     max_in_flight: int | None = Field(
         None,
         gt=0,
@@ -159,6 +175,8 @@ class EdgeSettings(BaseSettings):
     def _fits_together(self) -> EdgeSettings:
         if self.device_speed is not None and self.device_uncut_ms is not None:
             raise ValueError("device_speed and device_uncut_ms both set the emulated device; give one of them")
+        if (self.objective == "accuracy") != (self.accuracy_floor is None):
+            raise ValueError("accuracy_floor belongs to the objectives bytes and compute, which need one")
         if self.reconnect_min_s > self.reconnect_max_s:
             raise ValueError("reconnect_min_s is larger than reconnect_max_s")
         return self

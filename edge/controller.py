@@ -2,7 +2,7 @@
 
     measurement (what was seen) -> estimator (what the link will do) -> controller (what to do now)
 
-Every point is judged in every scenario of the link's rate:
+Every point is judged in every scenario of the link's rate, the packet's size and the compute time:
 
     core      |wait| compute |
     link                     |backlog| transmit |
@@ -18,80 +18,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from ..models.exceptions import OperatingPointError
 from ..models.operating_point import Kind, OperatingPoint
+from .choice import Choice, ControlSettings
 from .estimator import RateEstimator, censored_bound
 from .lookahead import Lookahead
 from .measurement import ComputeTimes, Floats, HoldTime, InFlight, PacketSizes, RoundTrip
+from .menu import Menu, smallest_probe
+from .objective import Prices
+from .steady import NOBODY, SteadyExperts
+
+__all__ = ["Choice", "ControlLoop", "ControlSettings"]
 
 LEAST_P = 0.02
 """A chance smaller than this is none: better to leave the core idle until the next frame."""
-
-
 SLOW, FAST = 0.1, 0.75
 """Shares of the rate's distribution by which slices that leave one by one are timed."""
 SURELY_FAST = 0.1
 """A link needs no look at its distribution if this share of its rate would still do."""
-
-FREE_PROBE = 0.2
-"""Probes that take nobody's place go out at this share of the interval."""
-
-
-@dataclass(frozen=True, slots=True)
-class ControlSettings:
-    """What can be tuned. The defaults are meant to be left alone.
-
-    Attributes:
-        rtt_s: round trip before the first measurement.
-        server_s: server hold time before the first measurement.
-        prior_bps: median of the link's rate before anything is known.
-        overhead_bytes: what the stream adds to each packet (framing), counted in rates and in predictions.
-        rtt_window_s: window of the minimum round trip.
-        size_z: packet sizes are counted at this many standard deviations above their median.
-        discount: what the next frame's on-time accuracy counts beside this one's, 0..1 (and so on for those after it).
-        max_in_flight: most frames without a result; 0: as many as fit into a deadline, and one more.
-        probe_interval_s, probe_interval_max_s: while frames are answered locally because the link looks too slow, a
-            small probe goes out after the first, then at doubling intervals up to the second. A frame that is in
-            flight serves as the probe, until it has been out for longer than the second.
-        scenarios: how many rates a choice is weighed over.
-        parts_from_s: a packet that a slow scenario needs longer for leaves slice by slice.
-    """
-
-    rtt_s: float = 0.03
-    server_s: float = 0.02
-    prior_bps: float = 1e6
-    overhead_bytes: int = 40
-    rtt_window_s: float = 60.0
-    size_z: float = 0.8
-    discount: float = 0.9
-    max_in_flight: int = 0
-    probe_interval_s: float = 1.0
-    probe_interval_max_s: float = 5.0
-    scenarios: int = 16
-    parts_from_s: float = 0.04
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """What to do with a frame.
-
-    Attributes:
-        point: the operating point.
-        p_on_time: probability that the answer is in time, 0..1. At 0 (and not a probe) computing is in vain: drop it.
-        expected_latency_s: capture to answer in the middle scenario; infinite where none is expected.
-        rate_bps: median estimate of the link's rate; infinite while unknown.
-        probe: sent to learn whether the link is back, not for its answer: write it even if it would be late.
-    """
-
-    point: OperatingPoint
-    p_on_time: float
-    expected_latency_s: float
-    rate_bps: float
-    probe: bool = False
+MOST_EXPECTED = 256
+"""Answers that are waited for at once; those of more frames than that never came."""
+MOST_MISSED = 4
+"""More frames than that at once are a pause, not a core that is behind."""
+STEADY_Z = 0.5
+"""What a point would have come to is worked out with packets this many standard deviations over their median."""
+USEFUL = 3.0
+"""From so many times the useless rate on, a link is worth asking often."""
+FREE_PROBE = 0.2  # probes that take nobody's place go out at this share of the interval
 
 
 class ControlLoop:
@@ -116,7 +72,7 @@ class ControlLoop:
         deadline_s: float,
         frame_interval_s: float,
         uncut_s: float,
-        settings: ControlSettings = ControlSettings(),
+        settings: ControlSettings = ControlSettings(),  # noqa: B008  frozen
         compute_s: Mapping[str, float] = {},
     ) -> None:
         if not points:
@@ -136,46 +92,74 @@ class ControlLoop:
         self._stage_of = np.array([stages.index(point.stage) for point in points], dtype=np.intp)
         self._index = {point.id: index for index, point in enumerate(points)}
         self._accuracy = np.array([point.accuracy for point in points])
-        self._is_local = np.array([point.kind is Kind.LOCAL for point in points])
-        self._is_sent = ~self._is_local
+        is_local = np.array([point.kind is Kind.LOCAL for point in points])
         self._local = [index for index, point in enumerate(points) if point.kind is Kind.LOCAL]
         self._compute = ComputeTimes(start)
         self._sizes = PacketSizes(points, self._stage_of, len(stages))
         self._round_trip = RoundTrip(settings.rtt_s, settings.rtt_window_s)
         self._hold = HoldTime(settings.server_s)
         self._flight = InFlight(settings.overhead_bytes)
-        self._estimator = RateEstimator(prior_bps=settings.prior_bps, scenarios=settings.scenarios)
-        self._probe_index = self._find_probe(start)
-        self._best_local = float(self._accuracy[self._is_local].max(initial=0.0))
-        # A rate at which the smallest packet takes a whole deadline.
         sent_sizes = [point.bytes_median for point in points if point.kind is not Kind.LOCAL]
-        self._useless_bps = 8.0 * min(sent_sizes, default=0.0) / deadline_s
+        # A rate at which the smallest packet takes a whole deadline.
+        self._smallest_bytes = min(sent_sizes, default=0.0)
+        self._useless_bps = 8.0 * self._smallest_bytes / deadline_s
         self._held_bits = 0.0
+        self._estimator = RateEstimator(
+            prior_bps=settings.prior_bps, useless_bps=self._useless_bps, scenarios=settings.scenarios
+        )
+        self._menu = Menu(
+            points,
+            self._stage_of,
+            stages,
+            self._sizes,
+            self._compute,
+            overhead_bytes=settings.overhead_bytes,
+            scenarios=settings.scenarios,
+        )
+        self._prices = Prices(
+            settings.objective,
+            accuracy_floor=settings.accuracy_floor,
+            bytes_per_day=settings.bytes_per_day,
+            budget_window_s=settings.budget_window_s,
+            bytes_scale=float(np.median(sent_sizes or [1.0])),
+            seconds_scale=frame_interval_s,
+        )
+        self._steady = SteadyExperts(self._accuracy, is_local, deadline_s=deadline_s, frame_interval_s=frame_interval_s)
+        self._rate_bps = math.inf  # as last measured
+        self._shares = np.full(settings.scenarios, 1.0 / settings.scenarios)
+        self._unreplayed: list[float] = []  # when the frames were captured that the experts have not had
+        self._captured_at = -math.inf  # of the frame that was chosen for last
+        self._chosen = self.points[0]
+        self._expected: dict[int, tuple[float, float]] = {}  # frame id -> due, accuracy
+        self._probe_index = smallest_probe(points, start, frame_interval_s)
+        self._best_local = float(self._accuracy[is_local].max(initial=0.0))
         self._connected = True
         self._probe_at = -math.inf  # when the link was last heard of or asked
         self._probe_wait_s = settings.probe_interval_s
         self._probing: float | None = None  # captured_at of the frame that is a probe
-        self._seconds = np.zeros(len(points))
-        self._seconds_version = -1
-        self._bits = np.zeros(len(points))
-        self._bits_version = -1
         self.server_queue_depth = 0
         self._lookahead = Lookahead(
             self._accuracy,
-            self._is_local,
+            is_local,
             self._stage_of,
             deadline_s=deadline_s,
             frame_interval_s=frame_interval_s,
             discount=settings.discount,
         )
-        self._lookahead.solve(self._compute_seconds(), self._packet_bits(), self._there_and_back_s)
+        self._lookahead.solve(*self._lookahead_inputs())
+        self._menu.keep(self._lookahead.kept)
 
     # What the pipeline reports -------------------------------------------------------------------------------------
 
-    def on_computed(self, point: OperatingPoint, seconds: float, now: float) -> None:  # noqa: ARG002
+    def on_computed(self, point: OperatingPoint, seconds: float, now: float) -> None:
         """`seconds`: all edge compute of one frame (head, encoder and coding; or image coding; or the uncut model)."""
         self._compute.add(point.stage, seconds)
-        self._lookahead.refresh(self._compute_seconds(), self._packet_bits(), self._there_and_back_s)
+        self._lookahead.refresh(*self._lookahead_inputs())
+        if self._menu.kept is not self._lookahead.kept:
+            self._menu.keep(self._lookahead.kept)
+        if point.kind is Kind.LOCAL and now <= self._captured_at + self.deadline_s:
+            self._answered(point.accuracy)
+        self._replay_steady(now)
 
     def on_coded(self, point: OperatingPoint, size_bytes: int) -> None:
         """The packet's real size."""
@@ -185,15 +169,23 @@ class ControlLoop:
     def on_written(self, frame_id: int, size_bytes: int, now: float) -> None:
         """A packet was handed to the stream."""
         self._flight.written(frame_id, size_bytes, now)
+        self._prices.sent(size_bytes + self.settings.overhead_bytes)
+        if len(self._expected) >= MOST_EXPECTED:
+            self._expected.pop(next(iter(self._expected)))
+        self._expected[frame_id] = (self._captured_at + self.deadline_s, self._chosen.accuracy)
 
     def on_result(self, frame_id: int, now: float, *, server_s: float, queue_depth: int) -> None:
         """A result came, whatever its status. `server_s`: how long the server held the frame."""
         ack = now - max(server_s, 0.0)
         answered = self._flight.acknowledged(frame_id, ack, self._round_trip.seconds)
         self.server_queue_depth = queue_depth
+        due, accuracy = self._expected.pop(frame_id, (-math.inf, 0.0))
+        if now <= due:
+            self._answered(accuracy)
         if answered is None:
             return
         sent, sample = answered
+        self._rate_bps = sample.rate_bps(self._estimator.resolution_s)
         self._hold.add(server_s)
         self._round_trip.add(sent.ready, ack, sent.bits, now)
         known = self._estimator.known
@@ -206,6 +198,8 @@ class ControlLoop:
         else:
             self._estimator.add(sample, now)
         self._probe_at = -math.inf if is_back else now
+        if self._prices.free and self._estimator.median_bps > USEFUL * self._useless_bps:
+            self._probe_wait_s = self.settings.probe_interval_s
 
     def on_round_trip(self, seconds: float, now: float) -> None:
         """A round trip of something tiny (the stream's greeting) was timed."""
@@ -215,6 +209,7 @@ class ControlLoop:
         """The stream is up (again)."""
         self._connected = True
         self._flight.clear()
+        self._expected.clear()
         self._estimator.forget()
         self._probe_wait_s = self.settings.probe_interval_s
         self._probe_at = -math.inf
@@ -224,6 +219,7 @@ class ControlLoop:
         self._connected = False
         self._held_bits = 0.0
         self._flight.clear()
+        self._expected.clear()
 
     # What the pipeline asks ----------------------------------------------------------------------------------------
 
@@ -245,40 +241,53 @@ class ControlLoop:
 
     def choose(self, now: float, captured_at: float, *, compute_free_at: float) -> Choice:
         """The operating point for the frame captured at `captured_at`; the core is free at `compute_free_at`."""
-        seconds = self._compute_seconds()
-        ready = max(now, compute_free_at) + seconds
-        due = captured_at + self.deadline_s
-        rates = self._estimator.scenarios(now, self._bound(now))
-        free = self._link_free(rates)
-        if self._held_bits:
-            free = np.maximum(free, now) + self._held_bits / rates
-        finish = np.maximum(ready[:, None], free)
-        finish += self._packet_bits()[:, None] * (1.0 / rates)
-        on_time = np.add.reduce(finish <= due - self._there_and_back_s, axis=1) * (1.0 / len(rates))
-        if self._held_bits and not np.any(on_time[self._is_sent]):
-            # Behind the rest of the frame before it nothing is in time, so that rest will be given up.
-            self._held_bits = 0.0
-            return self.choose(now, captured_at, compute_free_at=compute_free_at)
-        for index in self._local:
-            finish[index] = free
-            on_time[index] = self._p_computed(float(ready[index]), float(seconds[index]), due)
+        menu, prices = self._menu, self._prices
+        menu.update()
+        self._count_capture(now, captured_at)
+        start = max(now, compute_free_at)
         next_capture = captured_at + self.frame_interval_s
-        value = self._accuracy * on_time + self._lookahead.after(ready - next_capture, finish - next_capture, rates)
+        rates = self._estimator.scenarios(now, self._bound(now))
+        per_bit = 1.0 / rates
+        free = self._link_free(per_bit)
+        if (held := self._held(now, captured_at)) > 0:
+            free = np.maximum(free, now) + held * per_bit
+        finish = self._finish(start, free, per_bit)
+        due = captured_at + self.deadline_s
+        on_time = (finish <= due - self._there_and_back_s) @ self._shares
+        for row in menu.local:
+            seconds = float(menu.seconds[menu.stage_of[row]])
+            p = self._compute.p_within(due - start, seconds)
+            on_time[row] = p if p >= LEAST_P else 0.0
+        finish -= next_capture
+        value = self._lookahead.after(menu.seconds + (start - next_capture), menu.stage_of, finish, rates)
+        value += menu.accuracy * on_time
+        if not prices.free:
+            value -= prices.per_byte * menu.expected_bytes() + prices.per_second * menu.seconds[menu.stage_of]
+            dear = ~menu.is_local & (menu.expected_bytes() > prices.affordable_bytes)
+            value[dear] = -math.inf
+            on_time[dear] = 0.0
         if self.in_outage(now) or len(self._flight) >= self._most_in_flight:
-            value[self._is_sent] = -math.inf
-            on_time[self._is_sent] = 0.0
-        best = int(value.argmax())
-        probe = self._wants_probe(now, best, float(on_time[best]))
+            value[~menu.is_local] = -math.inf
+            on_time[~menu.is_local] = 0.0
+        row = int(value.argmax())
+        if self._steady.leader != NOBODY and prices.free:
+            row = self._follow(row, value, on_time)
+        best, p_on_time = int(menu.kept[row]), float(on_time[row])
+        probe = self._wants_probe(now, best, p_on_time)
         if probe:
-            best = self._probe_index
+            best, p_on_time = self._probe_index, 0.0
             self._probing = captured_at
-        if best in self._local:
-            answer = float(ready[best])
-        elif self._connected:
-            answer = float(finish[best, len(rates) // 2]) + self._there_and_back_s
-        else:
+        self._chosen = point = self.points[best]
+        ready = start + float(menu.seconds[self._stage_of[best]])
+        if point.kind is Kind.LOCAL:
+            answer = ready
+        elif probe or not self._connected:
             answer = math.inf
-        return Choice(self.points[best], float(on_time[best]), answer - captured_at, self.rate_bps(now), probe)
+        else:
+            middle = len(rates) // 2
+            transmit = float(menu.middle_bits[row]) * float(per_bit[middle])
+            answer = max(ready, float(free[middle])) + transmit + self._there_and_back_s
+        return Choice(point, p_on_time, answer - captured_at, self.rate_bps(now), probe)
 
     def worth_writing(self, now: float, captured_at: float, size_bytes: int) -> bool:
         """Whether a coded frame can still be answered in time, if the link is as fast as may be hoped. Else drop it."""
@@ -286,35 +295,64 @@ class ControlLoop:
             return False
         if self._probing == captured_at:
             return True
+        if size_bytes + self.settings.overhead_bytes > self._prices.affordable_bytes:
+            return False
         rates = self._estimator.scenarios(now, self._bound(now))
-        hoped = rates[-2:-1]
+        per_bit = 1.0 / rates[-2:-1]
         bits = 8.0 * (size_bytes + self.settings.overhead_bytes)
-        finish = max(now, float(self._link_free(hoped)[0])) + bits / float(hoped[0])
-        return finish + self._round_trip.seconds + self._hold.high_s <= captured_at + self.deadline_s
+        finish = max(now, float(self._link_free(per_bit)[0])) + bits * float(per_bit[0])
+        if finish + self._there_and_back_s <= captured_at + self.deadline_s:
+            return True
+        # A packet that is ready costs nothing but its bytes. If the link has not been heard of for a while, they are
+        # well spent: who drops every frame for being late at an old estimate never learns a new one.
+        if len(self._flight) or now < self._probe_at + FREE_PROBE * self._probe_wait_s:
+            return False
+        self._probe_at = now
+        self._probe_wait_s = min(2 * self._probe_wait_s, self.settings.probe_interval_max_s)
+        return True
+
+    def _finish(self, start: float, free: Floats, per_bit: Floats) -> Floats:
+        """When the link has sent each point's packet, float64 [points, scenarios]; of local ones, when it is free."""
+        menu = self._menu
+        begin = np.multiply.outer(menu.seconds, menu.spread)
+        begin += start
+        np.maximum(begin, free, out=begin)
+        for stage in menu.local_stages:
+            begin[stage] = free
+        finish = menu.bits * per_bit
+        finish += begin.take(menu.stage_of, axis=0)
+        return np.asarray(finish, dtype=np.float64)
+
+    def _held(self, now: float, captured_at: float) -> float:
+        """Bits of the frame before, which leaves in parts, that this one has to wait for; none where nothing would be
+        in time behind them, since they will be given up then."""
+        if self._held_bits and not self.fits(now, captured_at, round(self._held_bits / 8 + self._smallest_bytes)):
+            self._held_bits = 0.0
+        return self._held_bits
 
     # A frame that leaves in parts, so that its rest can be given up ------------------------------------------------
 
     def in_parts(self, now: float, size_bytes: int) -> bool:
         """Whether a packet's slices should leave one by one: a slow scenario needs long for all of them."""
-        bits = 8.0 * size_bytes
-        if bits < self.settings.parts_from_s * self.rate_bps(now) * SURELY_FAST:
+        seconds, bits = self.settings.parts_from_s, 8.0 * size_bytes
+        if bits < seconds * self.rate_bps(now) * SURELY_FAST:
             return False
-        return bits > self.settings.parts_from_s * float(self._scenario(now, SLOW)[0])
+        return bits * self._per_bit(now, SLOW) > seconds
 
     def fits(self, now: float, captured_at: float, size_bytes: int) -> bool:
         """Whether so many further bytes can be answered in time, if the link is as fast as it most likely is."""
-        middle = self._scenario(now, 0.5)
-        finish = max(now, float(self._link_free(middle)[0])) + 8.0 * size_bytes / float(middle[0])
+        per_bit = self._per_bit(now, 0.5)
+        finish = max(now, self._free_at(per_bit)) + 8.0 * size_bytes * per_bit
         return self._connected and finish + self._there_and_back_s <= captured_at + self.deadline_s
 
     def next_part_at(self, now: float) -> float:
         """When the next slice may leave: when a fast link would have sent what is on its way. So the link is never
         idle for long, and the estimate can rise."""
-        return max(now, float(self._link_free(self._scenario(now, FAST))[0]))
+        return max(now, self._free_at(self._per_bit(now, FAST)))
 
     def patience_s(self, now: float, captured_at: float, size_bytes: int) -> float:
         """How long the server may wait for the rest of a frame whose first `size_bytes` are written now."""
-        arrives = now + 8.0 * size_bytes / float(self._scenario(now, FAST)[0])
+        arrives = now + 8.0 * size_bytes * self._per_bit(now, FAST)
         return captured_at + self.deadline_s - arrives - self._there_and_back_s
 
     def on_continued(self, frame_id: int, size_bytes: int, now: float) -> None:  # noqa: ARG002
@@ -327,11 +365,13 @@ class ControlLoop:
 
     # ---------------------------------------------------------------------------------------------------------------
 
-    def _scenario(self, now: float, share: float) -> Floats:
-        """The rate that the link exceeds with probability 1 - share, float64 [1]."""
+    def _per_bit(self, now: float, share: float) -> float:
+        """Seconds a bit at the rate that the link exceeds with probability 1 - share."""
         rates = self._estimator.scenarios(now, self._bound(now))
-        at = min(int(share * len(rates)), len(rates) - 1)
-        return rates[at : at + 1]
+        return 1.0 / float(rates[min(int(share * len(rates)), len(rates) - 1)])
+
+    def _free_at(self, per_bit: float) -> float:
+        return float(self._link_free(np.array([per_bit]))[0])
 
     @property
     def _there_and_back_s(self) -> float:
@@ -347,12 +387,6 @@ class ControlLoop:
             return self.settings.max_in_flight
         return math.ceil(self.deadline_s / self.frame_interval_s) + 1
 
-    def _p_computed(self, ready: float, seconds: float, due: float) -> float:
-        """Probability that a local answer is ready in time; compute times scatter."""
-        scatter = seconds * self._compute.scatter
-        p = 0.5 * (1.0 + math.erf((due - ready) / (scatter * math.sqrt(2.0))))
-        return p if p >= LEAST_P else 0.0
-
     def _bound(self, now: float) -> float:
         oldest = self._flight.oldest
         if oldest is None:
@@ -360,56 +394,68 @@ class ControlLoop:
         round_trip = self._round_trip.seconds
         return censored_bound(oldest.bits, now - round_trip - self._hold.high_s - self._flight.begun(round_trip))
 
-    def _link_free(self, rates: Floats) -> Floats:
-        """When the link will have sent what is in flight, by scenario."""
-        free = np.full(len(rates), self._flight.begun(self._round_trip.seconds))
+    def _link_free(self, per_bit: Floats) -> Floats:
+        """When the link will have sent what is in flight, by scenario; `per_bit` in seconds."""
+        free = np.full(len(per_bit), self._flight.begun(self._round_trip.seconds))
         for frame in self._flight.frames:
-            free = np.maximum(free, frame.ready) + frame.bits / rates
+            np.maximum(free, frame.ready, out=free)
+            free += frame.bits * per_bit
         return free
 
-    def _compute_seconds(self) -> Floats:
-        if self._seconds_version != self._compute.version:
-            by_stage = np.array([self._compute.seconds(stage) for stage in self._stages])
-            self._seconds = by_stage[self._stage_of]
-            self._seconds_version = self._compute.version
-        return self._seconds
+    def _answered(self, accuracy: float) -> None:
+        self._prices.answered(accuracy)
+        self._steady.answered(accuracy)
 
-    def _packet_bits(self) -> Floats:
-        if self._bits_version != self._sizes.version:
-            self._bits = 8.0 * (self._sizes.quantile(self.settings.size_z) + self.settings.overhead_bytes)
-            self._bits_version = self._sizes.version
-        return self._bits
+    def _follow(self, row: int, value: Floats, on_time: Floats) -> int:
+        """The leading expert's row, if it can be used now; else `row`."""
+        for at in np.flatnonzero(self._menu.kept == self._steady.leader):
+            if np.isfinite(value[at]):
+                on_time[at] = max(on_time[at], LEAST_P)
+                return int(at)
+        return row
 
-    def _find_probe(self, seconds: Mapping[str, float]) -> int:
-        """The smallest feature point whose head fits into a frame interval; else the smallest that is sent at all."""
-        for candidates in (
-            [
-                i
-                for i, p in enumerate(self.points)
-                if p.kind is Kind.FEATURE and seconds[p.stage] <= self.frame_interval_s
-            ],
-            [i for i, p in enumerate(self.points) if p.kind is Kind.FEATURE],
-            [i for i, p in enumerate(self.points) if p.kind is Kind.IMAGE],
-        ):
-            if candidates:
-                return min(candidates, key=lambda i: self.points[i].bytes_p95)
-        return -1
+    def _count_capture(self, now: float, captured_at: float) -> None:
+        """Count the frames captured up to this one, those that the core had no time for among them."""
+        frames = 1
+        if math.isfinite(self._captured_at):
+            frames = max(round((captured_at - self._captured_at) / self.frame_interval_s), 0)
+            self._unreplayed += [self._captured_at + n * self.frame_interval_s for n in range(min(frames, MOST_MISSED))]
+            del self._unreplayed[:-MOST_MISSED]
+        self._prices.captured(now, frames)
+        self._captured_at = captured_at
+
+    def _replay_steady(self, now: float) -> None:
+        """Let the experts have the frames before the one that was chosen for last. Done after a frame's compute: no
+        decision waits for it, and more is known of the link."""
+        if self._unreplayed:
+            rate = min(self._rate_bps, self._bound(now))
+            seconds = self._menu.seconds.take(self._stage_of)
+            bits = 8.0 * (self._sizes.quantile(STEADY_Z) + self.settings.overhead_bytes)
+            for captured_at in self._unreplayed:
+                self._steady.frame(captured_at, seconds, bits, rate, self._there_and_back_s)
+            self._unreplayed.clear()
+
+    def _lookahead_inputs(self) -> tuple[Floats, Floats, float]:
+        """Seconds and bits by point, and the way there and back: what the lookahead is solved for."""
+        self._menu.update()
+        bits = 8.0 * (self._sizes.quantile(self.settings.size_z) + self.settings.overhead_bytes)
+        return self._menu.seconds[self._stage_of], bits, self._there_and_back_s
 
     def _wants_probe(self, now: float, best: int, p_on_time: float) -> bool:
         """Whether to send a probe in place of the best choice, which says nothing of the link."""
         if best not in self._local and p_on_time > 0:
-            self._probe_wait_s = self.settings.probe_interval_s
             return False
         # A frame that would be dropped anyway costs nothing but its bytes.
-        wait = self._probe_wait_s * (FREE_PROBE if p_on_time <= 0 else 1.0)
+        oldest = self._flight.oldest
+        wait = self._probe_wait_s * (FREE_PROBE if p_on_time <= 0 and oldest is None else 1.0)
         if self._probe_index < 0 or not self._connected or now < self._probe_at + wait:
             return False
-        oldest = self._flight.oldest
         longest = self.settings.probe_interval_max_s
         if oldest is not None and now - oldest.ready <= longest:
             return False  # that frame is the probe: its answer will come when the link is back
         # Where a local answer costs the next frame nothing, no link could do better: there is nothing to learn.
-        local_is_free = best in self._local and self._compute_seconds()[best] <= self.frame_interval_s
+        seconds = float(self._menu.seconds[self._stage_of[best]])
+        local_is_free = best in self._local and seconds <= self.frame_interval_s
         if local_is_free and self._best_local >= float(self._accuracy.max()):
             return False
         self._probe_at = now

@@ -38,6 +38,7 @@ class RateEstimator:
         lindy: see `scenarios`; 1 is Lindy's law.
         resolution_s: transmission times of this size are lost in jitter; a limited sample of transmission time t gets
             the weight t / (t + resolution_s).
+        useless_bps: samples under this are outages, which the usual rate is not made of.
         scenarios: how many.
         window: how many residuals the empirical distribution holds.
     """
@@ -45,7 +46,10 @@ class RateEstimator:
     START_RESIDUALS = (-0.4, -0.2, -0.1, 0.0, 0.1, 0.2)
     """What the empirical distribution holds before there is one: links fall faster than they rise."""
 
-    LEAST_SPREAD = 0.03
+    LEAST_SPREAD = 0.02
+    USUAL_GAIN = 0.05
+    USUAL_AFTER_S, MOST_USUAL = 2.0, 0.4
+    """As an estimate ages, up to this share of the scenarios go back to the rate that the link usually has."""
 
     def __init__(
         self,
@@ -58,6 +62,7 @@ class RateEstimator:
         lindy: float = 0.5,
         level_change: float = 10.0,
         resolution_s: float = 0.003,
+        useless_bps: float = 0.0,
         scenarios: int = 16,
         window: int = 32,
     ) -> None:
@@ -71,7 +76,9 @@ class RateEstimator:
         self._prior_mean = math.log(prior_bps)
         self._mean = self._prior_mean
         self._known = False
+        self.useless_bps = useless_bps
         self._settled = 0
+        self._usual = self._prior_mean
         self._sampled_at = -math.inf
         self._residuals: deque[float] = deque(self.START_RESIDUALS, maxlen=window)
         shares = (np.arange(scenarios) + 0.5) / scenarios
@@ -114,6 +121,8 @@ class RateEstimator:
             if weight >= 0.5 and not too_short and self._settled > 2:
                 self._residuals.append(residual)
                 self._quantiles = self._read_quantiles()
+        if rate > self.useless_bps:
+            self._usual += self.USUAL_GAIN * (log_rate - self._usual)
         self._sampled_at = now
 
     def forget(self) -> None:
@@ -132,6 +141,11 @@ class RateEstimator:
             # Independent causes of error: variances add, and the empirical shape is stretched to the sum.
             stretch = math.sqrt(1.0 + (self._age_spread(now) / self._spread) ** 2)
             log_rates = self._mean + self.optimism * self._age_spread(now) + self._quantiles * stretch
+            # What has not been looked at for a while may be as it usually is.
+            share = min(self.MOST_USUAL, 1.0 - math.exp((self._sampled_at - now) / self.USUAL_AFTER_S))
+            usual = int(len(log_rates) * share + 0.5)
+            if usual > 0 and self._usual > log_rates[-1]:
+                log_rates[-usual:] = self._usual
         else:
             log_rates = self._mean + self._normal * self._prior_spread
         log_bound = math.log(max(bound_bps, 1.0))

@@ -258,54 +258,75 @@ class ComputeTimes:
         """Expected compute time of a stage."""
         return math.exp(self._log_start[stage] + self._common + self._own[stage])
 
+    def p_within(self, limit_s: float, seconds: float) -> float:
+        """Probability that what is expected to take `seconds` takes at most `limit_s`; normal, by the scatter."""
+        return 0.5 * (1.0 + math.erf((limit_s - seconds) / (seconds * self.scatter * math.sqrt(2.0))))
+
 
 class PacketSizes:
     """Distribution of packet sizes per operating point, log-normal, corrected by the sizes that really came out.
 
-    Starts from the bundle's median and 95th percentile. What the camera sees makes all packets larger or smaller
-    than the bundle's photographs did; that factor is followed per stage and, for stages that have not run, in common.
+    Starts from the bundle's median and 95th percentile. What the camera sees makes all packets larger or smaller than
+    the bundle's photographs did, each point's in proportion to its own spread. So one *level*, in standard deviations,
+    is followed for all points, with a gain that rises while surprises repeat themselves (a scene that stays) and falls
+    while they alternate (unlike pictures); what is left over is a stage's own, and followed slowly.
     """
 
-    GAIN = 0.25
+    START_GAIN, LEAST_GAIN, MOST_GAIN = 0.4, 0.1, 0.8
+    GAIN_STEP = 0.04
+    OWN_GAIN = 0.03
     Z95 = 1.6449
     PRIOR_WEIGHT = 10.0
+    LEAST_SPREAD = 0.05
+    """Points that hardly scattered are moved by the level as if they had scattered so much."""
 
     def __init__(self, points: Sequence[OperatingPoint], stage_of: NDArray[np.intp], stages: int) -> None:
-        self._median = np.array([max(point.bytes_median, 0.0) for point in points])
+        self.median = np.array([max(point.bytes_median, 0.0) for point in points])
+        """Bytes by the bundle's table, float64 [points]."""
         p95 = np.array([max(point.bytes_p95, point.bytes_median, 0.0) for point in points])
         with np.errstate(divide="ignore", invalid="ignore"):
-            spread = np.where(self._median > 0, np.log(p95 / self._median) / self.Z95, 0.0)
-        self._start_spread = spread
+            spread = np.where(self.median > 0, np.log(p95 / self.median) / self.Z95, 0.0)
+        self.spread = spread
+        """Standard deviation of the log-size by the bundle's table, float64 [points]."""
+        self.scale = np.maximum(spread, self.LEAST_SPREAD)
+        """What one standard deviation of the level does to a point's log-size, float64 [points]."""
         self._stage_of = stage_of
-        self._factor = np.zeros(stages)
-        self._seen = np.zeros(stages, dtype=bool)
-        self._common = 0.0
-        self._variance = np.ones(stages)  # of the actual size, as a share of the bundle's variance
+        self.own = np.zeros(stages)
+        """By how many standard deviations a stage's packets differ from the others', float64 [stages]."""
+        self.level = 0.0
+        """By how many standard deviations all packets differ from the bundle's, now."""
+        self.deviation = 1.0
+        """Standard deviation of a size around what was expected, as a share of `spread`."""
+        self._gain = self.START_GAIN
+        self._surprise = 0.0
         self.version = 0
 
     def add(self, index: int, size_bytes: float) -> None:
         """The packet of the point at `index` came out at `size_bytes`."""
-        if self._median[index] <= 0 or size_bytes <= 0:
+        if self.median[index] <= 0 or size_bytes <= 0:
             return
         stage = int(self._stage_of[index])
-        relative = math.log(size_bytes / self._median[index])
-        before = float(self._factor[stage]) if self._seen[stage] else self._common
-        surprise = relative - before
-        if self._start_spread[index] > 0:
-            share = (surprise / self._start_spread[index]) ** 2
-            self._variance[stage] += (min(share, 9.0) - self._variance[stage]) / self.PRIOR_WEIGHT
-        self._factor[stage] = before + self.GAIN * surprise
-        self._seen[stage] = True
-        self._common += self.GAIN * (relative - self._common)
+        surprise = (
+            math.log(size_bytes / self.median[index]) / float(self.scale[index]) - self.level - float(self.own[stage])
+        )
+        repeated = surprise * self._surprise / self.deviation**2
+        self._gain += self.GAIN_STEP * min(max(repeated, -1.0), 1.0)
+        self._gain = min(max(self._gain, self.LEAST_GAIN), self.MOST_GAIN)
+        self._surprise = surprise
+        variance = self.deviation**2
+        variance += (min(surprise**2, 9.0) - variance) / self.PRIOR_WEIGHT
+        self.deviation = max(math.sqrt(variance), 0.05)
+        self.level += self._gain * surprise
+        self.own[stage] += self.OWN_GAIN * surprise
         self.version += 1
 
     def quantile(self, z: float | Floats) -> Floats:
-        """Bytes at `z` standard deviations (of the log) above the median, float64 [points] or [points, len(z)]."""
-        factor = np.where(self._seen, self._factor, self._common)[self._stage_of]
-        spread = self._start_spread * np.sqrt(self._variance)[self._stage_of]
+        """Bytes at `z` standard deviations above what is expected, float64 [points] or [points, len(z)]."""
+        shift = self.scale * (self.level + self.own[self._stage_of])
+        spread = self.spread * self.deviation
         if np.ndim(z) == 0:
-            return np.asarray(self._median * np.exp(factor + spread * z), dtype=np.float64)
-        return np.asarray(self._median[:, None] * np.exp(factor[:, None] + spread[:, None] * z), dtype=np.float64)
+            return np.asarray(self.median * np.exp(shift + spread * z), dtype=np.float64)
+        return np.asarray(self.median[:, None] * np.exp(shift[:, None] + spread[:, None] * z), dtype=np.float64)
 
 
 class HoldTime:

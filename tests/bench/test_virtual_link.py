@@ -132,3 +132,9 @@ def test_thousands_of_frames_a_second_also_with_losses() -> None:
     for n in range(2000):
         link.write(8000, n * 0.1)
     assert 2000 / (time.process_time() - began) > 2000
+
+
+def test_other_traffic_is_in_the_same_queue() -> None:
+    link = VirtualLink(Trace.steps([(1.0, 8000)]), others=[(0.5, 500), (0.1, 200), (9.0, 1000)])
+    assert link.write(100, now=1.0) == pytest.approx(0.5 + 0.5 + 0.1)  # 0.1 to 0.3 and 0.5 to 1.0 are others'
+    assert link.bytes_sent == 100

@@ -238,8 +238,8 @@ def test_markov_links(seed: int) -> None:
     assert result.score > run(trace, 600, allowed=WEBP).score
 
 
-def test_square_wave_is_within_a_stated_margin_of_the_best_fixed_point() -> None:
-    assert run(SQUARE, 800).score > fixed_in_hindsight(SQUARE, 800) - 0.02
+def test_square_wave_is_no_worse_than_the_best_fixed_point() -> None:
+    assert run(SQUARE, 800).score > fixed_in_hindsight(SQUARE, 800) - 0.01
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,8 @@ def make(accuracy: list[float], local: list[bool], seconds: list[float], sizes: 
 
 
 def after(lookahead: Lookahead, core_left: float, link_left: float, rate: float) -> float:
-    return float(lookahead.after(np.array([core_left]), np.array([[link_left]]), np.array([rate]))[0])
+    row = np.array([0])
+    return float(lookahead.after(np.array([core_left]), row, np.array([[link_left]]), np.array([rate]))[0])
 
 
 def test_frames_that_cost_nothing_are_a_geometric_series() -> None:

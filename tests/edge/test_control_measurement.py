@@ -201,7 +201,7 @@ def test_packet_sizes_follow_what_comes_out() -> None:
     assert sizes.quantile(1.6449) == pytest.approx([1400, 2800, 700, 0], rel=1e-3)
     for _ in range(40):
         sizes.add(0, 1500)
-    assert sizes.quantile(0.0)[:3] == pytest.approx([1500, 3000, 750], rel=0.01)
+    assert sizes.quantile(0.0)[:3] == pytest.approx([1500, 3000, 750], rel=0.03)
     # Always the same size: what is left of the spread is small.
     assert sizes.quantile(1.6449)[0] < 1.1 * 1500
     sizes.add(3, 100)

@@ -107,3 +107,11 @@ def test_the_frame_interval_is_the_set_one_or_the_fastest_source_s():
     assert frame_interval_s(EdgeSettings.load(), [10.0, 25.0, None]) == 0.04
     assert frame_interval_s(EdgeSettings.load(), [None]) == 0.1
     assert frame_interval_s(EdgeSettings.load(as_fast_as_possible=True, deadline_ms=300), [25.0]) == 0.3
+
+
+def test_objective_goes_with_its_floor():
+    saving = EdgeSettings(objective="bytes", accuracy_floor=0.8, bytes_per_day=1e6)
+    assert (saving.objective, saving.accuracy_floor, saving.bytes_per_day) == ("bytes", 0.8, 1e6)
+    for wrong in ({"objective": "compute"}, {"accuracy_floor": 0.8}, {"objective": "speed"}, {"bytes_per_day": 0}):
+        with pytest.raises(ConfigError):
+            EdgeSettings.load(None, **wrong)

@@ -1,0 +1,128 @@
+"""What the points cost in every scenario, as arrays that a decision only reads. No I/O, no clock.
+
+Three things are uncertain at once: the link's rate, the packet's size and the compute time. A scenario is one value of
+each. The rates' quantiles come from the estimator in rising order; those of size and compute are paired with them in
+two fixed shuffled orders (a Latin hypercube), so that 16 scenarios stand for all three at no more cost than one.
+
+Only points that no other one beats are in the arrays. They are looked for when the lookahead is refreshed; in between,
+a frame's measurement changes one level for all sizes and one factor for all compute times, which is a product each.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..models.operating_point import Kind, OperatingPoint
+from .measurement import ComputeTimes, Floats, PacketSizes
+
+Indexes = NDArray[np.intp]
+SPREAD_DRIFT = 0.02
+SIZE_STEPS, COMPUTE_STEPS = (7, 5, 3), (5, 3, 7)
+
+
+class Menu:
+    """Sizes and compute times of the points worth choosing, by scenario.
+
+    Args:
+        points: all operating points.
+        stage_of: index of each point's compute stage, [points].
+        stages: names of the stages.
+        sizes, compute: what is measured.
+        overhead_bytes: added to every packet.
+        scenarios: how many.
+
+    Attributes:
+        kept: indexes of the points in the arrays, [kept]; a row is one of them.
+        stage_of: their stages, [kept].
+        accuracy: theirs, float64 [kept].
+        bits: packets with overhead, float64 [kept, scenarios]; 0 of local points.
+        middle_bits: median packets without overhead, float64 [kept].
+        seconds: compute, float64 [stages].
+        spread: compute as a share of its expectation, float64 [scenarios].
+        local: rows of local points.
+        local_stages: stages of local points.
+    """
+
+    def __init__(
+        self,
+        points: Sequence[OperatingPoint],
+        stage_of: Indexes,
+        stages: Sequence[str],
+        sizes: PacketSizes,
+        compute: ComputeTimes,
+        *,
+        overhead_bytes: int,
+        scenarios: int,
+    ) -> None:
+        self._sizes, self._compute, self._stages = sizes, compute, stages
+        self._all_stage_of = stage_of
+        self._accuracy = np.array([point.accuracy for point in points])
+        self._is_local = np.array([point.kind is Kind.LOCAL for point in points])
+        self._overhead_bits = np.where(self._is_local, 0.0, 8.0 * overhead_bytes)
+        self._size_z = _shuffled_normal(scenarios, SIZE_STEPS, scenarios // 3)
+        self._compute_z = _shuffled_normal(scenarios, COMPUTE_STEPS, scenarios // 2 + 1)
+        self._versions = (-1, -1)
+        self.seconds = np.zeros(len(stages))
+        self.spread = np.ones(scenarios)
+        self.local_stages = sorted({int(stage_of[index]) for index in np.flatnonzero(self._is_local)})
+        self.keep(np.arange(len(points)))
+
+    def keep(self, kept: Indexes) -> None:
+        """Choose among these points from now on."""
+        self.kept = kept
+        self.stage_of = self._all_stage_of[kept]
+        self.accuracy = self._accuracy[kept]
+        self.is_local = self._is_local[kept]
+        self.local = [int(row) for row in np.flatnonzero(self.is_local)]
+        self._base = 8.0 * self._sizes.median[kept]
+        self._scale = self._sizes.scale[kept]
+        self._spread = self._sizes.spread[kept]
+        self._overhead = self._overhead_bits[kept][:, None]
+        self._deviation = math.nan
+        self.bits = np.zeros((len(kept), len(self._size_z)))
+        self._scatter = np.ones_like(self.bits)
+        self._versions = (-1, -1)
+        self.update()
+
+    def update(self) -> None:
+        """Take in what was measured since."""
+        versions = (self._compute.version, self._sizes.version)
+        if versions[0] != self._versions[0]:
+            for index, stage in enumerate(self._stages):
+                self.seconds[index] = self._compute.seconds(stage)
+            np.multiply(self._compute_z, self._compute.scatter, out=self.spread)
+            self.spread += 1.0
+        if versions[1] != self._versions[1]:
+            deviation = self._sizes.deviation
+            if not abs(deviation - self._deviation) <= SPREAD_DRIFT * deviation:
+                np.exp(np.multiply.outer(self._spread * deviation, self._size_z), out=self._scatter)
+                self._deviation = deviation
+            shift = self._scale * (self._sizes.level + self._sizes.own[self.stage_of])
+            self.middle_bits = self._base * np.exp(shift)
+            np.multiply(self._scatter, self.middle_bits[:, None], out=self.bits)
+            self.bits += self._overhead
+        self._versions = versions
+
+    def expected_bytes(self) -> Floats:
+        """Mean packet with overhead, float64 [kept]."""
+        return np.asarray(self.bits.mean(axis=1) / 8.0, dtype=np.float64)
+
+
+def smallest_probe(points: Sequence[OperatingPoint], seconds: Mapping[str, float], frame_interval_s: float) -> int:
+    """Index of the smallest packet that is computed within a frame interval; else of the smallest that is sent at all;
+    -1 if nothing is. `seconds` by stage."""
+    sent = [index for index, point in enumerate(points) if point.kind is not Kind.LOCAL]
+    quick = [index for index in sent if seconds[points[index].stage] <= frame_interval_s]
+    return min(quick or sent, key=lambda index: points[index].bytes_p95, default=-1)
+
+
+def _shuffled_normal(count: int, steps: Sequence[int], offset: int) -> Floats:
+    """Standard normal quantiles in a fixed order that has nothing to do with theirs, float64 [count]."""
+    step = next((step for step in steps if math.gcd(step, count) == 1), 1)
+    order = (step * np.arange(count) + offset) % count
+    return np.array([NormalDist().inv_cdf((place + 0.5) / count) for place in order])

@@ -1,0 +1,112 @@
+"""The safeguard against one's own cleverness: what every point, always used, would have come to. No I/O, no clock.
+
+On a link that jumps between two rates, a point that is in time at both can beat any adaptation, which is wrong right
+after each jump. Whether a link is like that shows only in hindsight. So each point is an expert: the frames so far are
+replayed for it, at the rates that were measured, on a core and a link of its own,
+
+    core      [ max(capture, core free) ]--compute-->
+    link                                 [ max(ready, link free) ]--bits / rate-->  + there and back  <= deadline?
+
+and where the best of them has done better than the loop really did, by a margin and for long enough, it is followed
+until it does worse than the loop did (following the leader, with a margin for what is only estimated).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .measurement import Floats
+
+NOBODY = -1
+
+
+class SteadyExperts:
+    """Replays the frames for each point, and says which one to follow.
+
+    Args:
+        accuracy: of the points, float64 [points].
+        is_local: which send nothing, bool [points].
+        deadline_s, frame_interval_s: as in the control loop.
+        memory: frames over which scores are averaged, exponentially.
+        margin: on-time accuracy by which an expert must be better at least.
+        doubt: by how much the loop's last score is raised per frame while it is not used, so that it is tried again.
+    """
+
+    NOISE = 0.7
+    """By so many standard deviations of the mean it must be better, beside the margin."""
+
+    def __init__(
+        self,
+        accuracy: Floats,
+        is_local: NDArray[np.bool_],
+        *,
+        deadline_s: float,
+        frame_interval_s: float,
+        memory: int = 150,
+        margin: float = 0.005,
+        doubt: float = 2e-5,
+    ) -> None:
+        self._accuracy, self._is_local = accuracy, is_local
+        self._deadline, self._interval = deadline_s, frame_interval_s
+        self._memory, self._margin, self._doubt = memory, margin, doubt
+        self._core = np.full(len(accuracy), -np.inf)
+        self._link = np.full(len(accuracy), -np.inf)
+        self._frames = 0
+        self.scores = np.zeros(len(accuracy))
+        """On-time accuracy that each point would have come to, float64 [points]."""
+        self.loop = 0.0
+        """What the loop came to, while it was used."""
+        self._credit = 0.0
+        self._followed = 0.0
+        self.leader = NOBODY
+        """The point to follow, or `NOBODY`."""
+
+    def answered(self, accuracy: float) -> None:
+        """Really, an answer of this accuracy came in time."""
+        self._credit += accuracy
+
+    def frame(
+        self, captured_at: float, seconds: Floats, bits: Floats, rate_bps: float, there_and_back_s: float
+    ) -> None:
+        """One captured frame, with what is known of it by the next capture.
+
+        Args:
+            captured_at: when.
+            seconds, bits: compute and packet of each point, float64 [points].
+            rate_bps: of the link then.
+            there_and_back_s: round trip and server.
+        """
+        start = np.maximum(self._core, captured_at)
+        computed = start < captured_at + self._interval  # else the core takes a newer frame
+        ready = np.where(computed, start + seconds, self._core)
+        due = captured_at + self._deadline
+        written = computed & ~self._is_local & (self._link < due) & (ready < due)
+        link = np.where(written, np.maximum(ready, self._link) + bits / max(rate_bps, 1.0), self._link)
+        answer = np.where(self._is_local, ready, link + there_and_back_s)
+        in_time = (written | (computed & self._is_local)) & (answer <= due)
+        self._core, self._link = ready, link
+        self._frames += 1
+        gain = 1.0 / min(self._frames, self._memory)
+        self.scores += gain * (self._accuracy * in_time - self.scores)
+        if self.leader == NOBODY:
+            self.loop += gain * (self._credit - self.loop)
+        else:
+            self._followed += gain * (self._credit - self._followed)
+            self.loop += self._doubt
+        self._credit = 0.0
+        self._lead()
+
+    def _lead(self) -> None:
+        if self._frames < self._memory:
+            return
+        if self.leader == NOBODY:
+            best = int(self.scores.argmax())
+            score = float(self.scores[best])
+            noise = math.sqrt(max(score * (1.0 - score), 0.0) / self._memory)
+            if score > self.loop + self._margin + self.NOISE * noise:
+                self.leader, self._followed = best, score
+        elif self._followed < self.loop:
+            self.leader = NOBODY
