@@ -413,6 +413,10 @@ def bench_control(
     server_ms: Annotated[float, typer.Option(help="The server's service time.")] = 10.0,
     seed: Annotated[int, typer.Option(help="Of packet sizes and compute times.")] = 0,
     jobs: Annotated[int, typer.Option(help="Processes.")] = 1,
+    real: Annotated[
+        int, typer.Option(help="Run so many cells, evenly spread, with real processes over an emulated link, too.")
+    ] = 0,
+    emulator: Annotated[str, typer.Option(help="Of that link: auto, netem, tun or proxy.")] = "auto",
     output: Annotated[Path, typer.Option(help="Folder for control.csv and control.png.")] = Path("control-output"),
     json: JsonFile = None,
 ) -> None:
@@ -433,6 +437,8 @@ def bench_control(
         server_ms,
         seed,
         jobs,
+        real,
+        emulator,
     )
     raise typer.Exit(run(plan, output, json))
 

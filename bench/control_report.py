@@ -6,6 +6,7 @@ import csv
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,6 +14,7 @@ import numpy as np
 from rich.table import Table
 
 from .control import BEST_FIXED, LOOP, ORACLE, POLICIES, WEBP, Cell
+from .control_real import RealCell
 
 Key = TypeVar("Key")
 COLUMNS = (
@@ -163,9 +165,13 @@ def write_picture(cells: Sequence[Cell], path: Path) -> None:
     plt.close(figure)
 
 
-def write_json(cells: Sequence[Cell], decision_us: float, path: Path) -> None:
-    """`summary` as a file."""
-    path.write_text(json.dumps(summary(cells, decision_us), indent=1) + "\n", encoding="utf-8")
+def write_json(cells: Sequence[Cell], decision_us: float, path: Path, real: Sequence[RealCell] = ()) -> None:
+    """`summary` as a file; cells that were run for real under `real`, beside their simulation."""
+    found = summary(cells, decision_us) | {
+        "real": [asdict(c) | {"difference": round(c.difference, 4)} for c in real],
+        "real_difference": max((abs(c.difference) for c in real), default=None),
+    }
+    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 def _figures(cells: Sequence[Cell]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from ..models.bundle import Bundle
 from ..models.exceptions import DataError
 from ..models.operating_point import OperatingPoint
 from .control import Cell, Conditions, decision_us, run_cell
+from .control_real import RealCell, real_table, run_real
 from .control_report import CSV_FILE, PNG_FILE, summary, table, write_csv, write_json, write_picture
 from .trace_set import Window, read_windows, square_wave
 
@@ -30,12 +31,18 @@ class Plan:
         windows: of the links.
         conditions: of every cell.
         jobs: processes.
+        bundle: folder of the bundle, for cells that are run for real.
+        real: so many cells, evenly spread, are also run with real processes over an emulated link.
+        emulator: of that link: "auto" or a name.
     """
 
     points: tuple[OperatingPoint, ...]
     windows: tuple[Window, ...]
     conditions: Conditions
     jobs: int = 1
+    bundle: Path = Path()
+    real: int = 0
+    emulator: str = "auto"
 
     @classmethod
     def of(
@@ -53,6 +60,8 @@ class Plan:
         server_ms: float,
         seed: int,
         jobs: int,
+        real: int = 0,
+        emulator: str = "auto",
     ) -> Plan:
         """From the command's flags. The square wave 8 <-> 0.3 Mbit/s comes after the recorded links.
 
@@ -60,7 +69,11 @@ class Plan:
             BundleError: the bundle cannot be read.
             DataError: no trace is left, or a number can't be used.
         """
-        if min(fps, seconds, below_mbps) <= 0 or min(windows, rtt_ms, server_ms, seed) < 0 or min(every, jobs) < 1:
+        if (
+            min(fps, seconds, below_mbps) <= 0
+            or min(windows, rtt_ms, server_ms, seed, real) < 0
+            or min(every, jobs) < 1
+        ):
             raise DataError(
                 "rates and lengths must be above 0, --every and --jobs at least 1, other numbers not below 0"
             )
@@ -74,7 +87,8 @@ class Plan:
             server_s=server_ms / 1000,
             seed=seed,
         )
-        return cls(Bundle.load(bundle).operating_points, (*found[::every], square_wave()), conditions, jobs)
+        points, links = Bundle.load(bundle).operating_points, (*found[::every], square_wave())
+        return cls(points, links, conditions, jobs, bundle, real, emulator)
 
 
 def run(plan: Plan, output: Path, json: Path | None, console: Console | None = None) -> int:
@@ -93,9 +107,19 @@ def run(plan: Plan, output: Path, json: Path | None, console: Console | None = N
     write_csv(cells, output / CSV_FILE)
     write_picture(cells, output / PNG_FILE)
     console.print(f"{output / CSV_FILE}, {output / PNG_FILE}")
+    measured: list[RealCell] = []
+    if plan.real:
+        measured = run_real(plan.bundle, _spread(_tasks(plan), plan.real), plan.conditions, console, plan.emulator)
+        console.print(real_table(measured))
     if json is not None:
-        write_json(cells, cost, json)
+        write_json(cells, cost, json, measured)
     return 0
+
+
+def _spread(tasks: Sequence[Task], count: int) -> list[Task]:
+    """At most so many of the tasks, evenly spread, the last one (the square wave) among them."""
+    count = min(count, len(tasks))
+    return [tasks[len(tasks) - 1 - number * len(tasks) // count] for number in reversed(range(count))]
 
 
 def _tasks(plan: Plan) -> list[Task]:
