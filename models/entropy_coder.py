@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import importlib.machinery
 import importlib.util
+import math
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -42,6 +43,13 @@ STATE_BYTES = 8
 FILLERS = 2
 """Symbols at the end of a stream, under a table in which they are as good as certain."""
 _FILLER_CDF = [0, (1 << PRECISION) - 1, 1 << PRECISION]
+FILLERS_BITS = 1e-3
+"""More than the fillers cost."""
+
+WORD_BYTES = 4
+"""What the coder writes and reads at a time."""
+STEP_BITS = math.log2(1 + 2.0 ** (PRECISION - 31))
+"""Most by which rounding makes a step cheaper or dearer."""
 
 WORST_BYTES_A_SYMBOL = 132
 """A symbol takes at most 16 bits of the stream, and an escape from a damaged stream at most 16 count nibbles of value
@@ -118,12 +126,7 @@ class EntropyTables:
         outside = (value < 0) | (value >= escape)
         entry = np.where(outside, escape, value)
         bits: npt.NDArray[np.float64] = PRECISION - np.log2(self.cdf[indexes, entry + 1] - self.cdf[indexes, entry])
-        extra = []
-        for v, e in zip(value[outside].tolist(), escape[outside].tolist(), strict=True):
-            raw = -2 * v - 1 if v < 0 else 2 * (v - e)
-            nibbles = (raw.bit_length() + 3) // 4
-            extra.append(4 * (nibbles + nibbles // 15 + 1))
-        bits[outside] += extra
+        bits[outside] += 4.0 * _nibbles(value[outside], escape[outside])
         return bits
 
 
@@ -156,6 +159,13 @@ class SymbolCoder:
         self._offsets = [*tables.offsets[used].tolist(), 0]
         self._cdf = [tables.cdf[t, : tables.sizes[t]].tolist() for t in used.tolist()] + [_FILLER_CDF]
         self._padding = bytes(WORST_BYTES_A_SYMBOL * len(indexes))
+        # For `_words_behind`: each symbol's row in a flat array of costs, and how many values have an entry there.
+        self._entries = (tables.sizes[used] - 2)[compact]
+        rows = [PRECISION - np.log2(np.diff(tables.cdf[t, : tables.sizes[t]])) for t in used.tolist()]
+        self._costs = np.concatenate(rows)
+        begins = np.concatenate(([0], np.cumsum([len(row) for row in rows])[:-1]))
+        self._row = begins[compact]
+        self._first = tables.offsets[used][compact]
 
     def encode(self, symbols: npt.NDArray[np.int32]) -> tuple[bytes, ...]:
         """Code int32 [n] into a section a slice; zeros alone give empty sections.
@@ -169,8 +179,7 @@ class SymbolCoder:
             return (b"",) * len(self.ends)
         values = symbols.tolist() + [0] * FILLERS
         whole = self._stream(values, 0)
-        # What the symbols behind a slice put into the stream is what they put into one of their own.
-        cuts = [len(whole) + STATE_BYTES - len(self._stream(values, end)) for end in self.ends[:-1]]
+        cuts = [len(whole) - WORD_BYTES * words for words in self._words_behind(symbols, values)]
         sections = [whole[a:b] for a, b in zip((0, *cuts), (*cuts, len(whole)), strict=True)]
         state = sections[0][:STATE_BYTES].rstrip(b"\0")
         # Only three bytes at most may go: the length modulo 4 has to say how many.
@@ -205,6 +214,34 @@ class SymbolCoder:
         except (OverflowError, ValueError) as error:
             raise BitstreamError(f"the slices decode to {len(symbols)} symbols of {count}: {error}") from error
 
+    def _words_behind(self, symbols: npt.NDArray[np.int32], values: list[int]) -> list[int]:
+        """How many words of the stream the symbols behind each slice but the last have put there.
+
+        rANS keeps what it has not yet written in a state of 31 to 63 bits. So the number of words follows from how many
+        bits the symbols cost, unless these are so near to a multiple of 32 that the coder's rounding decides: then they
+        are coded by themselves, and the words counted.
+        """
+        if len(self.ends) == 1:
+            return []
+        value = symbols - self._first
+        outside = np.flatnonzero((value < 0) | (value >= self._entries))
+        if len(outside):
+            value[outside] = self._entries[outside]
+        costs = self._costs[self._row + value]
+        if len(outside):
+            costs[outside] += 4.0 * _nibbles(symbols[outside] - self._first[outside], self._entries[outside])
+        behind = np.cumsum(np.add.reduceat(costs, self.ends[:-1])[::-1])[::-1].tolist()
+        words = []
+        for end, bits in zip(self.ends[:-1], behind, strict=True):
+            # A step moves the state by 2**16 of 2**31 at most, and by less where nibbles of escapes are put.
+            doubt = (len(values) - end + 8 * len(outside)) * STEP_BITS + FILLERS_BITS
+            least = (bits - doubt) // 32
+            if least >= 0 and least == (bits + doubt) // 32:
+                words.append(int(least))
+            else:
+                words.append((len(self._stream(values, end)) - STATE_BYTES) // WORD_BYTES)
+        return words
+
     def _stream(self, values: list[int], first: int) -> bytes:
         """The extension's stream of the symbols, fillers and all, from `first` on."""
         coded: bytes = (
@@ -213,3 +250,18 @@ class SymbolCoder:
             .encode_with_indexes(values[first:], self._indexes[first:], self._cdf, self._sizes, self._offsets)
         )
         return coded
+
+
+def _nibbles(values: npt.NDArray[np.integer[Any]], entries: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
+    """Nibbles that follow an escape: the value's distance from the entries that a table has, and how long that is.
+
+    Args:
+        values: integers [m], relative to the table's first value, each below 0 or not below its entry of `entries`.
+        entries: integers [m], how many values the table has entries for.
+    """
+    found = []
+    for v, e in zip(values.tolist(), entries.tolist(), strict=True):
+        raw = -2 * v - 1 if v < 0 else 2 * (v - e)
+        nibbles = (raw.bit_length() + 3) // 4
+        found.append(nibbles + nibbles // 15 + 1)
+    return np.array(found, np.int64)

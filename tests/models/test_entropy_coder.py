@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 from headrace.models.entropy_coder import EntropyTables, SymbolCoder
-from headrace.models.entropy_model import TableCounts
+from headrace.models.entropy_model import TableCounts, scale_classes
 from headrace.models.exceptions import BitstreamError, BundleError
 from headrace.models.quantiser import SYMBOL_LIMIT
 from hypothesis import given, settings
@@ -180,3 +180,21 @@ def test_the_coder_loads_without_torch():
         "load_rans(); sys.exit('torch' in sys.modules or 'compressai' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.integers(0, 2**32 - 1), st.floats(0.02, 40), st.integers(1, 400), st.integers(2, 4))
+def test_sections_end_where_symbols_coded_by_themselves_say(seed, scale, count, slices):
+    """The cuts are worked out from what symbols cost; coding what is behind each cut by itself must say the same."""
+    rng = np.random.default_rng(seed)
+    fitted = np.rint(rng.laplace(0, scale, (30, count + slices))).astype(np.int32)
+    classes, counts = scale_classes(fitted), TableCounts()
+    counts.add(fitted, classes)
+    tables, where = counts.freeze()
+    ends = sorted(rng.choice(np.arange(1, count + slices), slices - 1, replace=False).tolist()) + [count + slices]
+    coder = SymbolCoder(tables, where[classes], ends)
+    symbols = np.rint(rng.laplace(0, scale * rng.choice([0.3, 1, 50]), count + slices)).astype(np.int32)
+    values = symbols.tolist() + [0, 0]
+    exact = [(len(coder._stream(values, end)) - 8) // 4 for end in ends[:-1]]
+    assert coder._words_behind(symbols, values) == exact
+    assert np.array_equal(coder.decode(coder.encode(symbols)), symbols)
