@@ -191,10 +191,10 @@ def test_sections_end_where_symbols_coded_by_themselves_say(seed, scale, count, 
     classes, counts = scale_classes(fitted), TableCounts()
     counts.add(fitted, classes)
     tables, where = counts.freeze()
-    ends = sorted(rng.choice(np.arange(1, count + slices), slices - 1, replace=False).tolist()) + [count + slices]
+    ends = [*sorted(rng.choice(np.arange(1, count + slices), slices - 1, replace=False).tolist()), count + slices]
     coder = SymbolCoder(tables, where[classes], ends)
     symbols = np.rint(rng.laplace(0, scale * rng.choice([0.3, 1, 50]), count + slices)).astype(np.int32)
-    values = symbols.tolist() + [0, 0]
+    values = [*symbols.tolist(), 0, 0]
     exact = [(len(coder._stream(values, end)) - 8) // 4 for end in ends[:-1]]
     assert coder._words_behind(symbols, values) == exact
     assert np.array_equal(coder.decode(coder.encode(symbols)), symbols)
