@@ -173,7 +173,7 @@ def split(
     device: Device = "cpu",
 ) -> None:
     """Cut a backbone without training and write a bundle, or list where it can be cut."""
-    from .models.sources import source
+    from .models.zoo.sources import source
 
     asked = source(backbone, task, weights, random_weights, size, labels)
     if show:
@@ -190,7 +190,7 @@ def split(
     from .models.bundle import short
     from .models.split import SplitPlan, bar_columns
     from .models.split import split as make_bundle
-    from .models.zoo import write_weights
+    from .models.zoo.catalogue import write_weights
 
     plan = SplitPlan(asked, calibration, tuple(at or ()), photographs, held_out, seed)
     with Progress(*bar_columns(), console=Console(stderr=True)) as progress:
@@ -224,9 +224,9 @@ def repair_bundle(
     from rich.progress import Progress
 
     from .models.bundle import Bundle, short
-    from .models.repair import RepairPlan, repair
+    from .models.repair.distil import RepairPlan, repair
     from .models.split import bar_columns
-    from .models.zoo import write_weights
+    from .models.zoo.catalogue import write_weights
 
     places = tuple(at or ())
     plan = RepairPlan(places, minutes, steps, device=device, seed=seed, photographs=photographs, held_out=held_out)
@@ -307,8 +307,8 @@ def emulate(
     As root, TCP itself meets the link's losses and queue, in network namespaces that are removed in the end. Without
     root a proxy on loopback stands in, which shows rate, delay and outages.
     """
-    from .bench.emulate import Pair, run
-    from .bench.emulate_spec import LinkFlags
+    from .bench.links.emulate import Pair, run
+    from .bench.links.emulate_spec import LinkFlags
 
     flags = LinkFlags(
         trace=trace,
@@ -393,7 +393,7 @@ def bench_demo(
     ] = 0.0,
 ) -> None:
     """A real video over a narrowing emulated link, live, with references on the same link."""
-    from .bench.demo import run
+    from .bench.demo.run import run
 
     raise typer.Exit(run(output, kill_server_at=kill_server_at))
 
@@ -421,7 +421,7 @@ def bench_control(
     json: JsonFile = None,
 ) -> None:
     """The control loop on recorded links in virtual time, beside the offline optimum and six other policies."""
-    from .bench.control_run import Plan, run
+    from .bench.control.run import Plan, run
 
     plan = Plan.of(
         bundle,

@@ -27,15 +27,15 @@ from ..models.bitstream import Packet
 from ..models.bottleneck import Decoder, Encoder
 from ..models.bundle import Bundle, head_file
 from ..models.class_map import decode_class_map
-from ..models.cuts import Cut
+from ..models.cutting.cuts import Cut
 from ..models.exceptions import HeadraceError
 from ..models.export import Only, write_onnx
 from ..models.operating_point import Kind, OperatingPoint
 from ..models.preprocessing import prepare
-from ..models.sources import Source
 from ..models.split import default_splits, fit_unmeasured
 from ..models.tasks import Answer, Boxes, ClassMap, Labels
-from ..models.zoo import load_backbone
+from ..models.zoo.catalogue import load_backbone
+from ..models.zoo.sources import Source
 from ..protos.messages import Result, ResultMessage, Status, TailOutput, read_result, result_message
 from ..server.decoder import PacketDecoder
 from ..server.tail import FeatureTail

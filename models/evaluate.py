@@ -23,7 +23,7 @@ from .onnx_time import edge_milliseconds, image_milliseconds
 from .operating_point import MAX_ID, Kind, OperatingPoint
 from .split import bar_columns
 from .tasks import CLASSIFICATION, Answer, Labels
-from .zoo import backbone_of
+from .zoo.catalogue import backbone_of
 
 RATIOS = (0.98, 0.95, 0.90)
 """Shares of the uncut accuracy at which bytes are stated."""

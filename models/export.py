@@ -17,7 +17,7 @@ from .backbones import Backbone, Chain
 from .bottleneck import Encoder
 from .bundle import UNCUT, Bundle, head_file
 from .edge_half import has_local, write_edge_manifest
-from .zoo import backbone_of
+from .zoo.catalogue import backbone_of
 
 
 def export_edge_half(bundle: Bundle, folder: Path, note: Callable[[str], None] = lambda _: None) -> None:

@@ -10,9 +10,9 @@ from rich.table import Table
 
 from .backbones import EXACT, Backbone
 from .exceptions import BackboneError
-from .sources import Source
 from .split import bar_columns, default_splits
-from .zoo import load_backbone
+from .zoo.catalogue import load_backbone
+from .zoo.sources import Source
 
 
 def list_cuts(asked: Source, console: Console | None = None) -> Backbone:

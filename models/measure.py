@@ -22,7 +22,7 @@ from .image_codec import decode_image, encode_image
 from .operating_point import Kind, OperatingPoint
 from .preprocessing import prepare
 from .quantiser import quantise
-from .repaired import repaired
+from .repair.tail import repaired
 from .tasks import Answer, Task
 
 BATCH = 8

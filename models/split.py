@@ -33,17 +33,17 @@ from .backbones import Backbone
 from .bottleneck import Encoder
 from .bundle import Bundle, SplitSpec
 from .closed_form import fisher_gradients
-from .cuts import Cut
+from .cutting.cuts import Cut
+from .cutting.maps import Packing
 from .exceptions import BackboneError, DataError
 from .export import Only, write_onnx
 from .fit import fit_map
-from .maps import Packing
 from .measure import find_pictures, measure, pixel_batches
 from .onnx_time import edge_milliseconds, image_milliseconds
 from .operating_point import Kind, OperatingPoint
-from .sources import Source
 from .tasks import CLASSIFICATION
-from .zoo import load_backbone
+from .zoo.catalogue import load_backbone
+from .zoo.sources import Source
 
 MIN_PHOTOGRAPHS = 100
 DEFAULT_SHARES = (0.25, 0.5, 0.75)

@@ -17,9 +17,9 @@ from ..models.backbones import Backbone
 from ..models.bottleneck import Decoder
 from ..models.bundle import Bundle
 from ..models.class_map import encode_class_map
-from ..models.repaired import repaired
+from ..models.repair.tail import repaired
 from ..models.tasks import Answer, Boxes, Labels, Task
-from ..models.zoo import backbone_of
+from ..models.zoo.catalogue import backbone_of
 from ..protos.messages import Box, ClassMap, Label, TailOutput
 from .engine import FeatureInput, ImageInput, Tail, TailInput, TailKey
 from .exceptions import StartError

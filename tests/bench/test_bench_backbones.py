@@ -10,9 +10,9 @@ from headrace.bench.backbones import CLASSIFIERS, PACKAGED, REFUSED, TORCHVISION
 from headrace.bench.material import write_photographs
 from headrace.bench.processes import Process, Server
 from headrace.models.export import export_edge_half
-from headrace.models.sources import Source
 from headrace.models.split import fit_unmeasured
-from headrace.models.zoo import load_backbone
+from headrace.models.zoo.catalogue import load_backbone
+from headrace.models.zoo.sources import Source
 
 
 def test_a_few_rows_through_the_command_s_own_function(tmp_path, capsys):

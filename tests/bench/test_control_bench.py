@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from headrace.bench.control import (
+from headrace.bench.control.cells import (
     BEST_FIXED,
     EWMA,
     EWMA_NO_QUEUE,
@@ -25,10 +25,10 @@ from headrace.bench.control import (
     run_cell,
     spread_points,
 )  # fmt: skip
-from headrace.bench.control_report import minus_best_fixed, over_adaptive_webp, summary
-from headrace.bench.control_run import Plan, run
-from headrace.bench.trace_set import SQUARE_WAVE, Window, read_windows, square_wave
-from headrace.bench.traces import Trace
+from headrace.bench.control.report import minus_best_fixed, over_adaptive_webp, summary
+from headrace.bench.control.run import Plan, run
+from headrace.bench.links.trace_set import SQUARE_WAVE, Window, read_windows, square_wave
+from headrace.bench.links.traces import Trace
 from headrace.models.exceptions import DataError
 from headrace.models.operating_point import Kind, OperatingPoint
 from rich.console import Console

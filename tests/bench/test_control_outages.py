@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from headrace.bench.simulate import FrameRecord, Replay, replay
-from headrace.bench.traces import Trace
-from headrace.bench.virtual_link import VirtualLink
+from headrace.bench.control.simulate import FrameRecord, Replay, replay
+from headrace.bench.links.traces import Trace
+from headrace.bench.links.virtual_link import VirtualLink
 from headrace.models.operating_point import Kind, OperatingPoint
 
 DELAY, SERVER, FPS, UNCUT = 0.015, 0.01, 10.0, 0.15

@@ -6,8 +6,8 @@ import json
 
 import pytest
 from headrace.bench import overhead
-from headrace.bench.demo_references import compute_times, server_seconds
-from headrace.bench.tally import FrameRecord
+from headrace.bench.demo.references import compute_times, server_seconds
+from headrace.bench.demo.tally import FrameRecord
 from headrace.models.exceptions import HeadraceError
 from headrace.models.operating_point import Kind, OperatingPoint
 

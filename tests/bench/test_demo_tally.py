@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from headrace.bench.scenario import Streamed
-from headrace.bench.tally import OUTCOMES, FrameRecord, tally
+from headrace.bench.demo.scenario import Streamed
+from headrace.bench.demo.tally import OUTCOMES, FrameRecord, tally
 from headrace.edge.ledger import Outcome
 
 LINE = {

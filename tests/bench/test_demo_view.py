@@ -5,12 +5,12 @@ from __future__ import annotations
 import io
 
 import pytest
-from headrace.bench.demo_view import View
-from headrace.bench.link_record import LinkRecord
-from headrace.bench.scenario import PHASES
-from headrace.bench.schedule import Phase
-from headrace.bench.tally import OUTCOMES, FrameRecord
-from headrace.bench.timeline import draw
+from headrace.bench.demo.scenario import PHASES
+from headrace.bench.demo.tally import OUTCOMES, FrameRecord
+from headrace.bench.demo.timeline import draw
+from headrace.bench.demo.view import View
+from headrace.bench.links.record import LinkRecord
+from headrace.bench.links.schedule import Phase
 from PIL import Image
 from rich.console import Console
 

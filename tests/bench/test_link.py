@@ -9,12 +9,12 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from headrace.bench.link import CHUNK_BYTES, TcpProxyLink
-from headrace.bench.link_process import LinkProcess
-from headrace.bench.link_record import LinkRecord
-from headrace.bench.link_spec import DEFAULT_QUEUE_BYTES, LinkSpec
-from headrace.bench.schedule import Phase, RateSchedule, parse_phases
-from headrace.bench.traces import Trace
+from headrace.bench.links.process import LinkProcess
+from headrace.bench.links.proxy import CHUNK_BYTES, TcpProxyLink
+from headrace.bench.links.record import LinkRecord
+from headrace.bench.links.schedule import Phase, RateSchedule, parse_phases
+from headrace.bench.links.spec import DEFAULT_QUEUE_BYTES, LinkSpec
+from headrace.bench.links.traces import Trace
 
 pytestmark = pytest.mark.timeout(60)
 

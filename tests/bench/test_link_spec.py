@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 import pytest
-from headrace.bench.emulate_spec import LinkFlags
-from headrace.bench.link_spec import LinkSpec
-from headrace.bench.schedule import RateSchedule
-from headrace.bench.traces import Trace
+from headrace.bench.links.emulate_spec import LinkFlags
+from headrace.bench.links.schedule import RateSchedule
+from headrace.bench.links.spec import LinkSpec
+from headrace.bench.links.traces import Trace
 from headrace.models.exceptions import DataError
 
 

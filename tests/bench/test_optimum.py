@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from headrace.bench.optimum import offline_optimum
-from headrace.bench.simulate import best_fixed, replay
-from headrace.bench.traces import Trace
+from headrace.bench.control.optimum import offline_optimum
+from headrace.bench.control.simulate import best_fixed, replay
+from headrace.bench.links.traces import Trace
 from headrace.models.exceptions import DataError
 from headrace.models.operating_point import Kind, OperatingPoint
 from numpy.typing import NDArray

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 import pytest
-from headrace.bench.link_spec import LinkSpec
-from headrace.bench.packet_queue import PacketQueue
-from headrace.bench.schedule import RateSchedule
+from headrace.bench.links.packet_queue import PacketQueue
+from headrace.bench.links.schedule import RateSchedule
+from headrace.bench.links.spec import LinkSpec
 
 PACKET = bytes(1000)  # 1 ms at 8 Mbit/s
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 import pytest
-from headrace.bench.rates import TraceRates, as_rates
-from headrace.bench.schedule import RateSchedule
-from headrace.bench.traces import Trace
+from headrace.bench.links.rates import TraceRates, as_rates
+from headrace.bench.links.schedule import RateSchedule
+from headrace.bench.links.traces import Trace
 
 TRACE = Trace.steps([(1, 0), (1, 8e6), (1, 4e6)])
 

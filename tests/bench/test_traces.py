@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from headrace.bench.traces import Format, Trace, read_trace
+from headrace.bench.links.traces import Format, Trace, read_trace
 from headrace.models.exceptions import DataError
 from hypothesis import given, settings
 from hypothesis import strategies as st

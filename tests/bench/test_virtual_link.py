@@ -6,10 +6,10 @@ import random
 import time
 
 import pytest
-from headrace.bench.link_spec import LinkSpec
-from headrace.bench.schedule import RateSchedule
-from headrace.bench.traces import Trace
-from headrace.bench.virtual_link import VirtualLink
+from headrace.bench.links.schedule import RateSchedule
+from headrace.bench.links.spec import LinkSpec
+from headrace.bench.links.traces import Trace
+from headrace.bench.links.virtual_link import VirtualLink
 
 
 def test_packets_queue_behind_each_other_and_the_delay_does_not() -> None:

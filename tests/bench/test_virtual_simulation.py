@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from headrace.bench.simulate import OUTCOMES, Replay, best_fixed, replay
-from headrace.bench.traces import Trace, read_trace
+from headrace.bench.control.simulate import OUTCOMES, Replay, best_fixed, replay
+from headrace.bench.links.traces import Trace, read_trace
 from headrace.edge.controller import ControlLoop
 from headrace.models.exceptions import DataError
 from headrace.models.operating_point import Kind, OperatingPoint

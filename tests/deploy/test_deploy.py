@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from headrace.bench.link_process import main as link_main
+from headrace.bench.demo.scenario import DELAY_S, DEVICE_UNCUT_MS, PHASES
+from headrace.bench.links.process import main as link_main
 from headrace.bench.material import main as material_main
-from headrace.bench.scenario import DELAY_S, DEVICE_UNCUT_MS, PHASES
 from headrace.cli import app
 from headrace.edge.config import EdgeSettings
 from headrace.edge.metrics import Metrics as EdgeMetrics

@@ -8,8 +8,8 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from headrace.bench.simulate import Replay, replay
-from headrace.bench.traces import Trace
+from headrace.bench.control.simulate import Replay, replay
+from headrace.bench.links.traces import Trace
 from headrace.edge.controller import ControlLoop, ControlSettings
 from headrace.edge.objective import DAY_S, FLOOR_FRAMES, STEEPNESS, Objective, Prices
 from headrace.models.exceptions import OperatingPointError

@@ -7,8 +7,8 @@ import random
 import time
 
 import pytest
-from headrace.bench.link import TcpProxyLink
-from headrace.bench.link_spec import LinkSpec
+from headrace.bench.links.proxy import TcpProxyLink
+from headrace.bench.links.spec import LinkSpec
 from headrace.edge.exceptions import FingerprintRefusedError, RefusedError
 from headrace.edge.interfaces import Outgoing
 from headrace.edge.stream import Backoff, StreamClient

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from headrace.bench import emulators, material
+from headrace.bench import material
+from headrace.bench.links import emulators
 from headrace.bench.processes import Process, arguments
 from PIL import Image
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from headrace.bench import demo, overhead
+from headrace.bench import overhead
+from headrace.bench.demo import run as demo
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

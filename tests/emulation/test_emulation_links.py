@@ -12,10 +12,10 @@ import socket
 import statistics
 
 import pytest
-from headrace.bench.link_spec import LinkSpec
-from headrace.bench.namespaces import congestion_controls
-from headrace.bench.traces import Trace, read_trace
-from headrace.bench.virtual_link import VirtualLink
+from headrace.bench.links.namespaces import congestion_controls
+from headrace.bench.links.spec import LinkSpec
+from headrace.bench.links.traces import Trace, read_trace
+from headrace.bench.links.virtual_link import VirtualLink
 
 from .traffic import Connection, ends, sending
 

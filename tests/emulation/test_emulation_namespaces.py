@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 from headrace import cli
-from headrace.bench import emulators, namespaces
 from headrace.bench.doctor import examine_machine
 from headrace.bench.exceptions import LinkError
-from headrace.bench.link_spec import LinkSpec
-from headrace.bench.listening import listening_on
-from headrace.bench.namespaces import Namespaces, remove_stale
-from headrace.bench.tun_relay import TunRelayLink
+from headrace.bench.links import emulators, namespaces
+from headrace.bench.links.listening import listening_on
+from headrace.bench.links.namespaces import Namespaces, remove_stale
+from headrace.bench.links.spec import LinkSpec
+from headrace.bench.links.tun_relay import TunRelayLink
 
 from .traffic import free_port, need
 
@@ -227,7 +227,7 @@ async def test_settings_reach_both_ends_and_no_other():
 
 async def test_a_link_that_cannot_be_made_leaves_nothing(monkeypatch):
     need("tun")
-    monkeypatch.setattr("headrace.bench.tun_relay.TUN", Path("/dev/null"))
+    monkeypatch.setattr("headrace.bench.links.tun_relay.TUN", Path("/dev/null"))
     with pytest.raises(LinkError, match="no TUN device"):
         await TunRelayLink.open(LinkSpec(), 5000)
     assert left_behind(os.getpid()) == []

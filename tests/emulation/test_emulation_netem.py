@@ -10,11 +10,11 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from headrace.bench import namespaces
 from headrace.bench.exceptions import LinkError
-from headrace.bench.link_spec import LinkSpec
-from headrace.bench.netem import NetemLink, netem_arguments, tbf_arguments
-from headrace.bench.schedule import RateSchedule
+from headrace.bench.links import namespaces
+from headrace.bench.links.netem import NetemLink, netem_arguments, tbf_arguments
+from headrace.bench.links.schedule import RateSchedule
+from headrace.bench.links.spec import LinkSpec
 
 from .traffic import Connection, sending
 
@@ -88,7 +88,7 @@ def test_tc_understands_what_it_is_told():
 
 async def test_a_kernel_without_netem_leaves_nothing_behind(monkeypatch):
     need_namespaces()
-    monkeypatch.setattr("headrace.bench.netem.netem_arguments", lambda *_: ["no-such-discipline"])
+    monkeypatch.setattr("headrace.bench.links.netem.netem_arguments", lambda *_: ["no-such-discipline"])
     with pytest.raises(LinkError, match="no-such-discipline"):
         await NetemLink.open(LinkSpec(up=8e6, delay_s=0.01), 5000)
     assert not list(Path("/run/netns").glob(f"headrace-{os.getpid()}-*"))

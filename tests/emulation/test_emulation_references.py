@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from headrace.bench.demo_references import ComputeTimes, Conditions, replay_references
-from headrace.bench.schedule import Phase
-from headrace.bench.tally import tally
+from headrace.bench.demo.references import ComputeTimes, Conditions, replay_references
+from headrace.bench.demo.tally import tally
+from headrace.bench.links.schedule import Phase
 from headrace.bench.workload import Answers, Workload
 from headrace.models.bundle import Bundle
 from headrace.models.operating_point import Kind

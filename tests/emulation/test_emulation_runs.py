@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from headrace.bench.emulators import choose, open_link
-from headrace.bench.link_record import EmulatedLink
-from headrace.bench.link_spec import LinkSpec
+from headrace.bench.links.emulators import choose, open_link
+from headrace.bench.links.record import EmulatedLink
+from headrace.bench.links.spec import LinkSpec
+from headrace.bench.links.tun_relay import TunRelayLink
 from headrace.bench.processes import Process, Server, arguments
-from headrace.bench.tun_relay import TunRelayLink
 
 from .conftest import EdgeRun, outcome
 

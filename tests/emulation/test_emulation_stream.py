@@ -6,8 +6,8 @@ import dataclasses
 import shutil
 
 import pytest
-from headrace.bench.link import TcpProxyLink
-from headrace.bench.link_spec import LinkSpec
+from headrace.bench.links.proxy import TcpProxyLink
+from headrace.bench.links.spec import LinkSpec
 from headrace.bench.processes import Server
 from headrace.models.bundle import Bundle
 from headrace.models.edge_half import load_edge_half, write_edge_manifest

@@ -9,11 +9,11 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 import pytest
-from headrace.bench.emulators import Emulator, open_link, probe
-from headrace.bench.link_record import EmulatedLink, LinkRecord
-from headrace.bench.link_spec import LinkSpec
-from headrace.bench.netem import NetemLink
-from headrace.bench.tun_relay import TunRelayLink
+from headrace.bench.links.emulators import Emulator, open_link, probe
+from headrace.bench.links.netem import NetemLink
+from headrace.bench.links.record import EmulatedLink, LinkRecord
+from headrace.bench.links.spec import LinkSpec
+from headrace.bench.links.tun_relay import TunRelayLink
 
 BLOCK = bytes(64 * 1024)
 

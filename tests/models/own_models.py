@@ -1,4 +1,4 @@
-"""Models such as a user would bring, small enough to be traced in a moment. Built by `headrace.models.own_module`."""
+"""Models such as a user would bring, small enough to be traced in a moment. Built by `models.zoo.own_module`."""
 
 import torch
 from torch import nn

@@ -8,11 +8,11 @@ import timm
 import torch
 from headrace.models.backbones import EXACT, Backbone, Parts, Scores
 from headrace.models.bundle import BackboneSpec, Preprocessing
-from headrace.models.costs import macs_of
-from headrace.models.cuts import MAX_MAPS
+from headrace.models.cutting.costs import macs_of
+from headrace.models.cutting.cuts import MAX_MAPS
+from headrace.models.cutting.graph import trace
+from headrace.models.cutting.graph_passes import operation_name
 from headrace.models.exceptions import BackboneError
-from headrace.models.graph import trace
-from headrace.models.graph_passes import operation_name
 from headrace.models.tasks import Classification
 from torch import nn
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from headrace.models.cutting.maps import MAX_CHANNELS, Pack, Packing, Unpack
 from headrace.models.exceptions import BackboneError
-from headrace.models.maps import MAX_CHANNELS, Pack, Packing, Unpack
-from headrace.models.sources import Source
-from headrace.models.zoo import load_backbone
+from headrace.models.zoo.catalogue import load_backbone
+from headrace.models.zoo.sources import Source
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from headrace.cli import app
-from headrace.models import repair_data
 from headrace.models.bottleneck import Decoder, Encoder
 from headrace.models.bundle import MANIFEST, REPAIR, TENSORS, Bundle
 from headrace.models.codec import Codec
@@ -17,13 +16,14 @@ from headrace.models.edge_half import file_names, load_edge_half
 from headrace.models.exceptions import BundleError, DataError, OperatingPointError
 from headrace.models.export import export_edge_half
 from headrace.models.measure import find_pictures
-from headrace.models.repair import Lesson, RepairPlan, crops_of_step, distance, repair
-from headrace.models.repair_data import make_crops
-from headrace.models.repaired import repaired
-from headrace.models.sources import Source
+from headrace.models.repair import data as repair_data
+from headrace.models.repair.data import make_crops
+from headrace.models.repair.distil import Lesson, RepairPlan, crops_of_step, distance, repair
+from headrace.models.repair.tail import repaired
 from headrace.models.split import fit
 from headrace.models.tasks import Classification, Detection, Segmentation
-from headrace.models.zoo import load_backbone
+from headrace.models.zoo.catalogue import load_backbone
+from headrace.models.zoo.sources import Source
 from headrace.server.engine import FeatureInput, TailKey
 from headrace.server.tail import load_tails
 from PIL import Image
@@ -192,7 +192,7 @@ def test_a_killed_run_goes_on_where_it_was(
             raise _KilledError
         return real(*arguments)
 
-    monkeypatch.setattr("headrace.models.repair.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("headrace.models.repair.distil.SAVE_SECONDS", 0.0)
     monkeypatch.setattr(where, name, dies)
     with pytest.raises(_KilledError):
         repair(bundle, photographs, replace(STEPS, at=(A,)), tmp_path)
@@ -216,9 +216,9 @@ def test_through_the_command(bundle, photographs, tmp_path):
 
 def test_steps_that_fit_are_decided_once(bundle, photographs, tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr("headrace.models.repair.learn", lambda *a: asked.append(a[3]))
+    monkeypatch.setattr("headrace.models.repair.distil.learn", lambda *a: asked.append(a[3]))
     plan = replace(STEPS, at=(A,), steps=0, minutes=0.1, hidden=0)
-    monkeypatch.setattr("headrace.models.repair.shutil.rmtree", lambda *a, **k: None)
+    monkeypatch.setattr("headrace.models.repair.distil.shutil.rmtree", lambda *a, **k: None)
     for _ in range(2):
         repair(bundle, photographs, plan, tmp_path)
     assert asked[0] == asked[1] > 1

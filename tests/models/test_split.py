@@ -19,7 +19,7 @@ from headrace.models.exceptions import BackboneError, DataError
 from headrace.models.export import export_edge_half
 from headrace.models.measure import find_pictures
 from headrace.models.preprocessing import prepare
-from headrace.models.zoo import load_backbone
+from headrace.models.zoo.catalogue import load_backbone
 from PIL import Image
 from typer.testing import CliRunner
 

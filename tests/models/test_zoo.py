@@ -16,16 +16,16 @@ from headrace.models.bottleneck import Decoder, Encoder
 from headrace.models.bundle import UNCUT, Bundle, head_file
 from headrace.models.class_map import decode_class_map
 from headrace.models.codec import Codec
-from headrace.models.darknet import CLASSES, Regions, fill, yolov2_tiny
 from headrace.models.edge_half import has_local, load_edge_half
 from headrace.models.exceptions import BackboneError
 from headrace.models.export import Only, export_edge_half, write_onnx
 from headrace.models.measure import load_pixels
 from headrace.models.operating_point import Kind
-from headrace.models.sources import Source, state_digest
 from headrace.models.split import fit
 from headrace.models.tasks import Boxes, Labels
-from headrace.models.zoo import backbone_of, load_backbone, write_weights
+from headrace.models.zoo.catalogue import backbone_of, load_backbone, write_weights
+from headrace.models.zoo.darknet import CLASSES, Regions, fill, yolov2_tiny
+from headrace.models.zoo.sources import Source, state_digest
 from headrace.server.engine import FeatureInput, TailKey
 from headrace.server.tail import load_tails
 from PIL import Image

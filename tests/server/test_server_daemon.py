@@ -26,7 +26,7 @@ from headrace.models.bundle import EDGE_MANIFEST, Bundle, head_file
 from headrace.models.codec import Codec
 from headrace.models.edge_half import file_names, load_edge_half
 from headrace.models.preprocessing import prepare
-from headrace.models.zoo import load_backbone
+from headrace.models.zoo.catalogue import load_backbone
 from headrace.protos import messages
 from headrace.protos.messages import Frame, Hello, Label, Result, Status
 from PIL import Image

@@ -1,0 +1,211 @@
+"""The real half of `headrace bench control`: some cells with real processes over an emulated link.
+
+    server process <--emulated link (netem, TUN relay or proxy)--> edge process --lines--> on-time accuracy, measured
+    the same frames, packets really coded, measured times --> virtual clock          --> on-time accuracy, simulated
+
+Both count an answer in time with the accuracy that the bundle's table states for its point, so that they can be
+compared. The simulation is given what the real run measured and the control loop does not choose: sizes of these very
+frames at every point, compute times by stage, the server's time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import tempfile
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from ...models.bundle import Bundle
+from ...models.exceptions import HeadraceError
+from ...models.operating_point import OperatingPoint
+from ...server.config import ServerSettings
+from ...server.edge_halves import EdgeHalves
+from .. import material
+from ..cores import all_cores, cores_beside_the_edge
+from ..links.emulators import Emulator, choose, open_link
+from ..links.spec import LinkSpec
+from ..links.trace_set import Window
+from ..processes import Process, Server
+from ..workload import Workload
+from .cells import Conditions
+from .simulate import replay
+
+PORT = 50051
+ON_TIME = ("ok", "local")
+COMPUTE = ("prepare", "compute", "compress")
+
+Line = dict[str, Any]
+Task = tuple[Window, float, float]
+"""Window, deadline and device, both in seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class RealCell:
+    """One cell, measured and simulated.
+
+    Attributes:
+        trace: name of the window.
+        deadline_s, device_s: of the cell; the device by what the uncut model takes on it.
+        measured, simulated: on-time accuracy, 0..1.
+        outcomes: of the measured frames.
+    """
+
+    trace: str
+    deadline_s: float
+    device_s: float
+    measured: float
+    simulated: float
+    outcomes: dict[str, int]
+
+    @property
+    def difference(self) -> float:
+        """Measured less simulated."""
+        return self.measured - self.simulated
+
+
+def run_real(
+    folder: Path, tasks: Sequence[Task], conditions: Conditions, console: Console, emulator: str = "auto"
+) -> list[RealCell]:
+    """Run cells for real, one after another.
+
+    Args:
+        folder: of the bundle.
+        tasks: which cells.
+        conditions: as for the simulation; runs are as long as the demo's frames last at most.
+        console: says which emulator is used, and how it goes.
+        emulator: "auto" for the best one that this machine has, or its name.
+
+    Raises:
+        HeadraceError: a process ended before its time, or the emulator cannot be used.
+    """
+    bundle, (chosen, why) = Bundle.load(folder), choose(emulator)
+    console.print(f"Real processes over: {why}", highlight=False, soft_wrap=True)
+    frames = min(conditions.frames, material.FRAMES)
+    with tempfile.TemporaryDirectory(prefix="headrace-") as scratch:
+        photographs = material.write_photographs(Path(scratch) / "photographs")
+        sources = [str(material.video()), str(photographs)]
+        with Workload(sources, bundle, frames, len(all_cores())) as workload:
+            workload.ready()
+            half = asyncio.run(EdgeHalves(ServerSettings.load().cache_dir).folder(bundle))
+            workload.begin(half)
+            found = []
+            for number, task in enumerate(tasks):
+                log = Path(scratch) / str(number)
+                log.mkdir()
+                lines = asyncio.run(_measured(chosen, folder, half, sources, task, conditions, frames, log))
+                found.append(_compare(bundle.operating_points, lines, workload, task, conditions))
+                console.print(_told(found[-1]), highlight=False)
+    return found
+
+
+async def _measured(
+    emulator: Emulator,
+    bundle: Path,
+    half: Path,
+    sources: Sequence[str],
+    task: Task,
+    conditions: Conditions,
+    frames: int,
+    scratch: Path,
+) -> list[Line]:
+    """The edge's lines of one run; the link begins with the first captured frame."""
+    window, deadline_s, device_s = task
+    cores = cores_beside_the_edge()
+    async with AsyncExitStack() as stack:
+        spec = LinkSpec(up=window.trace, delay_s=conditions.delay_s)
+        link = await open_link(emulator, spec, PORT, cores=cores)
+        stack.push_async_callback(link.close)
+        serve = {"bundles": bundle, "host": link.server_host, "port": PORT, "threads": max(1, len(cores))}
+        server = await Server.listening(serve, scratch / "server.log", cores, link.server_prefix)
+        stack.push_async_callback(server.stop)
+        flags = {
+            "server": link.address,
+            "bundle": half,
+            "source": sources,
+            "fps": conditions.fps,
+            "max_frames": frames,
+            "deadline_ms": deadline_s * 1000,
+            "device_uncut_ms": device_s * 1000,
+            "cut_short": False,  # the simulation sends whole frames
+        }
+        edge = await Process.start("edge", flags, scratch / "edge.log", all_cores(), link.edge_prefix)
+        stack.push_async_callback(edge.stop)
+        lines: list[Line] = []
+        async for line in edge.lines():
+            if line.get("event") != "frame":
+                continue
+            if not lines:
+                link.begin((line["latency_ms"] or 0.0) / 1000 + line["frame"] / conditions.fps)
+            lines.append(line)
+        if await edge.wait() != 0 or len(lines) != frames:
+            raise HeadraceError(f"the edge gave {len(lines)} of {frames} frames:\n{edge.log_end()}")
+        return sorted(lines, key=lambda line: int(line["frame"]))
+
+
+def _compare(
+    points: Sequence[OperatingPoint], lines: Sequence[Line], workload: Workload, task: Task, conditions: Conditions
+) -> RealCell:
+    window, deadline_s, device_s = task
+    accuracy = {p.name: p.accuracy for p in points}
+    outcomes: dict[str, int] = {}
+    for line in lines:
+        outcomes[line["outcome"]] = outcomes.get(line["outcome"], 0) + 1
+    measured = sum(accuracy[line["point"]] for line in lines if line["outcome"] in ON_TIME) / len(lines)
+    seconds = workload.device_seconds(device_s) | _compute_seconds(points, lines)
+    simulated = replay(
+        points,
+        workload.sizes(),
+        np.array([seconds[p.stage] for p in points]),
+        window.trace,
+        delay_s=conditions.delay_s,
+        deadline_s=deadline_s,
+        fps=conditions.fps,
+        server_s=_server_seconds(lines, conditions.server_s),
+        overhead_bytes=conditions.overhead_bytes,
+        uncut_s=device_s,
+    )
+    return RealCell(window.trace.name, deadline_s, device_s, measured, simulated.score, outcomes)
+
+
+def _compute_seconds(points: Sequence[OperatingPoint], lines: Sequence[Line]) -> dict[str, float]:
+    """Median seconds of the stages that ran at least five times: what the emulated device really took for them."""
+    stage_of = {p.name: p.stage for p in points}
+    times: dict[str, list[float]] = {}
+    for line in lines:
+        spent = line["timings_ms"]
+        if line["point"] in stage_of and "compute" in spent:
+            each = sum(spent.get(part, 0.0) for part in COMPUTE) / 1000
+            times.setdefault(stage_of[line["point"]], []).append(each)
+    return {stage: statistics.median(each) for stage, each in times.items() if len(each) >= 5}
+
+
+def _server_seconds(lines: Sequence[Line], otherwise: float) -> float:
+    found = [line["timings_ms"]["server"] / 1000 for line in lines if "server" in line["timings_ms"]]
+    return statistics.median(found) if found else otherwise
+
+
+def _told(cell: RealCell) -> str:
+    outcomes = ", ".join(f"{name} {count}" for name, count in sorted(cell.outcomes.items()))
+    return (
+        f"{cell.trace}, {cell.deadline_s * 1000:g} ms, device {cell.device_s * 1000:g} ms: measured "
+        f"{cell.measured:.3f}, simulated {cell.simulated:.3f} ({outcomes})"
+    )
+
+
+def real_table(cells: Sequence[RealCell]) -> Table:
+    """Measured beside simulated on-time accuracy."""
+    table = Table(title="real processes over the emulated link, and their simulation")
+    for title in ("link", "deadline", "device", "measured", "simulated", "difference"):
+        table.add_column(title, justify="left" if title == "link" else "right")
+    for c in cells:
+        times = f"{c.deadline_s * 1000:g} ms", f"{c.device_s * 1000:g} ms"
+        table.add_row(c.trace, *times, f"{c.measured:.3f}", f"{c.simulated:.3f}", f"{c.difference:+.3f}")
+    return table

@@ -1,0 +1,365 @@
+"""The edge in virtual time: frames, one core, a link and a server, without waiting for any of them.
+
+    camera --> [ newest waiting frame ] --> core --> [ link FIFO ] --> [ server FIFO ] --> answer
+                 older one is dropped      (1 frame at a time)                         (+ one-way delay back)
+
+`replay` runs the real `ControlLoop`, a restricted set of points, or one fixed point; `best_fixed` tries every fixed
+point. Deterministic: the same arguments give the same records.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ...edge.controller import ControlLoop, ControlSettings
+from ...models.exceptions import DataError
+from ...models.operating_point import Kind, OperatingPoint
+from ..links.traces import Trace
+from ..links.virtual_link import VirtualLink
+from .policies import FixedPoint, LoopPolicy, Policy
+
+OUTCOMES = ("ok", "late", "local", "dropped")
+_CAPTURE, _CORE, _ANSWER = range(3)  # at one instant: a new frame first, so that the newest is taken
+
+
+@dataclass(frozen=True, slots=True)
+class FrameRecord:
+    """What became of one captured frame.
+
+    Attributes:
+        frame: its number, from 0.
+        captured_s: virtual time.
+        outcome: `ok`, `late`, `local` or `dropped`, as on the edge's output.
+        reason: why it was dropped or is late without an answer, else "".
+        point: index of the operating point that was chosen, or -1.
+        latency_s: capture to answer; infinite where there was none.
+        bytes: packet size if it was written, else 0.
+        score: 1 (or the share given in `agree`) if the answer is in time and right, else 0.
+        probe: it was a probe.
+    """
+
+    frame: int
+    captured_s: float
+    outcome: str
+    reason: str = ""
+    point: int = -1
+    latency_s: float = math.inf
+    bytes: int = 0
+    score: float = 0.0
+    probe: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """All frames of one run, in order of capture; the outcomes sum to the frames."""
+
+    records: list[FrameRecord]
+    outcomes: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def frames(self) -> int:
+        """Frames captured."""
+        return len(self.records)
+
+    @property
+    def on_time(self) -> float:
+        """Share of captured frames that were answered within the deadline, 0..1."""
+        return (self.outcomes["ok"] + self.outcomes["local"]) / max(self.frames, 1)
+
+    @property
+    def score(self) -> float:
+        """On-time accuracy: mean over all captured frames of right answers in time, 0..1."""
+        return sum(record.score for record in self.records) / max(self.frames, 1)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes written in all."""
+        return sum(record.bytes for record in self.records)
+
+    @property
+    def bytes_per_frame(self) -> float:
+        """Bytes written per captured frame."""
+        return self.bytes / max(self.frames, 1)
+
+    @property
+    def switches(self) -> int:
+        """How often the point changed from one computed frame to the next."""
+        chosen = [record.point for record in self.records if record.point >= 0]
+        return sum(a != b for a, b in itertools.pairwise(chosen))
+
+
+def replay(
+    points: Sequence[OperatingPoint],
+    sizes: ArrayLike,
+    compute_s: ArrayLike,
+    trace: Trace,
+    *,
+    delay_s: float,
+    deadline_s: float,
+    fps: float,
+    fixed: int | None = None,
+    allowed: Sequence[int] | None = None,
+    policy: Policy | None = None,
+    server_s: float = 0.0,
+    overhead_bytes: int = 0,
+    agree: ArrayLike | None = None,
+    start_s: float = 0.0,
+    uncut_s: float | None = None,
+    max_in_flight: int | None = None,
+    settings: ControlSettings | None = None,
+    link: VirtualLink | None = None,
+    disconnected_s: Sequence[tuple[float, float]] = (),
+) -> Replay:
+    """Run frames over a link in virtual time.
+
+    Args:
+        points: the operating points.
+        sizes: packet bytes, [frames, points]; its first axis says how many frames there are.
+        compute_s: edge seconds, [points] or [frames, points].
+        trace: the uplink; looped if the run is longer.
+        delay_s: one-way propagation, up and down each.
+        deadline_s: capture to answer.
+        fps: frames captured a second.
+        fixed: index of the only point that is ever used, without any control; None: the control loop chooses.
+        allowed: indexes that the loop may choose from; None: all.
+        policy: who decides, in place of the loop or a fixed point.
+        server_s: service time of the server, which takes one frame at a time.
+        overhead_bytes: what the stream adds to every packet on the wire.
+        agree: how right each answer is, 0..1, [frames, points]; None: each point's `accuracy`.
+        start_s: the trace's time at which the first frame is captured.
+        uncut_s: the loop's start value for the uncut model's time; None: the `local` point's time in `compute_s`, or
+            the largest.
+        max_in_flight: most unanswered frames for a fixed point (a further frame is dropped before it is written);
+            None: as many as fit into a deadline, and one more, as for the loop.
+        settings: the loop's settings; None: its defaults.
+        link: the uplink (with losses, or other traffic); None: a plain one over `trace`.
+        disconnected_s: (from, until) stretches of virtual time in which the stream is down and the loop knows.
+
+    Raises:
+        DataError: shapes don't fit, or an index is out of range.
+    """
+    table = _Workload.checked(points, sizes, compute_s, agree)
+    interval = 1.0 / fps
+    chosen = list(range(len(points))) if allowed is None else list(allowed)
+    for index in [*chosen, *([] if fixed is None else [fixed])]:
+        if not 0 <= index < len(points):
+            raise DataError(f"operating point index {index} is out of range; there are {len(points)}")
+    cap = max_in_flight if max_in_flight is not None else math.ceil(deadline_s * fps) + 1
+    if policy is not None:
+        pass
+    elif fixed is not None:
+        policy = FixedPoint(points[fixed], deadline_s, cap)
+    else:
+        policy = LoopPolicy(
+            ControlLoop(
+                [points[index] for index in chosen],
+                deadline_s=deadline_s,
+                frame_interval_s=interval,
+                uncut_s=uncut_s if uncut_s is not None else table.uncut_s(points),
+                settings=settings or ControlSettings(),
+            )
+        )
+    link = link or VirtualLink(trace, delay_s=delay_s, start_s=start_s, overhead_bytes=overhead_bytes)
+    run = _Run(points, table, link, policy, delay_s, deadline_s, interval, server_s, sorted(disconnected_s))
+    return run.result()
+
+
+def best_fixed(
+    points: Sequence[OperatingPoint],
+    sizes: ArrayLike,
+    compute_s: ArrayLike,
+    trace: Trace,
+    *,
+    delay_s: float,
+    deadline_s: float,
+    fps: float,
+    allowed: Sequence[int] | None = None,
+    server_s: float = 0.0,
+    overhead_bytes: int = 0,
+    agree: ArrayLike | None = None,
+    start_s: float = 0.0,
+    max_in_flight: int | None = None,
+    disconnected_s: Sequence[tuple[float, float]] = (),
+) -> tuple[int, Replay]:
+    """The fixed point with the best on-time accuracy in hindsight, and its run. Arguments as in `replay`."""
+    candidates = range(len(points)) if allowed is None else allowed
+    runs = {
+        index: replay(
+            points,
+            sizes,
+            compute_s,
+            trace,
+            delay_s=delay_s,
+            deadline_s=deadline_s,
+            fps=fps,
+            fixed=index,
+            server_s=server_s,
+            overhead_bytes=overhead_bytes,
+            agree=agree,
+            start_s=start_s,
+            max_in_flight=max_in_flight,
+            disconnected_s=disconnected_s,
+        )
+        for index in candidates
+    }
+    if not runs:
+        raise DataError("there is no operating point to try")
+    best = max(runs, key=lambda index: runs[index].score)
+    return best, runs[best]
+
+
+@dataclass(frozen=True, slots=True)
+class _Workload:
+    sizes: NDArray[np.float64]
+    compute_s: NDArray[np.float64]
+    agree: NDArray[np.float64]
+
+    @classmethod
+    def checked(
+        cls, points: Sequence[OperatingPoint], sizes: ArrayLike, compute_s: ArrayLike, agree: ArrayLike | None
+    ) -> _Workload:
+        bytes_of = np.asarray(sizes, dtype=np.float64)
+        if not points or bytes_of.ndim != 2 or bytes_of.shape[1] != len(points):
+            raise DataError(f"sizes must be [frames, {len(points)} points], not {list(bytes_of.shape)}")
+        accuracy = np.array([point.accuracy for point in points]) if agree is None else agree
+        try:
+            seconds = np.broadcast_to(np.asarray(compute_s, dtype=np.float64), bytes_of.shape)
+            right = np.broadcast_to(np.asarray(accuracy, dtype=np.float64), bytes_of.shape)
+        except ValueError as error:
+            raise DataError(f"compute_s and agree must fit sizes {list(bytes_of.shape)}: {error}") from error
+        return cls(bytes_of, seconds, right)
+
+    def uncut_s(self, points: Sequence[OperatingPoint]) -> float:
+        local = [index for index, point in enumerate(points) if point.kind is Kind.LOCAL]
+        return float(self.compute_s[:, local].mean() if local else self.compute_s.mean(axis=0).max())
+
+
+class _Run:
+    """One run: an event loop over captures, the core becoming free, and answers."""
+
+    def __init__(
+        self,
+        points: Sequence[OperatingPoint],
+        table: _Workload,
+        link: VirtualLink,
+        policy: Policy,
+        delay_s: float,
+        deadline_s: float,
+        interval_s: float,
+        server_s: float,
+        disconnected_s: Sequence[tuple[float, float]],
+    ) -> None:
+        self._points = points
+        self._index = {point.id: index for index, point in enumerate(points)}
+        self._table = table
+        self._link = link
+        self._policy = policy
+        self._delay_s = delay_s
+        self._deadline_s = deadline_s
+        self._interval_s = interval_s
+        self._server_s = server_s
+        self._changes = [(at, up) for stretch in disconnected_s for at, up in zip(stretch, (False, True), strict=True)]
+        self._session = 0  # a frame of an earlier connection gets no answer
+        self._records: list[FrameRecord | None] = [None] * len(table.sizes)
+        self._events: list[tuple[float, int, int, float]] = []
+        self._busy: tuple[int, int, float, bool] | None = None  # frame, point, began, probe
+        self._waiting: int | None = None
+        self._server_free = 0.0
+        self._written: dict[int, tuple[int, int, bool]] = {}  # frame -> session, point, probe
+        self._run()
+
+    def result(self) -> Replay:
+        records = [record for record in self._records if record is not None]
+        if len(records) != len(self._records):
+            raise RuntimeError("a frame was left without an outcome")
+        counts = Counter(record.outcome for record in records)
+        return Replay(records, {outcome: counts[outcome] for outcome in OUTCOMES})
+
+    def _captured_at(self, frame: int) -> float:
+        return frame * self._interval_s
+
+    def _run(self) -> None:
+        for frame in range(len(self._records)):
+            heapq.heappush(self._events, (self._captured_at(frame), _CAPTURE, frame, 0.0))
+        while self._events:
+            now, kind, frame, held = heapq.heappop(self._events)
+            self._apply_changes(now)
+            if kind == _CAPTURE:
+                if self._waiting is not None:
+                    self._drop(self._waiting, "busy")
+                self._waiting = frame
+                self._take(now)
+            elif kind == _CORE:
+                self._computed(now)
+                self._take(now)
+            else:
+                self._answered(frame, now, held)
+
+    def _apply_changes(self, now: float) -> None:
+        while self._changes and self._changes[0][0] <= now:
+            at, up = self._changes.pop(0)
+            self._session += 1
+            for frame in [frame for frame, (session, *_) in self._written.items() if session < self._session]:
+                self._settle(frame, "late", "no answer")
+            self._policy.connected(up, at)
+
+    def _take(self, now: float) -> None:
+        if self._busy is not None or self._waiting is None:
+            return
+        # A core that is free at this very instant takes the frame that is captured at this instant, not an older one.
+        frame, self._waiting = self._waiting, None
+        choice = self._policy.choose(now, self._captured_at(frame))
+        if choice.p_on_time <= 0 and not choice.probe:
+            self._drop(frame, "stale")
+            return
+        point = self._index[choice.point.id]
+        self._busy = (frame, point, now, choice.probe)
+        heapq.heappush(self._events, (now + float(self._table.compute_s[frame, point]), _CORE, frame, 0.0))
+
+    def _computed(self, now: float) -> None:
+        if self._busy is None:
+            raise RuntimeError("the core became free without a frame")
+        (frame, point, began, probe), self._busy = self._busy, None
+        captured = self._captured_at(frame)
+        size = int(self._table.sizes[frame, point])
+        self._policy.computed(self._points[point], now - began, size, now)
+        if self._points[point].kind is Kind.LOCAL:
+            in_time = now - captured <= self._deadline_s + 1e-9
+            score = float(self._table.agree[frame, point]) if in_time else 0.0
+            outcome = "local" if in_time else "late"
+            self._records[frame] = FrameRecord(frame, captured, outcome, "", point, now - captured, 0, score, probe)
+        elif not self._policy.worth_writing(now, captured, size):
+            self._drop(frame, "stale", point)
+        else:
+            self._written[frame] = (self._session, point, probe)
+            self._policy.written(frame, size, now)
+            arrived = self._link.write(size, now)
+            begin = max(arrived, self._server_free)
+            self._server_free = begin + self._server_s
+            answer = self._server_free + self._delay_s
+            heapq.heappush(self._events, (answer, _ANSWER, frame, self._server_free - arrived))
+
+    def _answered(self, frame: int, now: float, held: float) -> None:
+        if frame not in self._written or self._written[frame][0] != self._session:
+            return
+        self._policy.result(frame, now, held, max(math.ceil(held / self._server_s) - 1, 0) if self._server_s > 0 else 0)
+        in_time = now - self._captured_at(frame) <= self._deadline_s + 1e-9
+        self._settle(frame, "ok" if in_time else "late", "", now)
+
+    def _settle(self, frame: int, outcome: str, reason: str, now: float = math.inf) -> None:
+        _, point, probe = self._written.pop(frame)
+        captured = self._captured_at(frame)
+        score = float(self._table.agree[frame, point]) if outcome == "ok" else 0.0
+        size = int(self._table.sizes[frame, point])
+        self._records[frame] = FrameRecord(frame, captured, outcome, reason, point, now - captured, size, score, probe)
+
+    def _drop(self, frame: int, reason: str, point: int = -1) -> None:
+        self._records[frame] = FrameRecord(frame, self._captured_at(frame), "dropped", reason, point)

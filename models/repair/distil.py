@@ -1,0 +1,344 @@
+"""`headrace repair`: teach the server's half to answer coarse symbols, by distillation from the uncut model.
+
+crops of photographs -> features -> encoder -> hard-quantised symbols of a random rate level, sometimes a prefix
+symbols -> decoder -> denoiser -> tail + deltas -> outputs, moved towards the uncut model's outputs for that crop
+
+Encoder, tables and bitstream stay as they are (the second stage of Matsubara et al., "SC2 Benchmark: Supervised
+Compression for Split Computing", TMLR 2023, on a closed form instead of a learned encoder). One repair serves all rate
+levels and prefixes, for a server answers them in one batch. The tail is changed by products of low rank (Hu et al.,
+"LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022), so that a bundle stays small; they are added to the
+weights when the tail is loaded and cost no time. Labels are not used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import msgpack
+import numpy as np
+import numpy.typing as npt
+import torch
+from rich.progress import Progress
+from safetensors import safe_open
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+from ..backbones import Backbone
+from ..bottleneck import Decoder
+from ..bundle import Bundle
+from ..exceptions import DataError
+from ..measure import find_pictures
+from ..split import choose, measured_points
+from ..tasks import Detection, Segmentation, Task
+from ..zoo.catalogue import backbone_of
+from .data import Crops, RandomSymbols, make_crops
+from .student import Student
+from .tail import Denoiser, mean_gain
+
+LEVEL_POWER = 2.0
+"""Of the gain, by which frames are weighed."""
+WARM_UP = 30
+"""Steps over which the learning rate rises; after them it falls along a cosine."""
+CLIP = 5.0
+"""Most that a step's gradient may have as its norm."""
+CROPS_SHARE = 0.3
+"""Share of the minutes after which no more crops are made."""
+SAVE_SECONDS = 30.0
+STATE = "student.safetensors"
+TIMED = 6
+"""Steps that are timed to tell how many fit."""
+
+
+@dataclass(frozen=True, slots=True)
+class RepairPlan:
+    """How a repair is learned.
+
+    Attributes:
+        at: split points; empty for all of the bundle's.
+        minutes: time for each split point, crops included; decides the number of steps from a few timed ones.
+        steps: number of steps, instead of what fits into `minutes`; 0 for the latter.
+        crops: how many at most are made of the photographs.
+        batch: crops a step.
+        rank: of the deltas of the tail's matrices; 0 leaves them alone.
+        hidden: channels of the denoiser; 0 for none.
+        rate: learning rate at its height.
+        device: "cpu" or "cuda".
+        seed: of crops, rate levels and prefixes.
+        photographs, held_out: as given to `split`; with its seed too, the operating points are measured on the same
+            photographs as then. Those are not learned from.
+    """
+
+    at: tuple[str, ...] = ()
+    minutes: float = 20.0
+    steps: int = 0
+    crops: int = 16_000
+    batch: int = 16
+    rank: int = 16
+    hidden: int = 64
+    rate: float = 1e-3
+    device: str = "cpu"
+    seed: int = 0
+    photographs: int = 300
+    held_out: int = 64
+
+
+def repair(
+    bundle: Bundle,
+    calibration: Path,
+    plan: RepairPlan,
+    work: Path,
+    progress: Progress | None = None,
+    more: Sequence[Path] = (),
+) -> tuple[Backbone, Bundle]:
+    """Learn a repair for a bundle's split points and measure its operating points anew.
+
+    Args:
+        bundle: any; a repair that it has is replaced where `plan.at` says.
+        calibration: folder of unlabelled photographs.
+        plan: how.
+        work: folder for crops and checkpoints. A run that was killed goes on from there; it is removed at the end.
+        progress: where to show progress; None for nowhere.
+        more: folders of other photographs to learn from; none of theirs is measured on.
+
+    Returns:
+        The backbone, whose weights the bundle's folder may have to hold (`zoo.write_weights`), and the same bundle
+        (and fingerprint) with `repair`, its operating points measured with it.
+
+    Raises:
+        DataError: too few photographs, or no such device.
+        BackboneError: the backbone's weights are missing or are not the bundle's.
+        OperatingPointError: the bundle has no such split point.
+    """
+    progress = progress or Progress(disable=True)
+    if plan.device == "cuda" and not torch.cuda.is_available():
+        raise DataError("there is no CUDA device here; use --device cpu, or check the driver with nvidia-smi")
+    backbone = backbone_of(bundle)
+    names = tuple(bundle.split(name).name for name in plan.at) or tuple(s.name for s in bundle.splits)
+    _, held_out = choose(calibration, plan.photographs, plan.held_out, plan.seed)
+    paths = [p for folder in (calibration, *more) for p in find_pictures(folder) if p not in set(held_out)]
+    found = {k: v for k, v in bundle.repair.items() if not k.startswith(tuple(f"{name}/" for name in names))}
+    said = []
+    for name in names:
+        student, steps = _learn(backbone, bundle, name, paths, plan, work / name, progress)
+        said.append(f"{name} by {steps} steps")
+        found |= {f"{name}/{key}": value for key, value in student.tensors().items()}
+    told = f"{', '.join(said)} of {plan.batch} crops of {len(paths)} unlabelled photographs, seed {plan.seed}"
+    result = replace(bundle, repair=found, provenance={**bundle.provenance, "repair": told})
+    result = measured_points(backbone, result.check(), held_out, progress)
+    shutil.rmtree(work, ignore_errors=True)
+    return backbone, result
+
+
+def learn(
+    parameters: Mapping[str, nn.Parameter],
+    loss_of: Callable[[int], Tensor],
+    rate: float,
+    steps: int,
+    checkpoint: Path,
+    identity: str,
+    note: Callable[[int, float], None] = lambda *_: None,
+) -> None:
+    """Descend along a loss, from the checkpoint on where there is one of the same identity.
+
+    Args:
+        parameters: changed in place, by name.
+        loss_of: number of the step -> scalar. All that is random in it must be drawn anew from that number, so that a
+            run that was killed and resumed ends as one that was not.
+        rate: learning rate at its height.
+        steps: in all.
+        checkpoint: file to write now and then.
+        identity: of what is learned, from what and how; a checkpoint of another one is not used.
+        note: called with steps done and the step's loss.
+    """
+    optimiser = torch.optim.AdamW(parameters.values(), lr=rate, weight_decay=1e-4)
+    done = _restore(checkpoint, identity, parameters, optimiser)
+    saved = time.monotonic()
+    while done < steps:
+        for group in optimiser.param_groups:
+            group["lr"] = rate * min(1.0, (done + 1) / WARM_UP) * (0.505 + 0.495 * math.cos(math.pi * done / steps))
+        loss = loss_of(done)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if bool(torch.isfinite(nn.utils.clip_grad_norm_(parameters.values(), CLIP))):
+            optimiser.step()  # one frame that a float32 cannot hold must not end all that was learned
+        done += 1
+        if time.monotonic() - saved > SAVE_SECONDS or done == steps:
+            _store(checkpoint, identity, done, parameters, optimiser)
+            saved = time.monotonic()
+        note(done, float(loss.detach()))
+
+
+def distance(task: Task, outputs: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
+    """How far each frame's outputs are from the uncut model's, float32 [B].
+
+    Classes, of a frame or of its pixels, are compared by the Kullback-Leibler divergence (distillation:
+    Hinton et al., "Distilling the Knowledge in a Neural Network", 2015), candidates of a detector by squared errors
+    of their scores and, as far as the uncut model takes them for something, of their corners. Where the candidates
+    themselves hang on the features (two-stage detectors) only what tells how sure the first stage is can be compared.
+    """
+    if isinstance(task, Segmentation):
+        mine, theirs = outputs[0].log_softmax(1), wanted[0].log_softmax(1)
+        return (theirs.exp() * (theirs - mine)).sum(1).flatten(1).mean(1)
+    if isinstance(task, Detection):
+        if len(outputs) > 2:
+            return sum((((m - t) ** 2).flatten(1).sum(1) for m, t in zip(outputs[2:], wanted[2:], strict=True)),
+                       outputs[0].new_zeros(len(outputs[0])))  # fmt: skip
+        weight = wanted[0].clamp_min(0).sqrt()
+        weight = weight[..., None] if outputs[1].ndim == 4 else weight.amax(2, keepdim=True)
+        corners = (outputs[1] - wanted[1]) * weight * (8 / task.size)  # as in the Fisher metric
+        return (outputs[0] - wanted[0]).square().flatten(1).sum(1) + corners.square().flatten(1).sum(1)
+    logarithms = wanted[0].clamp_min(1e-8).log() - outputs[0].clamp_min(1e-8).log()
+    return (wanted[0] * logarithms).sum(1)
+
+
+def _learn(
+    backbone: Backbone,
+    bundle: Bundle,
+    split: str,
+    paths: Sequence[Path],
+    plan: RepairPlan,
+    work: Path,
+    progress: Progress,
+) -> tuple[Student, int]:
+    """A student that has learned, and in how many steps."""
+    device, began = torch.device(plan.device), time.monotonic()
+    identity = _identity(bundle, split, paths, plan)
+    if not (work / identity).is_dir():
+        shutil.rmtree(work, ignore_errors=True)
+    folder = work / identity
+    bar = progress.add_task(f"{split}: crops", total=None)
+    schedule = folder / "steps.json"
+    until = math.inf if plan.steps else began + 60 * plan.minutes * CROPS_SHARE
+    if schedule.is_file():  # a run that is resumed keeps its crops and its schedule
+        until = -math.inf
+
+    def note_crops(done: int, of: int) -> None:
+        progress.update(bar, completed=done, total=of, said=f"{done / max(time.monotonic() - began, 1e-3):.0f}/s")
+
+    crops = make_crops(backbone, split, paths, plan.crops, plan.seed, folder, device, note_crops, until)
+    lesson = Lesson(bundle, split, backbone, crops, plan, device)
+    if not schedule.is_file():
+        left = 60 * plan.minutes - (time.monotonic() - began)
+        schedule.write_text(json.dumps({"steps": plan.steps or lesson.steps_within(left)}))
+    steps = int(json.loads(schedule.read_text())["steps"])
+    note = _noting(progress, f"{split}: repair", steps, plan.batch)
+    named = dict(lesson.student.named_parameters())
+    learn(named, lesson.loss, plan.rate, steps, folder / STATE, identity, note)
+    return lesson.student, steps
+
+
+def _noting(progress: Progress, name: str, steps: int, batch: int) -> Callable[[int, float], None]:
+    """Show steps, speed and a running mean of the loss."""
+    bar, mean, last = progress.add_task(name, total=steps), 0.0, time.monotonic()
+
+    def note(done: int, loss: float) -> None:
+        nonlocal mean, last
+        now = time.monotonic()
+        mean = 0.98 * mean + 0.02 * loss if mean else loss
+        progress.update(bar, completed=done, said=f"{batch / max(now - last, 1e-6):.0f} crops/s, loss {mean:.4f}")
+        last = now
+
+    return note
+
+
+class Lesson:
+    """A student, what it learns from, and its loss."""
+
+    def __init__(
+        self, bundle: Bundle, split: str, backbone: Backbone, crops: Crops, plan: RepairPlan, device: torch.device
+    ) -> None:
+        """Begin as the unrepaired half, on `device`."""
+        tail, self._task = backbone.tail(split).to(device), backbone.task
+        self._crops, self._plan, self._device = crops, plan, device
+        self._symbols = RandomSymbols(bundle, split, plan.seed, device)
+        self._gain = mean_gain(bundle, split)
+        denoiser = None
+        if plan.hidden:
+            features, _ = crops.batch(np.arange(min(len(crops), 256)))
+            deviation = features.std((0, 2, 3))
+            deviation = deviation.clamp_min(1e-3 * float(deviation.mean()))
+            torch.manual_seed(plan.seed)
+            denoiser = Denoiser(features.mean((0, 2, 3)), deviation, self._gain, plan.hidden)
+        decoder = Decoder.of(bundle, split).to(device)
+        self.student = Student(decoder, tail, denoiser, plan.rank, plan.seed).to(device)
+
+    def loss(self, step: int) -> Tensor:
+        """`distance` of the outputs to the uncut model's, each frame in proportion to what is usual at its rate level.
+
+        A distance grows about as the square of the quantiser's step. Without this, what little goes wrong at fine rate
+        levels would not count, and the tail, which is the same for all, would get worse there.
+        """
+        features, wanted = self._crops.batch(self._indexes(step))
+        symbols, gain = self._symbols(features, step)
+        distances = distance(self._task, self.student(symbols, gain), tuple(w.to(self._device) for w in wanted))
+        return (distances * (gain.mean(1) / self._gain) ** LEVEL_POWER).mean()
+
+    def steps_within(self, seconds: float) -> int:
+        """Steps that fit into a time, at least one; nothing is learned by timing some."""
+        began = 0.0
+        for step in range(TIMED + 1):
+            if step == 1:  # the first one allocates
+                began = time.monotonic()
+            self.loss(step).backward()  # type: ignore[no-untyped-call]
+            self.student.zero_grad(set_to_none=True)
+        return max(1, int(seconds * TIMED / max(time.monotonic() - began, 1e-4)))
+
+    def _indexes(self, step: int) -> npt.NDArray[np.int64]:
+        return crops_of_step(len(self._crops), self._plan.batch, self._plan.seed, step)
+
+
+def crops_of_step(count: int, batch: int, seed: int, step: int) -> npt.NDArray[np.int64]:
+    """Indexes of a step's crops: every crop once an epoch, in an order of the epoch's own."""
+    an_epoch = max(1, count // batch)
+    order = np.random.default_rng((seed, 2, step // an_epoch)).permutation(count)
+    at = step % an_epoch * batch
+    return order[at : at + batch]
+
+
+def _identity(bundle: Bundle, split: str, paths: Sequence[Path], plan: RepairPlan) -> str:
+    """16 hex digits over everything that a run's result hangs on, by which its files are found again."""
+    parts = [bundle.fingerprint, split, [str(p) for p in paths], asdict(plan)]
+    return hashlib.sha256(msgpack.packb(parts)).hexdigest()[:16]
+
+
+def _store(
+    file: Path, identity: str, done: int, parameters: Mapping[str, Tensor], optimiser: torch.optim.Optimizer
+) -> None:
+    tensors = {f"parameter/{name}": p.detach() for name, p in parameters.items()}
+    for name, p in parameters.items():
+        tensors |= {f"{key}/{name}": torch.as_tensor(value) for key, value in optimiser.state[p].items()}
+    data = save_tensors(
+        {k: v.cpu().contiguous() for k, v in tensors.items()}, {"identity": identity, "done": str(done)}
+    )
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(".partial")
+    partial.write_bytes(data)
+    partial.replace(file)  # whoever is killed here leaves the file before it
+
+
+def _restore(
+    file: Path, identity: str, parameters: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer
+) -> int:
+    """Steps done; 0 where there is no checkpoint of this identity."""
+    if not file.is_file():
+        return 0
+    with safe_open(file, "pt") as stored:
+        said = stored.metadata()
+        if said.get("identity") != identity:
+            return 0
+        for key in stored.keys():  # noqa: SIM118 - not a mapping
+            kind, name = key.split("/", 1)
+            value, parameter = stored.get_tensor(key), parameters[name]
+            if kind == "parameter":
+                with torch.no_grad():
+                    parameter.copy_(value)
+            else:
+                optimiser.state[parameter][kind] = value if kind == "step" else value.to(parameter.device)
+    return int(said["done"])

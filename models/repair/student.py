@@ -1,0 +1,104 @@
+"""Student: the server's half of one split point with what a repair learns, on its way there.
+
+symbols, gain --Decoder--> features --Denoiser--> features --tail, its weights + deltas--> outputs
+                 fixed                 learned               fixed          learned
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from .tail import DENOISE, LEFT, RIGHT, TAIL, Denoiser, weights
+
+
+class Student(nn.Module):
+    """Decoder, denoiser and changed tail of one split point: symbols [B, K, H, W], gain [B, K] -> outputs.
+
+    Only the denoiser and the deltas are its parameters. A delta is in units of the tensor that it changes, each
+    output channel's own for matrices, so that one learning rate suits all.
+    """
+
+    def __init__(self, decoder: nn.Module, tail: nn.Module, denoiser: Denoiser | None, rank: int, seed: int) -> None:
+        """Begin as the unrepaired half; the tail stays the backbone's."""
+        super().__init__()
+        self._fixed = (decoder, tail)  # in a tuple, so that they are not its submodules
+        self.denoiser = denoiser
+        self._names = {name: name.replace(".", "/") for name, w in weights(tail).items() if rank and _pays(w, rank)}
+        self._units: dict[str, Tensor] = {}
+        self.deltas = nn.ParameterDict()
+        generator = torch.Generator().manual_seed(seed)
+        for name in self._names:
+            weight = weights(tail)[name]
+            self._units[name] = _unit(weight)
+            if weight.ndim >= 2:
+                rows, columns = len(weight), weight[0].numel()
+                right = torch.randn(rank, columns, generator=generator) / math.sqrt(columns)
+                self.deltas[self._names[name] + LEFT] = nn.Parameter(torch.zeros(rows, rank, device=weight.device))
+                self.deltas[self._names[name] + RIGHT] = nn.Parameter(right.to(weight.device))
+            else:
+                self.deltas[self._names[name]] = nn.Parameter(torch.zeros_like(weight))
+
+    def forward(self, symbols: Tensor, gain: Tensor) -> tuple[Tensor, ...]:
+        """The tail's outputs."""
+        decoder, tail = self._fixed
+        features = decoder(symbols, gain)
+        if self.denoiser is not None:
+            features = self.denoiser(features, gain)
+        changed = {
+            name: weight + self._delta(name, weight) for name, weight in weights(tail).items() if name in self._names
+        }
+        outputs: tuple[Tensor, ...] = functional_call(tail, changed, (features,))
+        return outputs
+
+    def tensors(self) -> dict[str, npt.NDArray[np.float16]]:
+        """What a bundle holds of it, see `repaired`, without the split point's name."""
+        found: dict[str, Tensor] = {}
+        if self.denoiser is not None:
+            layers = self.denoiser.layers.state_dict()
+            found |= {f"{DENOISE}/{key.replace('.', '/')}": value for key, value in layers.items()}
+            found |= {f"{DENOISE}/{key}": getattr(self.denoiser, key).flatten() for key in ("mean", "deviation")}
+        for name, short in self._names.items():
+            unit = self._units[name]
+            if short in self.deltas:
+                found[f"{TAIL}/{name}"] = self.deltas[short] * unit
+            else:
+                found[f"{TAIL}/{name}{LEFT}"] = self.deltas[short + LEFT] * unit.reshape(-1, 1)
+                found[f"{TAIL}/{name}{RIGHT}"] = self.deltas[short + RIGHT]
+        return {key: value.detach().half().cpu().contiguous().numpy() for key, value in found.items()}
+
+    def _delta(self, name: str, weight: Tensor) -> Tensor:
+        short = self._names[name]
+        if short in self.deltas:
+            delta: Tensor = self.deltas[short]
+        else:
+            delta = (self.deltas[short + LEFT] @ self.deltas[short + RIGHT]).reshape(weight.shape)
+        return delta * self._units[name]
+
+
+def _pays(weight: Tensor, rank: int) -> bool:
+    """Whether a tensor is changed: vectors are, and matrices and kernels far larger than a product of that rank.
+
+    Kernels of depthwise convolutions are not: their gradients take an eighth of the time, for few numbers.
+    """
+    if weight.ndim < 2:
+        return weight.ndim == 1
+    depthwise = weight.ndim > 2 and weight.shape[1] == 1
+    return not depthwise and min(len(weight), weight[0].numel()) > 2 * rank
+
+
+def _unit(weight: Tensor) -> Tensor:
+    """Root mean square of a tensor, for matrices and kernels that of each output channel, in a shape that broadcasts.
+
+    Where batch normalisations were folded in, channels differ by orders of magnitude.
+    """
+    whole = weight.detach().square().mean().sqrt().clamp_min(1e-6)
+    if weight.ndim < 2:
+        return whole
+    rows = weight.detach().flatten(1).square().mean(1).sqrt().maximum(1e-2 * whole)
+    return rows.reshape(-1, *[1] * (weight.ndim - 1))

@@ -1,0 +1,143 @@
+"""Repair: what a server may add behind the entropy decoder so that coarse symbols are answered better.
+
+    symbols, gain --Decoder--> features --Denoiser--> features + change --tail + deltas--> scores
+                    as before             learned                         learned
+
+Nothing of it is on the edge or in the bitstream, so a bundle's fingerprint does not cover it: a server with repair
+serves devices whose half was exported without, and the other way round. The tensors, float16, have their own file:
+
+    SPLIT/denoise/LAYER/weight, .../bias       convolutions of the denoiser, first to last
+    SPLIT/denoise/mean, .../deviation          of the features' channels [C], by which it normalises
+    SPLIT/tail/NAME                            what is added to the tail's tensor NAME, in full, or
+    SPLIT/tail/NAME/left, .../right            the same as a product [out, r] [r, rest] of low rank
+
+The deltas are added once, when the tail is loaded; they cost no time afterwards.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..bundle import Bundle
+from ..exceptions import BundleError
+
+DENOISE, TAIL, LEFT, RIGHT = "denoise", "tail", "/left", "/right"
+
+
+class Denoiser(nn.Module):
+    """features float32 [B, C, H, W] and each frame's gain [B, K] -> features float32 [B, C, H, W], nearer to the uncut.
+
+    It knows what features look like, which the linear decoder does not. Its change is in units of the quantiser's step,
+    so that what a coarse rate level needs does no harm at a fine one. It begins as the identity.
+    """
+
+    def __init__(self, mean: Tensor, deviation: Tensor, gain: float, hidden: int) -> None:
+        """Mean and deviation float32 [C] of the features; a middling gain; channels of the hidden layers."""
+        super().__init__()
+        channels = len(mean)
+        self.gain = gain
+        self.layers = nn.ModuleList(
+            [
+                nn.Conv2d(channels + 1, hidden, 1),
+                nn.Conv2d(hidden, hidden, 3, padding=1),
+                nn.Conv2d(hidden, hidden, 3, padding=1),
+                nn.Conv2d(hidden, channels, 1),
+            ]
+        )
+        for parameter in self.layers[-1].parameters():
+            nn.init.zeros_(parameter)
+        self.mean, self.deviation = nn.Buffer(mean[:, None, None]), nn.Buffer(deviation[:, None, None])
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, features: Tensor, gain: Tensor) -> Tensor:
+        """Add what the quantiser took away, as far as it can be told."""
+        step = (self.gain / gain.mean(1))[:, None, None, None]
+        # Steps span less than one decade; their logarithm is of the size of the normalised features.
+        level = step.log().expand(-1, 1, *features.shape[2:])
+        hidden = torch.cat([(features - self.mean) / self.deviation, level], 1)
+        for layer in self.layers[:-1]:
+            hidden = functional.relu(layer(hidden))
+        change: Tensor = self.layers[-1](hidden)
+        return features + change * self.deviation * step
+
+
+class DenoisingDecoder(nn.Module):
+    """A decoder with a denoiser behind it; called like the decoder."""
+
+    def __init__(self, decoder: nn.Module, denoiser: nn.Module) -> None:
+        super().__init__()
+        self.decoder, self.denoiser = decoder, denoiser
+
+    def forward(self, symbols: Tensor, gain: Tensor) -> Tensor:
+        """symbols [B, K, H, W], gain [B, K] -> features float32 [B, C, H, W]."""
+        features: Tensor = self.denoiser(self.decoder(symbols, gain), gain)
+        return features
+
+
+def repaired(bundle: Bundle, split: str, decoder: nn.Module, tail: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """Decoder and tail of a split point with the bundle's repair, or the same two where it holds none.
+
+    Args:
+        bundle: with or without repair.
+        split: name of a split point.
+        decoder: symbols [B, K, H, W], gain [B, K] -> features [B, C, H, W].
+        tail: features -> outputs; it is copied, not changed.
+
+    Raises:
+        BundleError: a tensor of the repair does not fit the tail.
+    """
+    tensors = {
+        key.removeprefix(f"{split}/"): torch.from_numpy(value.copy()).float()
+        for key, value in bundle.repair.items()
+        if key.startswith(f"{split}/")
+    }
+    if not tensors:
+        return decoder, tail
+    deltas = {key.removeprefix(f"{TAIL}/"): value for key, value in tensors.items() if key.startswith(f"{TAIL}/")}
+    try:
+        if f"{DENOISE}/deviation" in tensors:
+            decoder = (
+                DenoisingDecoder(decoder, _denoiser(tensors, mean_gain(bundle, split))).requires_grad_(False).eval()
+            )
+        return decoder, _with_deltas(tail, deltas)
+    except (KeyError, RuntimeError) as error:
+        raise BundleError(
+            f"the repair of {split} in bundle {bundle.name} does not fit its backbone: {error}; "
+            "learn it anew with `headrace repair`"
+        ) from error
+
+
+def weights(module: nn.Module) -> dict[str, Tensor]:
+    """What of a module can be repaired, by name: its parameters, and buffers that hold a folded weight or bias."""
+    buffers = {k: v for k, v in module.named_buffers() if k.endswith(("weight", "bias")) and v.is_floating_point()}
+    return {**dict(module.named_parameters()), **buffers}
+
+
+def mean_gain(bundle: Bundle, split: str) -> float:
+    """The middle of a split point's gains on a logarithmic scale."""
+    return float(np.exp(np.log(bundle.tensors[f"{split}/gains"].mean(1)).mean()))
+
+
+def _denoiser(tensors: Mapping[str, Tensor], gain: float) -> Denoiser:
+    mean, deviation = tensors[f"{DENOISE}/mean"], tensors[f"{DENOISE}/deviation"]
+    denoiser = Denoiser(mean, deviation, gain, len(tensors[f"{DENOISE}/0/weight"]))
+    layers = range(len(denoiser.layers))
+    state = {f"{i}.{part}": tensors[f"{DENOISE}/{i}/{part}"] for i in layers for part in ("weight", "bias")}
+    denoiser.layers.load_state_dict(state)
+    return denoiser
+
+
+def _with_deltas(tail: nn.Module, deltas: Mapping[str, Tensor]) -> nn.Module:
+    tail = copy.deepcopy(tail)
+    changed = weights(tail)
+    with torch.no_grad():
+        for name in sorted({key.removesuffix(LEFT).removesuffix(RIGHT) for key in deltas}):
+            delta = deltas[name] if name in deltas else deltas[name + LEFT] @ deltas[name + RIGHT]
+            changed[name] += delta.reshape(changed[name].shape)
+    return tail
