@@ -161,6 +161,17 @@ class LinkView:
         finish = max(now, float(self.free(per_bit)[0])) + 8.0 * size_bytes * float(per_bit[0])
         return finish + self.there_and_back_s
 
+    def sent_if_slow(self, now: float, ready: float, bits: float) -> float:
+        """When the link has sent so much that is ready at `ready`, in the slowest scenario or before; infinite while
+        nothing is known of the link, or a frame that leaves in parts is under way."""
+        rate = self._estimator.slowest_bps(now, self._bound(now))
+        if rate <= 0.0 or self._held_bits:
+            return math.inf
+        free = self._flight.begun(self._round_trip.seconds)
+        for frame in self._flight.frames:
+            free = max(free, frame.ready) + frame.bits / rate
+        return max(ready, free) + bits / rate
+
     def held(self, now: float, captured_at: float) -> float:
         """Bits of the frame before, which leaves in parts, that this one has to wait for; none where nothing would be
         in time behind them, since they will be given up then."""

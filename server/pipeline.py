@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -106,7 +106,7 @@ class Pipeline:
             received: when it came, by `clock`.
 
         Returns:
-            Its result, whatever its status. `Timing.total_us` is still open: `handed_over` fills it in.
+            Its result, whatever its status. `Timing.total_us` is still open: who hands it to gRPC knows it.
         """
         self._metrics.received(len(frame.packet))
         frame_id = frame_id_of(frame.packet)
@@ -250,7 +250,7 @@ class Pipeline:
     def _result(self, frame_id: int, received: float, decoded: Decoded, answer: Answer) -> Result:
         waited = max(0.0, answer.began - received - decoded.seconds)
         self._metrics.queue.observe(waited)
-        timing = Timing(queue_us=_us(waited), decode_us=_us(decoded.seconds), tail_us=_us(answer.seconds))
+        timing = Timing(queue_us=micros(waited), decode_us=micros(decoded.seconds), tail_us=micros(answer.seconds))
         return Result(
             frame_id,
             Status.OK,
@@ -264,12 +264,8 @@ class Pipeline:
         return Result(frame_id, error.status, str(error), queue_depth=self.admission.waiting)
 
 
-def handed_over(result: Result, received: float, now: float) -> Result:
-    """The result as it is handed to gRPC: with the time since its frame was received."""
-    return replace(result, timing=replace(result.timing, total_us=_us(now - received)))
-
-
-def _us(seconds: float) -> int:
+def micros(seconds: float) -> int:
+    """Microseconds as the wire holds them, at most 2**32 - 1."""
     return min(round(seconds * 1e6), 2**32 - 1)
 
 
