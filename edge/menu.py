@@ -27,8 +27,14 @@ SIZE_STEPS, COMPUTE_STEPS = (7, 5, 3), (5, 3, 7)
 
 
 class Demand(NamedTuple):
-    """What a point takes: which it is, compute expected and in the worst scenario (seconds), its packet's median without
-    overhead and with it in the worst scenario (bits)."""
+    """What a point takes.
+
+    Attributes:
+        point: which one.
+        seconds, most_seconds: its compute, expected and in the worst scenario.
+        bits: its median packet without overhead.
+        most_bits: the packet in the worst scenario, with overhead.
+    """
 
     point: int
     seconds: float

@@ -126,7 +126,8 @@ class Pipeline:
             log.exception("a frame failed", frame=frame_id)
             result = self._failure(frame_id, InferenceError("the server failed on this frame; its log says why"))
         finally:
-            self._metrics.answered(result.status if result else None)  # None: the caller went away
+            # The caller went away if there is none. Counted a turn of the loop later: the result leaves first.
+            asyncio.get_running_loop().call_soon(self._metrics.answered, result.status if result else None)
         return result
 
     def refuse(self, frame: Frame, error: FrameError) -> Result:
@@ -195,9 +196,7 @@ class Pipeline:
         except Exception as error:
             log.exception("a frame failed in its tail")
             raise InferenceError("the tail failed on this frame; the server's log says why") from error
-        self._metrics.decode.observe(decoded.seconds)
-        self._metrics.batch_size.observe(1)
-        self._metrics.tail.observe(done.seconds)
+        asyncio.get_running_loop().call_soon(self._metrics.ran_alone, decoded.seconds, done.seconds)
         return decoded, Answer(done.outputs[0], began + decoded.seconds, done.seconds, self.admission.waiting)
 
     async def _batch_and_tail(self, place: Place, decoded: Decoded, deadline: float) -> Answer:
@@ -249,7 +248,7 @@ class Pipeline:
 
     def _result(self, frame_id: int, received: float, decoded: Decoded, answer: Answer) -> Result:
         waited = max(0.0, answer.began - received - decoded.seconds)
-        self._metrics.queue.observe(waited)
+        asyncio.get_running_loop().call_soon(self._metrics.queue.observe, waited)
         timing = Timing(queue_us=micros(waited), decode_us=micros(decoded.seconds), tail_us=micros(answer.seconds))
         return Result(
             frame_id,

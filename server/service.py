@@ -248,6 +248,10 @@ class Session:
             task = asyncio.create_task(self._answer(frame, received, self._gather(frame, received)))
             self._tasks.add(task)
             task.add_done_callback(self._done)
+            # The frame comes before the preparation for the next one: its task takes the first turn of the loop, the
+            # thread that it hands the frame to gets the interpreter in the second.
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
 
     def _gather(self, frame: Frame, received: float) -> Gathering | FrameError | None:
         """Whoever collects the slices that follow; None for a frame that is whole. Known before more is read."""
