@@ -192,7 +192,7 @@ def packs(cut: Cut) -> bool:
 
 
 def _near(backbone: Backbone, cuts: Sequence[Cut], share: float) -> Cut:
-    """The narrowest cut near a share of the multiply-accumulates, one of a single map if there is one; or the nearest."""
+    """The narrowest cut near a share of the multiply-accumulates, of a single map if it can be; or the nearest."""
     off = {c: abs(backbone.costs.macs_share(c) - share) for c in cuts}
     near = [c for c in cuts if off[c] <= SHARE_REACH] or [min(cuts, key=off.__getitem__)]
     return min(near, key=lambda c: (len(c.maps) > 1, c.elements, off[c]))
