@@ -132,9 +132,7 @@ class RayEngine(Engine):
         mine: dict[str, Any] = {"namespace": APPLICATION, "log_to_driver": False, "logging_level": "error"}
         local = {} if s.address else {"num_cpus": max(1, int(s.max_replicas * s.cpus + 1)), "include_dashboard": False}
         try:
-            self._ray.init(
-                s.address or "local", namespace=APPLICATION, log_to_driver=False, logging_level="error", **local
-            )
+            self._ray.init(s.address or "local", **mine, **local)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise StartError(f"there is no Ray cluster at {s.address}: {error}; see --ray-address") from error
         self._serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR"})
