@@ -39,6 +39,7 @@ ENGINES = [
                 importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install 'headrace[ray]'"
             ),
             pytest.mark.timeout(600),
+            pytest.mark.filterwarnings("ignore::DeprecationWarning"),
         ],
     ),
 ]
@@ -90,14 +91,14 @@ async def server(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
     await server.close()
 
 
-async def ask(server: Server, bundle: Bundle, packets: list[bytes], remaining_ms: int = 0) -> list[Result]:
+async def ask(server: Server, bundle: Bundle, packets: list[bytes], device: str = "") -> list[Result]:
     """Results of one stream in order of frame ids."""
     async with grpc.aio.insecure_channel(server.address) as channel:
         call = messages.HeadraceStub(channel).Stream()
-        await call.write(messages.hello_request(Hello(bundle.fingerprint, VERSION)))
+        await call.write(messages.hello_request(Hello(bundle.fingerprint, VERSION, device)))
         await call.read()
         for packet in packets:
-            await call.write(messages.frame_request(Frame(packet, remaining_ms)))
+            await call.write(messages.frame_request(Frame(packet)))
         await call.done_writing()
         results = []
         while (response := await call.read()) is not grpc.aio.EOF:
@@ -177,7 +178,7 @@ async def test_a_replica_that_is_killed_under_load_loses_no_admitted_frame(
     pids = {await engine._handle.process_id.remote() for _ in range(40)}
     assert len(pids) == 2
     data = [packet.to_bytes() for packet in packets]
-    asking = [asyncio.create_task(ask(server, bundle, data)) for _ in range(12)]
+    asking = [asyncio.create_task(ask(server, bundle, data, f"device {i}")) for i in range(12)]
     value = server.metrics.registry.get_sample_value
     async with asyncio.timeout(60):
         while (value("headrace_server_frames_total", {"status": "ok"}) or 0) < 20:
