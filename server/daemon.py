@@ -41,8 +41,9 @@ SLACK_BYTES = 4096
 """What protobuf and later fields may add to a packet in one message."""
 
 SWITCH_S = 0.0001
-"""How long one thread may hold Python's lock while another one wants it. A tail takes it again after every operator: with
-the default of 5 ms an event loop that is busy refusing would let it have it a hundred times a batch, 5 ms apart."""
+"""How long one thread may hold Python's lock while another one wants it, in seconds. A tail takes it again after every
+operator: with the default of 5 ms, an event loop that is busy refusing would let it wait that long a hundred times a
+batch."""
 
 GOODBYE_S = 1.0
 """What connections get to close in order after a drain; watchers of the health service stay until then."""
