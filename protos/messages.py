@@ -69,12 +69,14 @@ class Frame:
         remaining_ms: what remains of its deadline; 0: none.
         slices_to_come: how many follow, each as a `Continuation`.
         patience_ms: how long the server waits for them before it answers without.
+        trace: the frame's trace id (16 bytes) and span id (8), or nothing when it is not traced.
     """
 
     packet: bytes
     remaining_ms: int = 0
     slices_to_come: int = 0
     patience_ms: int = 0
+    trace: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +140,8 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """The answer to one frame. `queue_depth`: frames waiting on the server; `slices`: how many it was answered from."""
+    """The answer to one frame. `queue_depth`: frames waiting on the server; `slices`: how many it was answered from;
+    `retry_ms`: when it makes sense to send again, where queues are full (0: not known)."""
 
     frame_id: int
     status: Status
@@ -147,6 +150,7 @@ class Result:
     timing: Timing = Timing()
     queue_depth: int = 0
     slices: int = 0
+    retry_ms: int = 0
 
 
 def hello_request(hello: Hello) -> pb.StreamRequest:
@@ -167,6 +171,7 @@ def frame_request(frame: Frame) -> pb.StreamRequest:
     message = request.frame
     message.packet, message.remaining_ms = frame.packet, frame.remaining_ms
     message.slices_to_come, message.patience_ms = frame.slices_to_come, frame.patience_ms
+    message.trace = frame.trace
     return request
 
 
@@ -180,7 +185,7 @@ def read_request(request: pb.StreamRequest) -> Hello | Frame | Continuation | No
     kind = request.WhichOneof("message")
     if kind == "frame":
         f = request.frame
-        return Frame(f.packet, f.remaining_ms, f.slices_to_come, f.patience_ms)
+        return Frame(f.packet, f.remaining_ms, f.slices_to_come, f.patience_ms, f.trace)
     if kind == "continuation":
         c = request.continuation
         return Continuation(c.frame_id, c.slice, c.crc, c.cut)
@@ -258,7 +263,7 @@ def _fill(message: pb.Result, result: Result, total_us: int | None) -> None:
     timing, ours = message.timing, result.timing
     timing.queue_us, timing.decode_us, timing.tail_us = ours.queue_us, ours.decode_us, ours.tail_us
     timing.total_us = ours.total_us if total_us is None else total_us
-    message.queue_depth, message.slices = result.queue_depth, result.slices
+    message.queue_depth, message.slices, message.retry_ms = result.queue_depth, result.slices, result.retry_ms
 
 
 def read_result(message: pb.Result) -> Result:
@@ -276,6 +281,7 @@ def read_result(message: pb.Result) -> Result:
         Timing(t.queue_us, t.decode_us, t.tail_us, t.total_us),
         message.queue_depth,
         message.slices,
+        message.retry_ms,
     )
 
 
@@ -291,10 +297,20 @@ def _output(message: pb.TailOutput) -> TailOutput:
     )
 
 
+def result_of(data: bytes) -> Result:
+    """A result from its message's bytes.
+
+    Raises:
+        DecodeError: they are none.
+    """
+    return read_result(pb.Result.FromString(data))
+
+
 def infer_request(fingerprint: bytes, frame: Frame) -> pb.InferRequest:
     """The unary request for one packet under the bundle of that fingerprint."""
     return pb.InferRequest(
-        fingerprint=fingerprint, frame=pb.Frame(packet=frame.packet, remaining_ms=frame.remaining_ms)
+        fingerprint=fingerprint,
+        frame=pb.Frame(packet=frame.packet, remaining_ms=frame.remaining_ms, trace=frame.trace),
     )
 
 
@@ -329,6 +345,7 @@ __all__ = [
     "read_response",
     "read_result",
     "result_message",
+    "result_of",
     "result_response",
     "welcome_response",
 ]

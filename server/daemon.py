@@ -22,19 +22,28 @@ from grpc_health.v1.health import aio as health_aio  # type: ignore[attr-defined
 from ..models.bundle import Bundle, short
 from ..models.exceptions import HeadraceError
 from ..protos import messages
+from .bundle_dir import BundleDir
+from .bundles import Bundles
 from .config import ServerSettings
-from .decoder import PacketDecoder
 from .edge_halves import EdgeHalves
 from .engine import Engine, LocalEngine, Tail, TailKey
 from .exceptions import StartError
+from .grpc_metrics import GrpcMetrics
 from .metrics import Metrics, MetricsEndpoint, Probes
 from .pipeline import Pipeline, PipelineSettings
-from .service import HeadraceService
+from .ray_engine import RayEngine, RaySettings
+from .service import HeadraceService, StreamLimits
+from .tracing import Tracer
 
 log = structlog.get_logger(__name__)
 
 SLACK_BYTES = 4096
 """What protobuf and later fields may add to a packet in one message."""
+
+SWITCH_S = 0.0001
+"""How long one thread may hold Python's lock while another one wants it, in seconds. A tail takes it again after every
+operator: with the default of 5 ms, an event loop that is busy refusing would let it wait that long a hundred times a
+batch."""
 
 GOODBYE_S = 1.0
 """What connections get to close in order after a drain; watchers of the health service stay until then."""
@@ -55,14 +64,14 @@ class Server:
     def __init__(
         self,
         settings: ServerSettings,
-        engine: Callable[[list[Bundle]], Engine] | None = None,
+        engine: Callable[[ServerSettings], Engine] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Nothing is loaded yet.
 
         Args:
             settings: see `ServerSettings`.
-            engine: makes another engine than the local one of PyTorch, from the bundles.
+            engine: makes another engine than the one that the settings name.
             clock: seconds; by it deadlines pass and durations are measured.
         """
         self.address = ""
@@ -71,13 +80,16 @@ class Server:
         self.fingerprint = b""
         self._settings = settings
         self._clock = clock
-        self._make_engine = engine or self._local_engine
+        self._make_engine = engine or engine_of
         self._probes = Probes()
         self._endpoint: MetricsEndpoint | None = None
         self._edge_halves = EdgeHalves(settings.cache_dir)
         self._health = health_aio.HealthServicer()
         self._engine: Engine | None = None
         self._pipeline: Pipeline | None = None
+        self._tracer: Tracer | None = None
+        self._bundles: Bundles | None = None
+        self._watching: asyncio.Task[None] | None = None
         self._service: HeadraceService | None = None
         self._grpc: grpc.aio.Server | None = None
         self._beating: asyncio.Task[None] | None = None
@@ -100,32 +112,53 @@ class Server:
             self._endpoint = MetricsEndpoint(self.metrics, self._probes, s.metrics_host, s.metrics_port)
             self.metrics_address = self._endpoint.address
         self._beating = asyncio.create_task(self._beat())
-        bundles = [await asyncio.to_thread(Bundle.load, folder) for folder in s.bundles]
-        self.fingerprint = bundles[0].fingerprint
-        decoders = [PacketDecoder(bundle) for bundle in bundles]
-        for decoder in decoders:
-            await asyncio.to_thread(decoder.warm_up)
-        self._engine = self._make_engine(bundles)
+        self._tracer = Tracer(clock=self._clock) if s.tracing else None
+        self._engine = self._make_engine(s)
         await self._engine.start()
         self._pipeline = Pipeline(
-            PipelineSettings(s.max_packet_bytes, s.queue_limit, s.max_batch, s.max_wait_ms / 1e3, s.decode_threads),
+            PipelineSettings(
+                s.max_packet_bytes,
+                s.queue_limit,
+                s.device_queue_limit,
+                s.queue_bytes,
+                s.max_batch,
+                s.max_wait_ms / 1e3,
+                s.decode_threads,
+            ),
             self._engine,
             self.metrics,
             self._clock,
+            self._tracer,
         )
+        self._bundles = Bundles(
+            self._engine, self._pipeline, self._health, linger_s=s.linger_s, max_elements=s.max_elements
+        )
+        await self._load(self._bundles)
         self._service = HeadraceService(
             self._pipeline,
-            decoders,
+            self._bundles,
             self._edge_halves,
             self.metrics,
-            max_packet_bytes=s.max_packet_bytes,
-            max_in_flight=s.max_in_flight,
+            StreamLimits(s.max_packet_bytes, s.max_in_flight, s.max_streams_per_peer, s.queue_bytes),
         )
         await self._listen(self._service)
         # What is loaded stays; the collector need not walk through PyTorch's modules again and again.
         gc.collect()
         gc.freeze()
         self._probes.not_ready = None
+
+    async def _load(self, bundles: Bundles) -> None:
+        for folder in self._settings.given_bundles:
+            await bundles.load(folder)
+        if self._settings.bundle_dir is not None:
+            watched = BundleDir(self._settings.bundle_dir, bundles)
+            await watched.scan()
+            self._watching = asyncio.create_task(watched.run())
+        if bundles.default is None:
+            raise StartError(
+                f"no bundle in {self._settings.bundle_dir} can be served; put one there, or give --bundles"
+            )
+        self.fingerprint = bundles.default.bundle.fingerprint
 
     async def _listen(self, service: HeadraceService) -> None:
         s = self._settings
@@ -139,10 +172,14 @@ class Server:
                 ("grpc.keepalive_permit_without_calls", 1),
                 ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
                 ("grpc.max_concurrent_streams", 1_000),
-            ]
+            ],
+            maximum_concurrent_rpcs=s.max_streams,
+            interceptors=[GrpcMetrics(self.metrics.registry)],
         )
         messages.add_HeadraceServicer_to_server(service, self._grpc)  # type: ignore[no-untyped-call]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
+        if s.reflection:
+            add_reflection(self._grpc)
         for name in ("", messages.SERVICE):
             await self._health.set(name, _SERVING)
         try:
@@ -165,6 +202,8 @@ class Server:
             return True
         deadline = asyncio.get_running_loop().time() + self._settings.drain_s
         self._probes.not_ready = "draining"
+        if self._watching is not None:
+            self._watching.cancel()
         await self._health.enter_graceful_shutdown()
         self._service.drain()
         answered = False
@@ -182,9 +221,14 @@ class Server:
     async def close(self, grace: float = 0.0) -> None:
         """Let go of everything; calls under way are cut off after `grace` seconds."""
         gc.unfreeze()
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.wait({self._watching})
         if self._grpc is not None:
             await self._grpc.stop(grace)
         await self._edge_halves.close()
+        if self._bundles is not None:
+            await self._bundles.close()
         if self._pipeline is not None:
             await self._pipeline.close()
         if self._engine is not None:
@@ -194,19 +238,56 @@ class Server:
             await asyncio.wait({self._beating})
         if self._endpoint is not None:
             await asyncio.to_thread(self._endpoint.close)
-
-    def _local_engine(self, bundles: list[Bundle]) -> Engine:
-        def load() -> dict[TailKey, Tail]:
-            from .tail import load_tails  # imports PyTorch, in the engine's thread
-
-            return dict(load_tails(bundles, self._settings.device, self._settings.threads))
-
-        return LocalEngine(load)
+        if self._tracer is not None:
+            await asyncio.to_thread(self._tracer.close)
 
     async def _beat(self) -> None:
         while True:
             self._probes.beat()
             await asyncio.sleep(1.0)
+
+
+def engine_of(settings: ServerSettings) -> Engine:
+    """The engine that the settings name."""
+    if settings.engine == "ray":
+        return RayEngine(
+            RaySettings(
+                settings.ray_address,
+                settings.ray_min_replicas or settings.ray_replicas,
+                settings.ray_replicas,
+                settings.ray_cpus,
+                settings.device,
+                settings.threads,
+                settings.max_batch,
+                settings.decode_threads,
+                settings.max_packet_bytes,
+            )
+        )
+
+    def load(bundle: Bundle) -> dict[TailKey, Tail]:
+        from .tail import tails_of  # imports PyTorch
+
+        return tails_of(bundle, settings.device)
+
+    def set_up() -> None:
+        from .tail import set_up_torch
+
+        set_up_torch(settings.device, settings.threads)
+
+    return LocalEngine(load, set_up, settings.max_batch)
+
+
+def add_reflection(server: grpc.aio.Server) -> None:
+    """Describe the services to whoever asks.
+
+    Raises:
+        StartError: the package for it is not installed.
+    """
+    try:
+        from grpc_reflection.v1alpha import reflection
+    except ImportError as error:
+        raise StartError("--reflection needs grpcio-reflection; pip install grpcio-reflection") from error
+    reflection.enable_server_reflection((messages.SERVICE, "grpc.health.v1.Health", reflection.SERVICE_NAME), server)
 
 
 def run(settings: ServerSettings) -> int:
@@ -218,7 +299,8 @@ def run(settings: ServerSettings) -> int:
     Returns:
         Exit code: 0 after a drain that answered everything, 1 when it could not start or had to give frames up.
     """
-    configure_logging(settings.log_level)
+    configure_logging(settings.log_level, settings.log_format)
+    sys.setswitchinterval(SWITCH_S)
     # Read by OpenMP when PyTorch is loaded. Its threads otherwise spin between operators: on a machine that is shared
     # (with an edge in the demo) tails then took five times as long, and the event loop waited for a core.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -259,16 +341,18 @@ async def _serve(settings: ServerSettings) -> int:
     return 0 if await server.drain() else 1
 
 
-def configure_logging(level: str) -> None:
-    """Logs as text for people on standard error."""
-    processors: list[Any] = [
-        structlog.contextvars.merge_contextvars,
-        structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),
-    ]
+def configure_logging(level: str, form: str = "text") -> None:
+    """Logs on standard error: as text for people, or ("json") one object a line."""
+    rendered: list[Any] = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+    if form == "json":
+        rendered = [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
     structlog.configure(
-        processors=processors,
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            *rendered,
+        ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,

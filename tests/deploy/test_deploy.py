@@ -80,6 +80,28 @@ def test_compose_makes_what_the_edge_looks_at(tmp_path) -> None:
     assert material_main([]) == 2
 
 
+def test_front_ends_on_ray_are_started_with_flags_that_exist_and_time_to_drain() -> None:
+    documents = {d["kind"]: d for d in yaml.safe_load_all((DEPLOY / "ray.yaml").read_text())}
+    pod = documents["StatefulSet"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    command, *words = container["args"]
+    assert_flags_exist(command, words)
+    given = flags(words)
+    settings = ServerSettings.load(**{name.replace("-", "_"): value for name, value in given.items()})
+    assert settings.engine == "ray"
+    assert pod["terminationGracePeriodSeconds"] > settings.drain_s + 5
+    cluster = documents["RayCluster"]
+    assert settings.ray_address == f"{cluster['metadata']['name']}-head-svc:6379"
+    (worker,) = cluster["spec"]["workerGroupSpecs"][0]["template"]["spec"]["containers"]
+    mounts = {m["mountPath"] for c in (container, worker) for m in c["volumeMounts"]}
+    assert mounts == {str(settings.bundle_dir)}, "replicas look for bundles where front ends do"
+    assert {p["containerPort"] for p in container["ports"]} == {settings.port, 9100}
+    labels = {
+        d["spec"]["template"]["metadata"]["labels"]["app"] for d in documents.values() if d["kind"] == "StatefulSet"
+    }
+    assert documents["Service"]["spec"]["selector"] == {"app": labels.pop()}
+
+
 @pytest.mark.parametrize("side", ["edge", "server"])
 def test_dockerfiles_copy_the_whole_package(side) -> None:
     text = (DEPLOY / f"Dockerfile.{side}").read_text()
