@@ -22,19 +22,19 @@ from grpc_health.v1.health import aio as health_aio  # type: ignore[attr-defined
 from ..models.bundle import Bundle, short
 from ..models.exceptions import HeadraceError
 from ..protos import messages
+from .auth import Scope, TokenFile
 from .config import ServerSettings
 from .decoder import PacketDecoder
 from .edge_halves import EdgeHalves
 from .engine import Engine, LocalEngine, Tail, TailKey
-from .exceptions import StartError
+from .guard import Guard, Streams, refused_calls
+from .listening import make_grpc, open_port
 from .metrics import Metrics, MetricsEndpoint, Probes
 from .pipeline import Pipeline, PipelineSettings
+from .security import loopback
 from .service import HeadraceService
 
 log = structlog.get_logger(__name__)
-
-SLACK_BYTES = 4096
-"""What protobuf and later fields may add to a packet in one message."""
 
 GOODBYE_S = 1.0
 """What connections get to close in order after a drain; watchers of the health service stay until then."""
@@ -48,6 +48,8 @@ class Server:
     Attributes:
         address: host:port of gRPC, once started.
         metrics_address: host:port of the HTTP endpoint, None when it is off.
+        admin_address: host:port of the listener for admin calls, None when it is off.
+        admin_services: what is served there beside health; each puts a service on the listener before it opens.
         metrics: the counters.
         fingerprint: of the default bundle, once started.
     """
@@ -67,6 +69,8 @@ class Server:
         """
         self.address = ""
         self.metrics_address: str | None = None
+        self.admin_address: str | None = None
+        self.admin_services: list[Callable[[grpc.aio.Server], None]] = []
         self.metrics = Metrics()
         self.fingerprint = b""
         self._settings = settings
@@ -80,6 +84,8 @@ class Server:
         self._pipeline: Pipeline | None = None
         self._service: HeadraceService | None = None
         self._grpc: grpc.aio.Server | None = None
+        self._admin: grpc.aio.Server | None = None
+        self._watching: list[asyncio.Task[None]] = []
         self._beating: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -120,6 +126,7 @@ class Server:
             self.metrics,
             max_packet_bytes=s.max_packet_bytes,
             max_in_flight=s.max_in_flight,
+            unread_s=s.unread_s,
         )
         await self._listen(self._service)
         # What is loaded stays; the collector need not walk through PyTorch's modules again and again.
@@ -128,31 +135,33 @@ class Server:
         self._probes.not_ready = None
 
     async def _listen(self, service: HeadraceService) -> None:
+        """Open the listeners: devices', and the one for admin calls where there is one."""
         s = self._settings
-        self._grpc = grpc.aio.server(
-            options=[
-                ("grpc.max_receive_message_length", s.max_packet_bytes + SLACK_BYTES),
-                ("grpc.so_reuseport", 0),
-                # A device that vanished without a word is noticed within half a minute.
-                ("grpc.keepalive_time_ms", 20_000),
-                ("grpc.keepalive_timeout_ms", 10_000),
-                ("grpc.keepalive_permit_without_calls", 1),
-                ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
-                ("grpc.max_concurrent_streams", 1_000),
-            ]
-        )
+        certificates = s.certificates()
+        tokens = TokenFile(s.tokens) if s.tokens is not None else None
+        streams, refused = Streams(s.max_streams, s.max_streams_per_device), refused_calls(self.metrics)
+        guard = Guard(tokens, Scope.DEVICE, streams, refused)
+        self._grpc = make_grpc(s, [guard])
         messages.add_HeadraceServicer_to_server(service, self._grpc)  # type: ignore[no-untyped-call]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
         for name in ("", messages.SERVICE):
             await self._health.set(name, _SERVING)
-        try:
-            port = self._grpc.add_insecure_port(f"{s.host}:{s.port}")
-        except RuntimeError as error:
-            raise StartError(
-                f"cannot listen on {s.host}:{s.port}; is another server running there? Choose another --port"
-            ) from error
+        port = open_port(self._grpc, s.host, s.port, certificates, "--port")
+        self._watching = [asyncio.create_task(guard.watch())]
+        if s.admin_port is not None:
+            admin_guard = Guard(tokens, Scope.ADMIN, streams, refused)
+            self._admin = make_grpc(s, [admin_guard])
+            health_pb2_grpc.add_HealthServicer_to_server(self._health, self._admin)
+            for add in self.admin_services:
+                add(self._admin)
+            admin_port = open_port(self._admin, s.admin_host, s.admin_port, certificates, "--admin-port")
+            self._watching.append(asyncio.create_task(admin_guard.watch()))
+            await self._admin.start()
+            self.admin_address = f"{s.admin_host}:{admin_port}"
         await self._grpc.start()
         self.address = f"{s.host}:{port}"
+        if s.lacks() and not loopback(s.host):
+            log.warning("listening to everybody, as --insecure says", address=self.address, lacking=s.lacks())
 
     async def drain(self) -> bool:
         """Refuse what is new, answer what was admitted, and close.
@@ -182,8 +191,11 @@ class Server:
     async def close(self, grace: float = 0.0) -> None:
         """Let go of everything; calls under way are cut off after `grace` seconds."""
         gc.unfreeze()
-        if self._grpc is not None:
-            await self._grpc.stop(grace)
+        for task in self._watching:
+            task.cancel()
+        for each in (self._grpc, self._admin):
+            if each is not None:
+                await each.stop(grace)
         await self._edge_halves.close()
         if self._pipeline is not None:
             await self._pipeline.close()
@@ -249,6 +261,7 @@ async def _serve(settings: ServerSettings) -> int:
         "event": "listening",
         "address": server.address,
         "metrics": server.metrics_address,
+        **({"admin": server.admin_address} if server.admin_address else {}),
         "fingerprint": server.fingerprint.hex(),
     }
     sys.stdout.write(json.dumps(listening) + "\n")

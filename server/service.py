@@ -63,6 +63,7 @@ class HeadraceService(messages.HeadraceServicer):
         *,
         max_packet_bytes: int,
         max_in_flight: int,
+        unread_s: float = 20.0,
     ) -> None:
         """Serve the bundles of `decoders`; the first is the default of GetBundle."""
         self.pipeline = pipeline
@@ -73,6 +74,7 @@ class HeadraceService(messages.HeadraceServicer):
         self._edge_halves = edge_halves
         self._metrics = metrics
         self._max_packet_bytes = max_packet_bytes
+        self._unread_s = unread_s
         self._answering: set[asyncio.Task[Any]] = set()
         self._downloads: set[asyncio.Task[Any]] = set()
 
@@ -86,7 +88,7 @@ class HeadraceService(messages.HeadraceServicer):
         await context.write(messages.welcome_response(self._welcome(decoder.bundle)))
         log.info("stream opened", device=hello.device[:64], peer=context.peer(), version=hello.client_version[:32])
         self._metrics.streams.inc()
-        session = Session(self.pipeline, decoder, context, self.max_in_flight, self._max_packet_bytes)
+        session = Session(self.pipeline, decoder, context, self.max_in_flight, self._max_packet_bytes, self._unread_s)
         try:
             reason = await session.run(self.draining)
         finally:
@@ -185,9 +187,12 @@ class Session:
         context: Context,
         max_in_flight: int,
         max_packet_bytes: int,
+        unread_s: float = 20.0,
     ) -> None:
         """Nothing is read yet."""
         self.frames = 0
+        self._unread_s = unread_s
+        self._unread = asyncio.Event()
         self._pipeline = pipeline
         self._decoder = decoder
         self._context = context
@@ -207,8 +212,11 @@ class Session:
         """
         reading = asyncio.create_task(self._read())
         drained = asyncio.create_task(draining.wait())
+        unread = asyncio.create_task(self._unread.wait())
         try:
-            await asyncio.wait({reading, drained}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({reading, drained, unread}, return_when=asyncio.FIRST_COMPLETED)
+            if self._unread.is_set():
+                return grpc.StatusCode.RESOURCE_EXHAUSTED, f"no result was read for {self._unread_s:g} s; read faster"
             # Every admitted frame has its task by now. While a server drains, what still comes is read and refused.
             await self._finish()
             if not reading.done():
@@ -218,9 +226,9 @@ class Session:
                 return grpc.StatusCode.UNAVAILABLE, str(_draining())
             return reading.result()
         finally:
-            for task in (reading, drained, *self._tasks):
+            for task in (reading, drained, unread, *self._tasks):
                 task.cancel()
-            await asyncio.gather(reading, drained, *self._tasks, return_exceptions=True)
+            await asyncio.gather(reading, drained, unread, *self._tasks, return_exceptions=True)
 
     async def _finish(self) -> None:
         """Wait until the frames that have come so far are answered."""
@@ -285,7 +293,14 @@ class Session:
 
     async def _write(self, result: Result, received: float) -> None:
         async with self._writing:
-            await self._context.write(messages.result_response(handed_over(result, received, self._pipeline.clock())))
+            response = messages.result_response(handed_over(result, received, self._pipeline.clock()))
+            try:
+                async with asyncio.timeout(self._unread_s):
+                    await self._context.write(response)
+            except TimeoutError:
+                # Whoever writes results waits for this one, and reading waits for them: the stream stands still.
+                self._unread.set()
+                raise
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
