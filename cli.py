@@ -20,6 +20,7 @@ from pydantic import BaseModel, ValidationError
 from . import __version__
 from .edge.config import EdgeSettings
 from .models.exceptions import DataError, HeadraceError
+from .server.auth import Scope
 from .server.config import ServerSettings
 
 app = typer.Typer(
@@ -32,6 +33,8 @@ eval_app = typer.Typer(no_args_is_help=True, help="Measure a bundle on labelled 
 bench_app = typer.Typer(no_args_is_help=True, help="Programs that measure the runtime, and the demo.")
 app.add_typer(eval_app, name="eval")
 app.add_typer(bench_app, name="bench")
+token_app = typer.Typer(no_args_is_help=True, help="Tokens that devices show to a server (`headrace serve --tokens`).")
+app.add_typer(token_app, name="token")
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file with these settings.")]
 BundleFolder = Annotated[Path, typer.Option("--bundle", help="Folder of the bundle.")]
@@ -254,11 +257,54 @@ def export(
 @app.command()
 def doctor(
     server: Annotated[str, typer.Option(help="Address of a server to try, host:port.")] = "",
+    config: Annotated[Path | None, typer.Option(help="The edge's TOML file: how it reaches that server.")] = None,
 ) -> None:
     """Say what is missing or misconfigured on this machine, and what to do about it."""
     from .bench.doctor import examine
+    from .edge.access import Access
 
-    raise typer.Exit(examine(server))
+    # TLS and token as `headrace edge` would have them, from the file and the environment.
+    settings = EdgeSettings.load(config, **({"server": server} if server else {}))
+    raise typer.Exit(examine(settings.server if server or config else "", access=Access.of(settings)))
+
+
+TokenFile = Annotated[Path, typer.Option("--file", help="The file of tokens.")]
+
+
+@token_app.command("add")
+def token_add(
+    name: Annotated[str, typer.Argument(help="Name of the device, for the log.")],
+    file: TokenFile,
+    scope: Annotated[Scope, typer.Option(help="What it opens: the service for devices, or the admin calls.")] = (
+        Scope.DEVICE
+    ),
+    days: Annotated[float, typer.Option(help="Days until it expires; 0 for never.")] = 0.0,
+) -> None:
+    """Make a token, print it once, and put its salted hash into the file."""
+    from .server.token_commands import add
+
+    typer.echo(add(file, name, scope, days))
+
+
+@token_app.command("list")
+def token_list(file: TokenFile) -> None:
+    """Show the tokens of a file: id, scope, expiry, name."""
+    from .server.token_commands import listing
+
+    for line in listing(file):
+        typer.echo(line)
+
+
+@token_app.command("revoke")
+def token_revoke(
+    name: Annotated[str, typer.Argument(help="Name or id of the token.")],
+    file: TokenFile,
+) -> None:
+    """Take a device's tokens back: a running server ends its streams within seconds."""
+    from .server.token_commands import revoke
+
+    for token in revoke(file, name):
+        typer.echo(f"{token.id} {token.name} is taken back")
 
 
 @app.command()

@@ -4,8 +4,8 @@
     ID SCOPE SALT SHA-256(SALT + SECRET) EXPIRES NAME   its line in the file; nobody can make the token from it
 
 The secret is 256 random bits, so that nobody finds it from its hash by trying, however fast the hash; a slow one
-(scrypt, Argon2) is for secrets that people think up, and would let anybody keep the server's cores busy with wrong tokens.
-The salt keeps two files from showing that they hold one token.
+(scrypt, Argon2) is for secrets that people think up, and would let anybody keep the server's cores busy with wrong
+tokens. The salt keeps two files from showing that they hold one token.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ MAX_FILE_BYTES = 64 * 2**20
 """Largest file of tokens that is read: some 300,000 devices."""
 
 MAX_TOKEN_CHARS = 256
+_DATE = "%Y-%m-%dT%H:%M:%SZ"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:@-]{0,63}")
 _HEADER = (
     "# Headrace tokens: id, scope, salt, SHA-256 of salt and secret, expiry, name. `headrace token` edits this file.\n"
@@ -168,7 +169,7 @@ class TokenFile:
     def check(self, token: str) -> Token | None:
         """The token's line, or None when it is unknown, wrong or expired.
 
-        The time it takes does not tell which: the digest is computed and compared (in constant time) for an unknown id too.
+        The time it takes does not tell which: a digest is computed and compared (in constant time) for unknown ids too.
         """
         parts = token.split("_", 2) if len(token) <= MAX_TOKEN_CHARS else []
         known = len(parts) == 3 and parts[0] == PREFIX
@@ -208,9 +209,7 @@ def _parse(line: str, where: str) -> Token:
             Scope(scope),
             bytes.fromhex(salt),
             bytes.fromhex(digest),
-            None
-            if expires == "-"
-            else datetime.strptime(expires, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC).timestamp(),
+            None if expires == "-" else datetime.strptime(expires, _DATE).replace(tzinfo=UTC).timestamp(),
             name,
         )
     except ValueError as error:
@@ -225,7 +224,7 @@ def _digest(salt: bytes, secret: str) -> bytes:
 
 
 def _date(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return datetime.fromtimestamp(seconds, UTC).strftime(_DATE)
 
 
 def _stamp(path: Path) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 import grpc
 import prometheus_client
@@ -30,11 +30,17 @@ log = structlog.get_logger(__name__)
 OPEN = ("/grpc.health.v1.Health/",)
 """Methods that need no token."""
 
+UNKNOWN = "the token is unknown or expired; `headrace token add` makes one"
+
 REFRESH_S = 1.0
 """How often a file of tokens is looked at."""
 
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 Behaviour: TypeAlias = Callable[[Any, Context], Any]
+if TYPE_CHECKING:
+    _Interceptor = grpc.aio.ServerInterceptor[Any, Any]  # generic to the stubs only
+else:
+    _Interceptor = grpc.aio.ServerInterceptor
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +58,7 @@ class Caller:
     token: Token | None = None
 
 
-caller: ContextVar[Caller] = ContextVar("caller", default=Caller(""))
+caller: ContextVar[Caller | None] = ContextVar("caller", default=None)
 """Who made the call that is being answered."""
 
 
@@ -104,7 +110,7 @@ class Streams:
                 del self._by_caller[key]  # callers come and go; what is left of them must not pile up
 
 
-class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+class Guard(_Interceptor):
     """Lets calls in, or ends them with their status."""
 
     def __init__(
@@ -124,8 +130,8 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
     async def intercept_service(
         self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: Any
-    ) -> grpc.RpcMethodHandler[Any, Any] | None:
-        """The method's handler, behind this guard."""
+    ) -> Any:
+        """The method's handler, behind this guard; None where there is no such method, as gRPC then says."""
         handler = await continuation(handler_call_details)
         if handler is None:
             return None
@@ -199,7 +205,7 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     def _who(self, context: Context, anyone: bool) -> Caller:
         peer = Caller(f"connection {context.peer()}")
         certified = context.auth_context()
-        names = certified.get("x509_common_name") or certified.get("x509_subject_alternative_name") or []
+        names: Any = certified.get("x509_common_name") or certified.get("x509_subject_alternative_name") or []
         if names:
             name = bytes(names[0]).decode(errors="replace")[:64]
             peer = Caller(f"certificate {name}", name)
@@ -213,11 +219,7 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         kind, _, secret = str(shown[0]).partition(" ")
         token = self._tokens.check(secret.strip()) if kind.lower() == "bearer" else None
         if token is None:
-            raise RefusedCallError(
-                grpc.StatusCode.UNAUTHENTICATED,
-                "wrong_token",
-                "the token is unknown or expired; `headrace token add` makes one",
-            )
+            raise RefusedCallError(grpc.StatusCode.UNAUTHENTICATED, "wrong_token", UNKNOWN)
         if token.scope is not self._scope:
             raise RefusedCallError(
                 grpc.StatusCode.PERMISSION_DENIED, "scope", f"a token of the scope {token.scope} does not open this"

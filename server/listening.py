@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import grpc
 
@@ -20,7 +21,9 @@ CONCURRENT_STREAMS = 1_000
 """HTTP/2's limit for one connection; `max_streams_per_device` is reached long before."""
 
 
-def make_grpc(settings: ServerSettings, interceptors: Sequence[grpc.aio.ServerInterceptor]) -> grpc.aio.Server:
+def make_grpc(
+    settings: ServerSettings, interceptors: Sequence[grpc.aio.ServerInterceptor[Any, Any]]
+) -> grpc.aio.Server:
     """A gRPC server with our limits that does not listen yet."""
     return grpc.aio.server(
         interceptors=tuple(interceptors),

@@ -20,13 +20,14 @@ class SecuritySettings(BaseSettings):
 
     tls_cert: Path | None = Field(
         None,
-        description="PEM file with the server's certificate chain. With it devices connect by TLS. It is read again when "
-        "it changes.",
+        description="PEM file with the server's certificate chain. With it devices connect by TLS. It is read again "
+        "when it changes.",
     )
     tls_key: Path | None = Field(None, description="PEM file with the certificate's key.")
     tls_client_ca: Path | None = Field(
         None,
-        description="PEM file with the authorities that sign devices' certificates. With it every device has to show one.",
+        description="PEM file with the authorities that sign devices' certificates. With it every device has to show "
+        "one.",
     )
     tokens: Path | None = Field(
         None,
@@ -35,16 +36,16 @@ class SecuritySettings(BaseSettings):
     )
     insecure: bool = Field(
         False,
-        description="Listen beyond this machine although connections are not encrypted, or anybody may connect. Without "
-        "this, that takes --tls-cert and either --tokens or --tls-client-ca.",
+        description="Listen beyond this machine although connections are not encrypted, or anybody may connect. "
+        "Without this, that takes --tls-cert and either --tokens or --tls-client-ca.",
     )
     admin_host: str = Field("127.0.0.1", description="Address of the listener for admin calls.")
     admin_port: int | None = Field(
         None,
         ge=0,
         le=65535,
-        description="Port of the listener for admin calls, which devices' listener does not know; 0 takes any free one. "
-        "With --tokens it takes a token of the scope admin. Off when not given.",
+        description="Port of the listener for admin calls, which devices' listener does not know; 0 takes any free "
+        "one. With --tokens it takes a token of the scope admin. Off when not given.",
     )
     max_streams: int = Field(10_000, ge=1, le=1_000_000, description="Open streams in all; one more is refused.")
     max_streams_per_device: int = Field(

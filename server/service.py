@@ -34,6 +34,9 @@ log = structlog.get_logger(__name__)
 HELLO_S = 10.0
 """How long a new stream may take to say Hello."""
 
+GOODBYE_S = 5.0
+"""How long a stream's status may take to be sent; then its place is free again."""
+
 REFUSALS = 32
 """Refused frames of one stream whose results are not written yet; with more, reading pauses."""
 
@@ -293,6 +296,8 @@ class Session:
 
     async def _write(self, result: Result, received: float) -> None:
         async with self._writing:
+            if self._unread.is_set():  # gRPC still holds the result before this one
+                raise FullError("nobody reads the results of this stream")
             response = messages.result_response(handed_over(result, received, self._pipeline.clock()))
             try:
                 async with asyncio.timeout(self._unread_s):
@@ -336,5 +341,6 @@ def _remaining_ms(stated: int, context: Context) -> int:
 
 
 async def _abort(context: Context, code: grpc.StatusCode, text: str) -> NoReturn:
-    await context.abort(code, text)
+    async with asyncio.timeout(GOODBYE_S):  # whoever does not read does not read this either
+        await context.abort(code, text)
     raise AssertionError("abort returned")
