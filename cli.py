@@ -347,7 +347,7 @@ def emulate(
     """Put any edge and server behind an emulated or recorded link.
 
     headrace emulate --up-trace verizon.up --delay-ms 20 --loss 0.01
-    --server "headrace serve --host {host} --port {port}"
+    --server "headrace serve --host {host} --port {port} --insecure"
     --edge "headrace edge --server {server} --source video.mp4"
 
     As root, TCP itself meets the link's losses and queue, in network namespaces that are removed in the end. Without

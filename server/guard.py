@@ -128,9 +128,7 @@ class Guard(_Interceptor):
         self._open: dict[asyncio.Task[Any], Token] = {}
         self._revoked: set[asyncio.Task[Any]] = set()
 
-    async def intercept_service(
-        self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: Any
-    ) -> Any:
+    async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: Any) -> Any:
         """The method's handler, behind this guard; None where there is no such method, as gRPC then says."""
         handler = await continuation(handler_call_details)
         if handler is None:
