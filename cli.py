@@ -418,6 +418,34 @@ def bench_overhead(
     raise typer.Exit(run(frames, json))
 
 
+@bench_app.command("server")
+def bench_server(
+    devices: Annotated[int, typer.Option(help="Emulated devices, each with a connection of its own.")] = 32,
+    seconds: Annotated[float, typer.Option(help="Length of each measurement.")] = 3.0,
+    rounds: Annotated[int, typer.Option(help="Rounds; in each, every system has its turn.")] = 3,
+    deadline_ms: Annotated[
+        float, typer.Option(help="Deadline of a frame; also the bound of the 99th percentile.")
+    ] = 250.0,
+    batch: Annotated[int, typer.Option(help="Most frames in a batch, for every system.")] = 8,
+    pattern: Annotated[str, typer.Option(help="When a device's frames are due: poisson or periodic.")] = "poisson",
+    rivals: Annotated[str, typer.Option(help="Compare with these; empty for none.")] = "litserve,ray",
+    overload_s: Annotated[float, typer.Option(help="Seconds of ten times the capacity; 0 leaves it out.")] = 60.0,
+    idle: Annotated[int, typer.Option(help="Idle devices; 0 leaves them out.")] = 500,
+    repetitions: Annotated[int, typer.Option(help="Drains and swaps under load; 0 leaves them out.")] = 20,
+    json: JsonFile = None,
+) -> None:
+    """The server under load, beside a bare loop, LitServe and plain Ray Serve with the same tail.
+
+    The server has one core, the load another. Devices speak the real stream and send when it is time, whatever has
+    become of the frames before. What a system carries is the goodput at the largest load at which 99 % of the frames
+    are answered within the deadline.
+    """
+    from .bench.server.run import Plan, run
+
+    plan = Plan.of(devices, seconds, rounds, deadline_ms, batch, pattern, rivals, overload_s, idle, repetitions)
+    raise typer.Exit(run(plan, json))
+
+
 @bench_app.command("backbones")
 def bench_backbones(
     names: Annotated[list[str] | None, typer.Argument(help="Backbones to try; none for the whole table.")] = None,
