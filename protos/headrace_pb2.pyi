@@ -53,16 +53,18 @@ class Welcome(_message.Message):
     def __init__(self, fingerprint: _Optional[bytes] = ..., max_packet_bytes: _Optional[int] = ..., max_in_flight: _Optional[int] = ..., server_version: _Optional[str] = ..., bundle: _Optional[str] = ..., operating_points: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Frame(_message.Message):
-    __slots__ = ("packet", "remaining_ms", "slices_to_come", "patience_ms")
+    __slots__ = ("packet", "remaining_ms", "slices_to_come", "patience_ms", "trace")
     PACKET_FIELD_NUMBER: _ClassVar[int]
     REMAINING_MS_FIELD_NUMBER: _ClassVar[int]
     SLICES_TO_COME_FIELD_NUMBER: _ClassVar[int]
     PATIENCE_MS_FIELD_NUMBER: _ClassVar[int]
+    TRACE_FIELD_NUMBER: _ClassVar[int]
     packet: bytes
     remaining_ms: int
     slices_to_come: int
     patience_ms: int
-    def __init__(self, packet: _Optional[bytes] = ..., remaining_ms: _Optional[int] = ..., slices_to_come: _Optional[int] = ..., patience_ms: _Optional[int] = ...) -> None: ...
+    trace: bytes
+    def __init__(self, packet: _Optional[bytes] = ..., remaining_ms: _Optional[int] = ..., slices_to_come: _Optional[int] = ..., patience_ms: _Optional[int] = ..., trace: _Optional[bytes] = ...) -> None: ...
 
 class Continuation(_message.Message):
     __slots__ = ("frame_id", "slice", "crc", "cut")
@@ -153,7 +155,7 @@ class Timing(_message.Message):
     def __init__(self, queue_us: _Optional[int] = ..., decode_us: _Optional[int] = ..., tail_us: _Optional[int] = ..., total_us: _Optional[int] = ...) -> None: ...
 
 class Result(_message.Message):
-    __slots__ = ("frame_id", "status", "message", "outputs", "timing", "queue_depth", "slices")
+    __slots__ = ("frame_id", "status", "message", "outputs", "timing", "queue_depth", "slices", "retry_ms")
     FRAME_ID_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
@@ -161,6 +163,7 @@ class Result(_message.Message):
     TIMING_FIELD_NUMBER: _ClassVar[int]
     QUEUE_DEPTH_FIELD_NUMBER: _ClassVar[int]
     SLICES_FIELD_NUMBER: _ClassVar[int]
+    RETRY_MS_FIELD_NUMBER: _ClassVar[int]
     frame_id: int
     status: Status
     message: str
@@ -168,7 +171,8 @@ class Result(_message.Message):
     timing: Timing
     queue_depth: int
     slices: int
-    def __init__(self, frame_id: _Optional[int] = ..., status: _Optional[_Union[Status, str]] = ..., message: _Optional[str] = ..., outputs: _Optional[_Iterable[_Union[TailOutput, _Mapping]]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., queue_depth: _Optional[int] = ..., slices: _Optional[int] = ...) -> None: ...
+    retry_ms: int
+    def __init__(self, frame_id: _Optional[int] = ..., status: _Optional[_Union[Status, str]] = ..., message: _Optional[str] = ..., outputs: _Optional[_Iterable[_Union[TailOutput, _Mapping]]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., queue_depth: _Optional[int] = ..., slices: _Optional[int] = ..., retry_ms: _Optional[int] = ...) -> None: ...
 
 class InferRequest(_message.Message):
     __slots__ = ("fingerprint", "frame")

@@ -68,12 +68,14 @@ class Frame:
         remaining_ms: what remains of its deadline; 0: none.
         slices_to_come: how many follow, each as a `Continuation`.
         patience_ms: how long the server waits for them before it answers without.
+        trace: the frame's trace id (16 bytes) and span id (8), or nothing when it is not traced.
     """
 
     packet: bytes
     remaining_ms: int = 0
     slices_to_come: int = 0
     patience_ms: int = 0
+    trace: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +139,8 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """The answer to one frame. `queue_depth`: frames waiting on the server; `slices`: how many it was answered from."""
+    """The answer to one frame. `queue_depth`: frames waiting on the server; `slices`: how many it was answered from;
+    `retry_ms`: when it makes sense to send again, where queues are full (0: not known)."""
 
     frame_id: int
     status: Status
@@ -146,6 +149,7 @@ class Result:
     timing: Timing = Timing()
     queue_depth: int = 0
     slices: int = 0
+    retry_ms: int = 0
 
 
 def hello_request(hello: Hello) -> pb.StreamRequest:
@@ -168,6 +172,7 @@ def frame_request(frame: Frame) -> pb.StreamRequest:
             remaining_ms=frame.remaining_ms,
             slices_to_come=frame.slices_to_come,
             patience_ms=frame.patience_ms,
+            trace=frame.trace,
         )
     )
 
@@ -182,7 +187,7 @@ def read_request(request: pb.StreamRequest) -> Hello | Frame | Continuation | No
     kind = request.WhichOneof("message")
     if kind == "frame":
         f = request.frame
-        return Frame(f.packet, f.remaining_ms, f.slices_to_come, f.patience_ms)
+        return Frame(f.packet, f.remaining_ms, f.slices_to_come, f.patience_ms, f.trace)
     if kind == "continuation":
         c = request.continuation
         return Continuation(c.frame_id, c.slice, c.crc, c.cut)
@@ -255,6 +260,7 @@ def result_message(result: Result) -> pb.Result:
         ),
         queue_depth=result.queue_depth,
         slices=result.slices,
+        retry_ms=result.retry_ms,
     )
 
 
@@ -287,13 +293,15 @@ def read_result(message: pb.Result) -> Result:
         Timing(t.queue_us, t.decode_us, t.tail_us, t.total_us),
         message.queue_depth,
         message.slices,
+        message.retry_ms,
     )
 
 
 def infer_request(fingerprint: bytes, frame: Frame) -> pb.InferRequest:
     """The unary request for one packet under the bundle of that fingerprint."""
     return pb.InferRequest(
-        fingerprint=fingerprint, frame=pb.Frame(packet=frame.packet, remaining_ms=frame.remaining_ms)
+        fingerprint=fingerprint,
+        frame=pb.Frame(packet=frame.packet, remaining_ms=frame.remaining_ms, trace=frame.trace),
     )
 
 

@@ -1,27 +1,34 @@
-"""Who may come in, and who goes next: admission and batch forming, without I/O and without a clock of their own.
+"""Who goes next: the order of what waits, and the forming of batches, without I/O and without a clock of their own.
 
-    admit ──► Admission: at most `queue_limit` frames wait
-    put ────► Batcher:   earliest deadline first; frames of one tail share a batch, whatever their rate level or prefix
-    take ◄── Batcher:    the next batch, and the frames whose deadline passed while they waited
+    put ───► Line:     earliest deadline first among the frames that are their device's due, then the others
+    take ◄── Batcher:  the next batch, and the frames that can no longer be in time
 
-A frame that cannot be in time is not computed: under overload a queue in order of arrival would make every frame late,
-this one keeps answering those that can still be in time.
+Frames of one tail share a batch, whatever their device, rate level, width or prefix: the decoder takes each frame's
+own gain, and what was not sent is 0, the mean. A batch is as large as what waits, up to the largest that its
+most urgent frame has time for; so batches grow with the load and are of one frame without any. A frame that cannot be
+in time is not computed: under overload a queue in order of arrival would make every frame late, this one keeps
+answering those that can still be in time (as Clockwork does, Gujarati et al., OSDI 2020).
 """
 
 from __future__ import annotations
 
 import heapq
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
+from .costs import Costs
 from .engine import TailKey
-from .exceptions import DrainingError, FullError
+from .shares import BURST, Shares
 
 T = TypeVar("T")
 
 PATIENCE_S = 1.0
 """A frame without a deadline is ordered as if it had this one, so that it neither jumps the queue nor starves."""
+
+GAPS = 0.1
+"""Weight of a new gap between two arrivals in the running mean."""
 
 
 def deadline_at(received: float, remaining_ms: int) -> float:
@@ -29,145 +36,201 @@ def deadline_at(received: float, remaining_ms: int) -> float:
     return received + remaining_ms / 1e3 if remaining_ms else math.inf
 
 
-class Admission:
-    """Counts the frames that were admitted.
-
-    Attributes:
-        limit: most frames that wait.
-        waiting: admitted, and neither in a batch nor given up.
-        open: admitted and not answered.
-        draining: no more frames are admitted.
-    """
-
-    def __init__(self, limit: int) -> None:
-        """`limit` >= 1."""
-        self.limit = limit
-        self.waiting = 0
-        self.open = 0
-        self.draining = False
-
-    def admit(self) -> Place:
-        """Let one frame in.
-
-        Raises:
-            DrainingError: the server is about to stop.
-            FullError: `limit` frames wait already.
-        """
-        if self.draining:
-            raise DrainingError("the server is draining; connect to another one, or again in a moment")
-        if self.waiting >= self.limit:
-            raise FullError(f"{self.waiting} frames wait on the server, which is its limit; send less, or later")
-        return Place(self)
-
-
-class Place:
-    """An admitted frame's place: `begin` when its batch begins, `leave` when it is answered or given up."""
-
-    def __init__(self, admission: Admission) -> None:
-        """Take a place; made by `Admission.admit`."""
-        self._admission = admission
-        self._waits = True
-        admission.waiting += 1
-        admission.open += 1
-
-    def begin(self) -> None:
-        """The frame waits no longer. May be said twice."""
-        if self._waits:
-            self._waits = False
-            self._admission.waiting -= 1
-
-    def leave(self) -> None:
-        """The frame is answered or given up."""
-        self.begin()
-        self._admission.open -= 1
-
-
-@dataclass(frozen=True, slots=True)
-class Batch(Generic[T]):
-    """Frames that go through one tail together, earliest deadline first."""
-
-    key: TailKey
-    items: tuple[T, ...]
-
-
-class _Entry(NamedTuple, Generic[T]):
-    """A frame in the heap; the first two fields order it."""
+class Entry(NamedTuple, Generic[T]):
+    """A frame that waits."""
 
     urgency: float
     arrival: int
     deadline: float
     since: float
+    start: float
+    cost: float
     key: TailKey
     item: T
+
+
+class _Lane(Generic[T]):
+    """The frames of one tail: a heap of those that are due, by urgency, and one of the others, by start tag."""
+
+    __slots__ = ("due", "early")
+
+    def __init__(self) -> None:
+        self.due: list[tuple[float, int, Entry[T]]] = []
+        self.early: list[tuple[float, int, Entry[T]]] = []
+
+    def __len__(self) -> int:
+        return len(self.due) + len(self.early)
+
+    def first(self, virtual: float) -> tuple[bool, float, int, Entry[T]]:
+        """The next frame and what orders lanes by it; the lane is not empty."""
+        while self.early and self.early[0][0] <= virtual:
+            entry = heapq.heappop(self.early)[2]
+            heapq.heappush(self.due, (entry.urgency, entry.arrival, entry))
+        early = not self.due
+        order, arrival, entry = (self.early if early else self.due)[0]
+        return early, order, arrival, entry
+
+    def pop(self) -> None:
+        """Take out what `first` gave."""
+        heapq.heappop(self.due or self.early)
+
+
+class Line(Generic[T]):
+    """Frames in the order in which they are due: see `shares` for which are eligible.
+
+    Urgency is the deadline; frames that are not eligible come after all that are, by their start tags.
+    """
+
+    def __init__(self, shares: Shares) -> None:
+        """Nobody waits."""
+        self._shares = shares
+        self._lanes: dict[TailKey, _Lane[T]] = {}
+        self._arrivals = 0
+
+    def __len__(self) -> int:
+        """Frames that wait here."""
+        return sum(map(len, self._lanes.values()))
+
+    def waiting(self, key: TailKey) -> int:
+        """Frames of one tail."""
+        lane = self._lanes.get(key)
+        return len(lane) if lane else 0
+
+    def put(self, item: T, key: TailKey, deadline: float, now: float, *, start: float = 0.0, cost: float = 0.0) -> None:
+        """Let a frame wait.
+
+        Args:
+            item: what comes out again.
+            key: names the tail.
+            deadline: see `deadline_at`.
+            now: seconds.
+            start: its start tag.
+            cost: seconds that it takes under load.
+        """
+        self._arrivals += 1  # breaks ties in order of arrival, and keeps heapq from comparing items
+        urgency = deadline if math.isfinite(deadline) else now + PATIENCE_S
+        entry = Entry(urgency, self._arrivals, deadline, now, start, cost, key, item)
+        self.put_back(entry)
+
+    def put_back(self, entry: Entry[T]) -> None:
+        """Let a frame that was taken out wait again, in its old place."""
+        lane = self._lanes.get(entry.key)
+        if lane is None:
+            lane = self._lanes[entry.key] = _Lane()
+        # Eligible a little before the virtual time reaches the tag.
+        heapq.heappush(lane.early, (entry.start - BURST * entry.cost, entry.arrival, entry))
+
+    def first(self, allowed: Callable[[TailKey], bool] | None = None) -> Entry[T] | None:
+        """The frame that is next, of the tails that are allowed; None when none waits."""
+        virtual = self._shares.virtual
+        heads = [lane.first(virtual) for key, lane in self._lanes.items() if allowed is None or allowed(key)]
+        return min(heads)[3] if heads else None
+
+    def pop(self, key: TailKey) -> Entry[T]:
+        """Take out the next frame of one tail, of which at least one waits."""
+        lane = self._lanes[key]
+        entry = lane.first(self._shares.virtual)[3]
+        lane.pop()
+        if not lane:
+            del self._lanes[key]
+        return entry
+
+
+@dataclass(frozen=True, slots=True)
+class Batch(Generic[T]):
+    """Frames that go through one tail together, most urgent first."""
+
+    key: TailKey
+    items: tuple[T, ...]
 
 
 class Batcher(Generic[T]):
     """Decoded frames that wait for a tail."""
 
-    def __init__(self, max_batch: int, max_wait_s: float = 0.0) -> None:
+    def __init__(
+        self, max_batch: int, max_wait_s: float = 0.0, costs: Costs | None = None, shares: Shares | None = None
+    ) -> None:
         """Make an empty one.
 
         Args:
             max_batch: most frames in a batch, >= 1.
-            max_wait_s: how long a batch that is not full waits for more, counted from its oldest frame.
+            max_wait_s: the longest that a frame waits for company, where company is worth it.
+            costs: what batches were measured to take.
+            shares: the devices' virtual times.
         """
         self.max_batch, self.max_wait_s = max_batch, max_wait_s
-        self._heap: list[_Entry[T]] = []
-        self._count = 0
+        self._costs = costs or Costs()
+        self._line: Line[T] = Line(shares or Shares())
+        self._gaps: dict[TailKey, tuple[float, float]] = {}
 
     def __len__(self) -> int:
         """Frames that wait here."""
-        return len(self._heap)
+        return len(self._line)
 
-    def put(self, item: T, key: TailKey, deadline: float, now: float) -> None:
-        """Let a decoded frame wait.
+    def waiting(self, key: TailKey) -> int:
+        """Frames of one tail that wait here."""
+        return self._line.waiting(key)
 
-        Args:
-            item: what `take` gives back.
-            key: names the tail; frames of one key share a batch.
-            deadline: see `deadline_at`.
-            now: seconds.
-        """
-        self._count += 1  # breaks ties in order of arrival, and keeps heapq from comparing items
-        urgency = deadline if math.isfinite(deadline) else now + PATIENCE_S
-        heapq.heappush(self._heap, _Entry(urgency, self._count, deadline, now, key, item))
+    def put(self, item: T, key: TailKey, deadline: float, now: float, *, start: float = 0.0, cost: float = 0.0) -> None:
+        """Let a decoded frame wait; see `Line.put`."""
+        self._line.put(item, key, deadline, now, start=start, cost=cost)
+        last, gap = self._gaps.get(key, (-math.inf, math.inf))
+        since = now - last
+        gap = gap + GAPS * (min(since, 10 * gap) - gap) if math.isfinite(gap) else since
+        self._gaps[key] = (now, gap)
 
     def ready_at(self, now: float) -> float | None:
-        """When the next batch may begin: None when nothing waits, `now` when it may begin at once."""
-        if not self._heap:
+        """When the next batch may begin: None when nothing waits, `now` when it may begin at once.
+
+        A batch that is not full waits for one more frame as long as that saves more of the tail's time than the
+        waiting costs: with frames of this tail every `gap` seconds, n of them waiting, if
+        gap < t(n) + t(1) - t(n + 1). So nothing waits at low load, nor where batches save nothing.
+        """
+        entry = self._line.first()
+        if entry is None:
             return None
-        if self.max_wait_s <= 0:
+        n = self._line.waiting(entry.key)
+        if self.max_wait_s <= 0 or n >= self.max_batch:
             return now
-        first = self._heap[0]
-        same = [entry for entry in self._heap if entry.key == first.key]
-        if len(same) >= self.max_batch:
+        batch_s = self._costs.batch_s
+        saved = batch_s(entry.key, n, now) + batch_s(entry.key, 1, now) - batch_s(entry.key, n + 1, now)
+        last, gap = self._gaps[entry.key]
+        if gap >= saved or now - last > saved:
             return now
-        begin = min(entry.since for entry in same) + self.max_wait_s
+        begin = min(entry.since + self.max_wait_s, last + saved)
         # Company is not worth a deadline.
-        return now if first.deadline <= begin else max(now, begin)
+        latest = entry.deadline - 2 * batch_s(entry.key, n + 1, now)
+        return max(now, min(begin, latest))
 
     def take(self, now: float) -> tuple[Batch[T] | None, tuple[T, ...]]:
         """Form the next batch.
 
-        The frame with the earliest deadline decides which tail is next; the batch is filled with frames of the same
-        tail in order of their deadlines.
+        The frame that is next decides which tail is; frames of the same tail fill the batch in their order, as long as
+        every frame in it stays in time by what batches of that size take.
 
         Returns:
-            The batch (None when nothing is left), and the frames whose deadline is not after `now`.
+            The batch (None when nothing is left), and the frames that cannot be in time any more.
         """
         expired: list[T] = []
+        while (first := self._line.first()) is not None:
+            if taken := self._fill(first.key, now, expired):
+                return Batch(first.key, tuple(taken)), tuple(expired)
+        return None, tuple(expired)
+
+    def _fill(self, key: TailKey, now: float, expired: list[T]) -> list[T]:
+        """Frames of one tail for a batch; those that are too late even alone go to `expired`."""
         taken: list[T] = []
-        others = []
-        chosen: TailKey | None = None
-        while self._heap and len(taken) < self.max_batch:
-            entry = heapq.heappop(self._heap)
-            if entry.deadline <= now:
+        earliest = math.inf
+        alone = self._costs.batch_s(key, 1, now)
+        while len(taken) < self.max_batch and self._line.waiting(key):
+            entry = self._line.pop(key)
+            left = entry.deadline - now
+            if left <= 0 or left < alone:
                 expired.append(entry.item)
-            elif not taken or entry.key == chosen:
-                chosen = entry.key
-                taken.append(entry.item)
-            else:
-                others.append(entry)
-        for entry in others:
-            heapq.heappush(self._heap, entry)
-        return (Batch(chosen, tuple(taken)) if chosen else None), tuple(expired)
+                continue
+            if taken and min(earliest, left) < self._costs.batch_s(key, len(taken) + 1, now):
+                self._line.put_back(entry)
+                break
+            taken.append(entry.item)
+            earliest = min(earliest, left)
+        return taken

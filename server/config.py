@@ -59,19 +59,41 @@ class ServerSettings(SecuritySettings):
     max_packet_bytes: int = Field(
         MAX_PACKET_BYTES, ge=1024, le=64 * 2**20, description="Largest packet that is read, in bytes."
     )
+    bundle_dir: Path | None = Field(
+        None,
+        description="Folder that is watched: every subfolder is a bundle that is served, also those that come, change "
+        "and go later. Without --bundles these are all.",
+    )
+    linger_s: float = Field(
+        30.0,
+        ge=0,
+        le=86400,
+        description="How long streams of a bundle that was taken away or replaced may go on, in seconds.",
+    )
+    max_elements: int = Field(
+        2**22, ge=1, description="Most numbers that one packet may decode to; a bundle beyond it is not loaded."
+    )
+    max_streams: int = Field(4096, ge=1, description="Calls at a time, over all peers; one more is refused.")
+    max_streams_per_peer: int = Field(1024, ge=1, description="Streams of one address; one more is refused.")
     max_in_flight: int = Field(
         16, ge=1, le=4096, description="Frames of one stream without a result; one more is refused."
     )
     queue_limit: int = Field(
         256, ge=1, le=65536, description="Frames that may wait for their batch, over all streams; one more is refused."
     )
-    max_batch: int = Field(8, ge=1, le=1024, description="Most frames in one batch.")
+    device_queue_limit: int = Field(
+        64, ge=1, le=65536, description="Frames of one device that may wait for their batch; one more is refused."
+    )
+    queue_bytes: int = Field(
+        64 * 2**20, ge=1024, description="Bytes of the packets that may wait, and as many that may gather slices."
+    )
+    max_batch: int = Field(8, ge=1, le=1024, description="Most frames in one batch; how many there are follows load.")
     max_wait_ms: float = Field(
-        0.0,
+        5.0,
         ge=0,
         le=1000,
-        description="How long a batch that is not full waits for more frames, in ms. "
-        "0: what waits is batched, nothing waits for company.",
+        description="The longest that a frame waits for company, in ms; it waits only where, by measured times and "
+        "arrivals, that saves more than it costs. 0: what waits is batched, nothing waits for company.",
     )
     device: Literal["cpu", "cuda"] = Field("cpu", description="Where decoders and tails run.")
     threads: int = Field(0, ge=0, le=1024, description="PyTorch's threads on the CPU; 0 for one a core.")
@@ -82,7 +104,19 @@ class ServerSettings(SecuritySettings):
     cache_dir: Path = Field(
         default_factory=_default_cache, description="Folder for exported edge halves, by fingerprint."
     )
+    reflection: bool = Field(False, description="Describe the services to whoever asks (gRPC reflection).")
+    tracing: bool = Field(
+        False,
+        description="Send OpenTelemetry spans of traced frames by OTLP, to where OTEL_EXPORTER_OTLP_ENDPOINT says; "
+        "needs the extra `tracing`.",
+    )
+    log_format: Literal["text", "json"] = Field("text", description="Logs for people, or one JSON object a line.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
+
+    @property
+    def given_bundles(self) -> list[Path]:
+        """The folders to serve beside those of `bundle_dir`: the shipped one only where nothing else was asked for."""
+        return [] if self.bundle_dir is not None and "bundles" not in self.model_fields_set else self.bundles
 
     @field_validator("bundles", mode="before")
     @classmethod

@@ -23,16 +23,20 @@ from ..models.bundle import Bundle, short
 from ..models.exceptions import HeadraceError
 from ..protos import messages
 from .auth import Scope, TokenFile
+from .bundle_dir import BundleDir
+from .bundles import Bundles
 from .config import ServerSettings
-from .decoder import PacketDecoder
 from .edge_halves import EdgeHalves
 from .engine import Engine, LocalEngine, Tail, TailKey
+from .exceptions import StartError
+from .grpc_metrics import GrpcMetrics
 from .guard import Guard, Streams, refused_calls
 from .listening import make_grpc, open_port
 from .metrics import Metrics, MetricsEndpoint, Probes
 from .pipeline import Pipeline, PipelineSettings
 from .security import loopback
-from .service import HeadraceService
+from .service import HeadraceService, StreamLimits
+from .tracing import Tracer
 
 log = structlog.get_logger(__name__)
 
@@ -57,14 +61,14 @@ class Server:
     def __init__(
         self,
         settings: ServerSettings,
-        engine: Callable[[list[Bundle]], Engine] | None = None,
+        engine: Callable[[ServerSettings], Engine] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Nothing is loaded yet.
 
         Args:
             settings: see `ServerSettings`.
-            engine: makes another engine than the local one of PyTorch, from the bundles.
+            engine: makes another engine than the one that the settings name.
             clock: seconds; by it deadlines pass and durations are measured.
         """
         self.address = ""
@@ -75,17 +79,20 @@ class Server:
         self.fingerprint = b""
         self._settings = settings
         self._clock = clock
-        self._make_engine = engine or self._local_engine
+        self._make_engine = engine or engine_of
         self._probes = Probes()
         self._endpoint: MetricsEndpoint | None = None
         self._edge_halves = EdgeHalves(settings.cache_dir)
         self._health = health_aio.HealthServicer()
         self._engine: Engine | None = None
         self._pipeline: Pipeline | None = None
+        self._tracer: Tracer | None = None
+        self._bundles: Bundles | None = None
+        self._watching: asyncio.Task[None] | None = None
         self._service: HeadraceService | None = None
         self._grpc: grpc.aio.Server | None = None
         self._admin: grpc.aio.Server | None = None
-        self._watching: list[asyncio.Task[None]] = []
+        self._guarding: list[asyncio.Task[None]] = []
         self._beating: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -106,27 +113,34 @@ class Server:
             self._endpoint = MetricsEndpoint(self.metrics, self._probes, s.metrics_host, s.metrics_port)
             self.metrics_address = self._endpoint.address
         self._beating = asyncio.create_task(self._beat())
-        bundles = [await asyncio.to_thread(Bundle.load, folder) for folder in s.bundles]
-        self.fingerprint = bundles[0].fingerprint
-        decoders = [PacketDecoder(bundle) for bundle in bundles]
-        for decoder in decoders:
-            await asyncio.to_thread(decoder.warm_up)
-        self._engine = self._make_engine(bundles)
+        self._tracer = Tracer(clock=self._clock) if s.tracing else None
+        self._engine = self._make_engine(s)
         await self._engine.start()
         self._pipeline = Pipeline(
-            PipelineSettings(s.max_packet_bytes, s.queue_limit, s.max_batch, s.max_wait_ms / 1e3, s.decode_threads),
+            PipelineSettings(
+                s.max_packet_bytes,
+                s.queue_limit,
+                s.device_queue_limit,
+                s.queue_bytes,
+                s.max_batch,
+                s.max_wait_ms / 1e3,
+                s.decode_threads,
+            ),
             self._engine,
             self.metrics,
             self._clock,
+            self._tracer,
         )
+        self._bundles = Bundles(
+            self._engine, self._pipeline, self._health, linger_s=s.linger_s, max_elements=s.max_elements
+        )
+        await self._load(self._bundles)
         self._service = HeadraceService(
             self._pipeline,
-            decoders,
+            self._bundles,
             self._edge_halves,
             self.metrics,
-            max_packet_bytes=s.max_packet_bytes,
-            max_in_flight=s.max_in_flight,
-            unread_s=s.unread_s,
+            StreamLimits(s.max_packet_bytes, s.max_in_flight, s.max_streams_per_peer, s.queue_bytes, s.unread_s),
         )
         await self._listen(self._service)
         # What is loaded stays; the collector need not walk through PyTorch's modules again and again.
@@ -134,20 +148,35 @@ class Server:
         gc.freeze()
         self._probes.not_ready = None
 
+    async def _load(self, bundles: Bundles) -> None:
+        for folder in self._settings.given_bundles:
+            await bundles.load(folder)
+        if self._settings.bundle_dir is not None:
+            watched = BundleDir(self._settings.bundle_dir, bundles)
+            await watched.scan()
+            self._watching = asyncio.create_task(watched.run())
+        if bundles.default is None:
+            raise StartError(
+                f"no bundle in {self._settings.bundle_dir} can be served; put one there, or give --bundles"
+            )
+        self.fingerprint = bundles.default.bundle.fingerprint
+
     async def _listen(self, service: HeadraceService) -> None:
         """Open the listeners: devices', and the one for admin calls where there is one."""
         s = self._settings
         certificates = s.certificates()
         tokens = TokenFile(s.tokens) if s.tokens is not None else None
-        streams, refused = Streams(s.max_streams, s.max_streams_per_device), refused_calls(self.metrics)
+        streams, refused = Streams(s.max_streams_per_device), refused_calls(self.metrics)
         guard = Guard(tokens, Scope.DEVICE, streams, refused)
-        self._grpc = make_grpc(s, [guard])
+        self._grpc = make_grpc(s, [GrpcMetrics(self.metrics.registry), guard])
         messages.add_HeadraceServicer_to_server(service, self._grpc)  # type: ignore[no-untyped-call]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
+        if s.reflection:
+            add_reflection(self._grpc)
         for name in ("", messages.SERVICE):
             await self._health.set(name, _SERVING)
         port = open_port(self._grpc, s.host, s.port, certificates, "--port")
-        self._watching = [asyncio.create_task(guard.watch())]
+        self._guarding = [asyncio.create_task(guard.watch())]
         if s.admin_port is not None:
             admin_guard = Guard(tokens, Scope.ADMIN, streams, refused)
             self._admin = make_grpc(s, [admin_guard])
@@ -155,7 +184,7 @@ class Server:
             for add in self.admin_services:
                 add(self._admin)
             admin_port = open_port(self._admin, s.admin_host, s.admin_port, certificates, "--admin-port")
-            self._watching.append(asyncio.create_task(admin_guard.watch()))
+            self._guarding.append(asyncio.create_task(admin_guard.watch()))
             await self._admin.start()
             self.admin_address = f"{s.admin_host}:{admin_port}"
         await self._grpc.start()
@@ -174,6 +203,8 @@ class Server:
             return True
         deadline = asyncio.get_running_loop().time() + self._settings.drain_s
         self._probes.not_ready = "draining"
+        if self._watching is not None:
+            self._watching.cancel()
         await self._health.enter_graceful_shutdown()
         self._service.drain()
         answered = False
@@ -191,12 +222,16 @@ class Server:
     async def close(self, grace: float = 0.0) -> None:
         """Let go of everything; calls under way are cut off after `grace` seconds."""
         gc.unfreeze()
-        for task in self._watching:
+        for task in (*self._guarding, *([] if self._watching is None else [self._watching])):
             task.cancel()
+        if self._watching is not None:
+            await asyncio.wait({self._watching})
         for each in (self._grpc, self._admin):
             if each is not None:
                 await each.stop(grace)
         await self._edge_halves.close()
+        if self._bundles is not None:
+            await self._bundles.close()
         if self._pipeline is not None:
             await self._pipeline.close()
         if self._engine is not None:
@@ -206,19 +241,42 @@ class Server:
             await asyncio.wait({self._beating})
         if self._endpoint is not None:
             await asyncio.to_thread(self._endpoint.close)
-
-    def _local_engine(self, bundles: list[Bundle]) -> Engine:
-        def load() -> dict[TailKey, Tail]:
-            from .tail import load_tails  # imports PyTorch, in the engine's thread
-
-            return dict(load_tails(bundles, self._settings.device, self._settings.threads))
-
-        return LocalEngine(load)
+        if self._tracer is not None:
+            await asyncio.to_thread(self._tracer.close)
 
     async def _beat(self) -> None:
         while True:
             self._probes.beat()
             await asyncio.sleep(1.0)
+
+
+def engine_of(settings: ServerSettings) -> Engine:
+    """The engine that the settings name."""
+
+    def load(bundle: Bundle) -> dict[TailKey, Tail]:
+        from .tail import tails_of  # imports PyTorch
+
+        return tails_of(bundle, settings.device)
+
+    def set_up() -> None:
+        from .tail import set_up_torch
+
+        set_up_torch(settings.device, settings.threads)
+
+    return LocalEngine(load, set_up, settings.max_batch)
+
+
+def add_reflection(server: grpc.aio.Server) -> None:
+    """Describe the services to whoever asks.
+
+    Raises:
+        StartError: the package for it is not installed.
+    """
+    try:
+        from grpc_reflection.v1alpha import reflection
+    except ImportError as error:
+        raise StartError("--reflection needs grpcio-reflection; pip install grpcio-reflection") from error
+    reflection.enable_server_reflection((messages.SERVICE, "grpc.health.v1.Health", reflection.SERVICE_NAME), server)
 
 
 def run(settings: ServerSettings) -> int:
@@ -230,7 +288,7 @@ def run(settings: ServerSettings) -> int:
     Returns:
         Exit code: 0 after a drain that answered everything, 1 when it could not start or had to give frames up.
     """
-    configure_logging(settings.log_level)
+    configure_logging(settings.log_level, settings.log_format)
     # Read by OpenMP when PyTorch is loaded. Its threads otherwise spin between operators: on a machine that is shared
     # (with an edge in the demo) tails then took five times as long, and the event loop waited for a core.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -272,16 +330,18 @@ async def _serve(settings: ServerSettings) -> int:
     return 0 if await server.drain() else 1
 
 
-def configure_logging(level: str) -> None:
-    """Logs as text for people on standard error."""
-    processors: list[Any] = [
-        structlog.contextvars.merge_contextvars,
-        structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),
-    ]
+def configure_logging(level: str, form: str = "text") -> None:
+    """Logs on standard error: as text for people, or ("json") one object a line."""
+    rendered: list[Any] = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+    if form == "json":
+        rendered = [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
     structlog.configure(
-        processors=processors,
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            *rendered,
+        ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,

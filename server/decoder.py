@@ -34,6 +34,26 @@ class PacketDecoder:
         self.bundle = bundle
         self._codec = Codec(bundle)
 
+    def read(self, data: bytes, limit: int) -> tuple[Packet, OperatingPoint]:
+        """What of a packet can be told without decoding it, in microseconds: whatever is wrong so far is said here.
+
+        Args:
+            data: the packet's bytes.
+            limit: most bytes.
+
+        Raises:
+            InvalidError: they are no undamaged packet of an operating point of this bundle for which something is sent,
+                or there are too many.
+        """
+        try:
+            packet = Packet.from_bytes(data, limit)
+            point = self.bundle.operating_point(packet.operating_point)
+        except HeadraceError as error:
+            raise InvalidError(str(error)) from error
+        if point.kind is Kind.LOCAL:
+            raise InvalidError(f"operating point {point.name} is answered on the device; nothing is sent for it")
+        return packet, point
+
     def decode(self, packet: Packet, point: OperatingPoint) -> TailInput:
         """Decode a packet of operating point `point`.
 

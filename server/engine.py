@@ -13,7 +13,12 @@ from typing import Protocol, TypeAlias, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from ..models.bundle import Bundle
 from ..protos.messages import TailOutput
+from .exceptions import FrameError
+
+WARM_UPS = 2
+"""How often each size is run: the first time of a size allocates."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,26 +44,37 @@ class ImageInput:
     pixels: npt.NDArray[np.uint8]
 
 
-TailInput: TypeAlias = FeatureInput | ImageInput
+@dataclass(frozen=True, slots=True)
+class PacketInput:
+    """One frame for an engine that decodes by itself: the packet's bytes, as they came."""
+
+    packet: bytes
+
+
+TailInput: TypeAlias = FeatureInput | ImageInput | PacketInput
+Outputs: TypeAlias = tuple[TailOutput, ...]
+BatchSeconds: TypeAlias = Mapping[int, float]
+"""Seconds that a batch took, by its size."""
 
 
 class Tail(Protocol):
     """What answers a batch; all inputs are of the kind that the tail takes."""
 
-    def __call__(self, inputs: Sequence[TailInput], /) -> list[tuple[TailOutput, ...]]:
+    def __call__(self, inputs: Sequence[TailInput], /) -> list[Outputs]:
         """One tuple of outputs an input, in order."""
         ...
 
-    def warm_up(self) -> None:
-        """Run one batch, so that the first frame finds everything allocated."""
+    def example(self) -> TailInput:
+        """An input of zeros, to warm up with."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class EngineResult:
-    """What a batch gave: outputs in the order of the inputs, and the seconds that the tail took."""
+    """What a batch gave: outputs in the order of the inputs, or why one could not be answered where the engine decodes
+    by itself, and the seconds that it took."""
 
-    outputs: list[tuple[TailOutput, ...]]
+    outputs: Sequence[Outputs | FrameError]
     seconds: float
 
 
@@ -80,18 +96,37 @@ D = TypeVar("D", bound=Decoded)
 
 
 class Engine(ABC):
-    """Runs batches. One batch at a time is asked for; the next one forms meanwhile."""
+    """Runs batches, `slots` of them at a time; the next one forms meanwhile."""
 
+    slots = 1
+    """Batches that it takes at a time."""
+    decodes = False
+    """Whether it takes packets as they came (`PacketInput`) and decodes them where the tails are."""
     decodes_alone = False
     """Whether `run_alone` saves something over decoding elsewhere and `run`."""
 
     @abstractmethod
     async def start(self) -> None:
-        """Load and warm up every tail.
+        """Take what is needed before the first bundle.
 
         Raises:
-            HeadraceError: weights or the device are missing.
+            HeadraceError: the device, or what the engine stands on, is missing.
         """
+
+    @abstractmethod
+    async def load(self, bundle: Bundle) -> Mapping[TailKey, BatchSeconds]:
+        """Load and warm up a bundle's tails, while others answer.
+
+        Returns:
+            What batches took, of the sizes that were tried; may be empty.
+
+        Raises:
+            HeadraceError: weights are missing or are not the bundle's.
+        """
+
+    @abstractmethod
+    async def unload(self, fingerprint: bytes) -> None:
+        """Let go of a bundle's tails, of which no frame is under way."""
 
     @abstractmethod
     async def run(self, key: TailKey, inputs: Sequence[TailInput]) -> EngineResult:
@@ -111,15 +146,46 @@ class LocalEngine(Engine):
 
     decodes_alone = True
 
-    def __init__(self, load: Callable[[], Mapping[TailKey, Tail]]) -> None:
-        """`load` makes the tails; it is called in the engine's thread, where PyTorch's settings then hold."""
-        self._load = load
-        self._tails: Mapping[TailKey, Tail] = {}
+    def __init__(
+        self,
+        load: Callable[[Bundle], Mapping[TailKey, Tail]],
+        set_up: Callable[[], None] = lambda: None,
+        max_batch: int = 1,
+    ) -> None:
+        """Nothing is loaded yet.
+
+        Args:
+            load: makes the tails of a bundle; called in a thread beside the engine's, which answers meanwhile.
+            set_up: called once in the engine's thread, where PyTorch's settings have to be made.
+            max_batch: the largest batch to warm up.
+        """
+        self._load, self._set_up, self._max_batch = load, set_up, max_batch
+        self._tails: dict[TailKey, Tail] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="tail")
+        self._loading = ThreadPoolExecutor(1, thread_name_prefix="load")
 
     async def start(self) -> None:
-        """Load and warm up every tail in the engine's thread."""
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._start)
+        """Make the settings of the engine's thread."""
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._set_up)
+
+    async def load(self, bundle: Bundle) -> Mapping[TailKey, BatchSeconds]:
+        """Make a bundle's tails beside the engine's thread, and warm them up in it, between others' batches."""
+        loop = asyncio.get_running_loop()
+        tails = await loop.run_in_executor(self._loading, self._load, bundle)
+        measured: dict[TailKey, dict[int, float]] = {}
+        for key, tail in tails.items():
+            measured[key] = {}
+            for size in warm_up_sizes(self._max_batch):
+                for _ in range(WARM_UPS):
+                    seconds = await loop.run_in_executor(self._thread, _timed, tail, size)
+                    measured[key][size] = min(seconds, measured[key].get(size, seconds))
+        self._tails.update(tails)
+        return measured
+
+    async def unload(self, fingerprint: bytes) -> None:
+        """Drop the tails."""
+        for key in [k for k in self._tails if k.fingerprint == fingerprint]:
+            del self._tails[key]
 
     async def run(self, key: TailKey, inputs: Sequence[TailInput]) -> EngineResult:
         """Answer a batch in the engine's thread."""
@@ -130,13 +196,9 @@ class LocalEngine(Engine):
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._run_alone, decode)
 
     async def close(self) -> None:
-        """End the thread."""
+        """End the threads."""
+        await asyncio.to_thread(self._loading.shutdown)
         await asyncio.to_thread(self._thread.shutdown)
-
-    def _start(self) -> None:
-        self._tails = self._load()
-        for tail in self._tails.values():
-            tail.warm_up()
 
     def _run(self, key: TailKey, inputs: Sequence[TailInput]) -> EngineResult:
         began = time.perf_counter()
@@ -146,3 +208,17 @@ class LocalEngine(Engine):
     def _run_alone(self, decode: Callable[[], D]) -> tuple[D, EngineResult]:
         decoded = decode()
         return decoded, self._run(decoded.key, [decoded.input])
+
+
+def warm_up_sizes(max_batch: int) -> list[int]:
+    """1, 2, 4, ... and the largest batch."""
+    sizes = [2**i for i in range(max_batch.bit_length()) if 2**i < max_batch]
+    return [*sizes, max_batch]
+
+
+def _timed(tail: Tail, size: int) -> float:
+    """Seconds that a batch of zeros takes."""
+    inputs = [tail.example()] * size
+    began = time.perf_counter()
+    tail(inputs)
+    return time.perf_counter() - began

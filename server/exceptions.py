@@ -15,10 +15,24 @@ HeadraceError
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import ClassVar
 
 from ..models.exceptions import HeadraceError
 from ..protos.messages import Status
+
+
+class Reason(StrEnum):
+    """Why a frame was refused; the label of `headrace_server_rejected_total`."""
+
+    DRAINING = "draining"
+    DEADLINE = "deadline"
+    OVERLOAD = "overload"
+    QUEUE_FULL = "queue_full"
+    DEVICE_FULL = "device_full"
+    PUSHED_OUT = "pushed_out"
+    IN_FLIGHT = "in_flight"
+    INVALID = "invalid"
 
 
 class ServerError(HeadraceError):
@@ -38,33 +52,50 @@ class EdgeHalfError(ServerError):
 
 
 class FrameError(ServerError):
-    """One frame is not answered with labels. Its text goes to the edge, with the status."""
+    """One frame is not answered with labels. Its text goes to the edge, with the status.
+
+    Attributes:
+        status: of its result.
+        reason: why it was refused; None where it was not refused but failed.
+        retry_s: after how many seconds it makes sense to send again; 0: not known.
+    """
 
     status: ClassVar[Status] = Status.INTERNAL
+    reason: Reason | None = None
+
+    def __init__(self, text: str, *, retry_s: float = 0.0, reason: Reason | None = None) -> None:
+        """`reason` where the class has none of its own."""
+        super().__init__(text)
+        self.retry_s = retry_s
+        self.reason = reason or self.reason
 
 
 class ExpiredError(FrameError):
-    """The frame's deadline passed before inference."""
+    """The frame's deadline passed before inference, or would pass during it."""
 
     status = Status.DEADLINE_EXCEEDED
+    reason = Reason.DEADLINE
 
 
 class FullError(FrameError):
-    """Too many frames wait, or too many of this stream."""
+    """Too many frames wait, or too many of this device or stream."""
 
     status = Status.RESOURCE_EXHAUSTED
+    reason = Reason.QUEUE_FULL
 
 
 class InvalidError(FrameError):
     """The packet cannot be decoded."""
 
     status = Status.INVALID
+    reason = Reason.INVALID
 
 
 class DrainingError(FrameError):
-    """The server takes no more frames."""
+    """The server, or this bundle's part of it, takes no more frames."""
 
     status = Status.UNAVAILABLE
+    reason = Reason.DRAINING
 
 
 class InferenceError(FrameError):

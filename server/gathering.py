@@ -22,10 +22,31 @@ LONGEST_S = 5.0
 """Most patience, whatever a frame asks for."""
 
 
+class Budget:
+    """Bytes that all frames together may gather: a client that announces slices for ever fills no memory."""
+
+    def __init__(self, limit: int) -> None:
+        """`limit` bytes."""
+        self._left = limit
+
+    def take(self, size: int) -> bool:
+        """Take `size` bytes of it, if they are left."""
+        if size > self._left:
+            return False
+        self._left -= size
+        return True
+
+    def give_back(self, size: int) -> None:
+        """What was taken is free again."""
+        self._left += size
+
+
 class Gathering:
     """One frame whose slices are still coming. Belongs to one event loop."""
 
-    def __init__(self, frame: Frame, received: float, max_bytes: int, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, frame: Frame, received: float, max_bytes: int, clock: Callable[[], float], budget: Budget | None = None
+    ) -> None:
         """Begin with what the frame brought.
 
         Args:
@@ -33,6 +54,7 @@ class Gathering:
             received: when it came, by `clock`.
             max_bytes: most bytes that all its slices together may have.
             clock: seconds.
+            budget: what all frames may gather; without one there is no such limit.
 
         Raises:
             BitstreamError, LimitError: its packet cannot be read.
@@ -47,6 +69,7 @@ class Gathering:
         self._frame, self._received, self._changed, self._clock = frame, received, received, clock
         self._slices = list(self._packet.slices)
         self._room = max_bytes - len(frame.packet)
+        self._budget, self._taken = budget or Budget(max_bytes), 0
         self._ended = asyncio.Event()
 
     @property
@@ -60,9 +83,10 @@ class Gathering:
             return
         self._changed = now
         fits = len(continuation.slice) <= self._room and zlib.crc32(continuation.slice) == continuation.crc
-        if continuation.cut or not fits:
+        if continuation.cut or not fits or not self._budget.take(len(continuation.slice)):
             self.end()
             return
+        self._taken += len(continuation.slice)
         self._slices.append(continuation.slice)
         self._room -= len(continuation.slice)
         self._missing -= 1
@@ -76,13 +100,17 @@ class Gathering:
     async def whole(self) -> tuple[Frame, float]:
         """The frame with the slices that came in time, and when it was complete: the last slice, or patience ended."""
         patience = min((self._frame.patience_ms or self._frame.remaining_ms) / 1e3 or LONGEST_S, LONGEST_S)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(max(0.0, self._received + patience - self._clock())):
-                await self._ended.wait()
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(max(0.0, self._received + patience - self._clock())):
+                    await self._ended.wait()
+        finally:
+            self._budget.give_back(self._taken)
+            self._taken = 0
         complete = self._changed if self._ended.is_set() else self._clock()
         self.end()
         packet = replace(self._packet, slices=tuple(self._slices)).to_bytes()
         gone_ms = round((complete - self._received) * 1e3)
         # A deadline of 0 would mean that there is none.
         remaining = max(1, self._frame.remaining_ms - gone_ms) if self._frame.remaining_ms else 0
-        return Frame(packet, remaining), complete
+        return Frame(packet, remaining, trace=self._frame.trace), complete

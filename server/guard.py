@@ -72,12 +72,11 @@ class RefusedCallError(Exception):
 
 
 class Streams:
-    """Counts open streams, by caller and in all."""
+    """Counts open streams, by caller."""
 
-    def __init__(self, most: int, most_per_caller: int) -> None:
-        """At most so many."""
-        self.most, self.most_per_caller = most, most_per_caller
-        self.open = 0
+    def __init__(self, most: int) -> None:
+        """At most so many of one caller."""
+        self.most = most
         self._by_caller: Counter[str] = Counter()
 
     @contextmanager
@@ -87,24 +86,16 @@ class Streams:
         Raises:
             RefusedCallError: there is none.
         """
-        if self._by_caller[key] >= self.most_per_caller:
+        if self._by_caller[key] >= self.most:
             raise RefusedCallError(
                 grpc.StatusCode.RESOURCE_EXHAUSTED,
                 "streams_of_device",
-                f"this device has {self.most_per_caller} streams open, which is its limit (max_streams_per_device)",
+                f"this device has {self.most} streams open, which is its limit (max_streams_per_device)",
             )
-        if self.open >= self.most:
-            raise RefusedCallError(
-                grpc.StatusCode.RESOURCE_EXHAUSTED,
-                "streams",
-                f"{self.open} streams are open, which is the server's limit (max_streams); connect to another one",
-            )
-        self.open += 1
         self._by_caller[key] += 1
         try:
             yield
         finally:
-            self.open -= 1
             self._by_caller[key] -= 1
             if not self._by_caller[key]:
                 del self._by_caller[key]  # callers come and go; what is left of them must not pile up
@@ -244,6 +235,6 @@ def refused_calls(metrics: Metrics) -> prometheus_client.Counter:
     counter = prometheus_client.Counter(
         "headrace_server_refused_calls", "Calls that were not let in, by reason.", ["reason"], registry=metrics.registry
     )
-    for reason in ("no_token", "wrong_token", "scope", "streams_of_device", "streams", "revoked"):
+    for reason in ("no_token", "wrong_token", "scope", "streams_of_device", "revoked"):
         counter.labels(reason)
     return counter

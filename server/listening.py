@@ -27,6 +27,7 @@ def make_grpc(
     """A gRPC server with our limits that does not listen yet."""
     return grpc.aio.server(
         interceptors=tuple(interceptors),
+        maximum_concurrent_rpcs=settings.max_streams,
         options=[
             ("grpc.max_receive_message_length", settings.max_packet_bytes + SLACK_BYTES),
             ("grpc.max_metadata_size", METADATA_BYTES),

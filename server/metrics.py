@@ -16,7 +16,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, make_wsgi_app
 
 from ..protos.messages import Status
-from .exceptions import StartError
+from .exceptions import Reason, StartError
 
 CANCELLED = "cancelled"
 """Status label of frames whose caller went away before they were answered."""
@@ -47,6 +47,14 @@ class Metrics:
             buckets=_SECONDS,
             registry=self.registry,
         )
+        self._rejected = Counter(
+            "headrace_server_rejected",
+            "Frames refused before their tail, by reason: deadline (late, or it would have been), overload (its turn "
+            "would have come too late), queue_full, device_full, pushed_out (for a device with fewer frames), "
+            "in_flight (of one stream), invalid, draining.",
+            ["reason"],
+            registry=self.registry,
+        )
         self.batch_size = Histogram(
             "headrace_server_batch_size", "Frames in a batch.", buckets=(1, 2, 4, 8, 16, 32, 64), registry=self.registry
         )
@@ -55,6 +63,7 @@ class Metrics:
         )
         self.streams = Gauge("headrace_server_streams", "Open streams.", registry=self.registry)
         self.queue, self.decode, self.tail = (self._stages.labels(s) for s in ("queue", "decode", "tail"))
+        self._rejections = {reason: self._rejected.labels(reason) for reason in Reason}
         self._answered = {status: self._frames.labels(status) for status in STATUSES}
 
     def received(self, size: int) -> None:
@@ -65,6 +74,10 @@ class Metrics:
     def answered(self, status: Status | None) -> None:
         """A frame got its answer; None: its caller went away."""
         self._answered[CANCELLED if status is None else status.name.lower()].inc()
+
+    def rejected(self, reason: Reason) -> None:
+        """A frame was refused."""
+        self._rejections[reason].inc()
 
 
 class Probes:

@@ -1,34 +1,38 @@
 """The way of a frame on the server. Read this first.
 
-    admit ──► decode ──► batch ──► tail ──► result
+    read ──► admit ──► line ──► decode ──► batch ──► tail ──► result
 
-A frame is **admitted** if the queue has room, **decoded** in a worker thread (packet -> symbols, or image -> pixels),
-waits until it is in a **batch** with other frames of its tail, earliest deadline first, and the **tail** makes its
-labels. Whatever happens on the way, every frame gets exactly one result: its status says how it ended.
-`Pipeline.answer` is this sentence as code; who calls it, and over what wire, is `service.py`.
+A packet is **read** (is it one, and of which operating point), its frame **admitted** if there is room for it and its
+turn would come in time (`admission.py`). It waits in a **line** until a worker thread **decodes** it (packet ->
+symbols, or image -> pixels), then it is in a **batch** with other frames of its tail, and the **tail** answers it.
+Lines and batches are ordered by deadline among the frames that are their device's due (`batcher.py`, `shares.py`), and
+while one batch runs the next one is decoded. A frame that has the server to itself takes a shorter way, in one thread.
+Whatever happens, every frame gets exactly one result: its status says how it ended.
+`Pipeline.answer` is this as code; who calls it, and over what wire, is `service.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
 
 import structlog
 
 from ..models.bitstream import Packet
-from ..models.exceptions import HeadraceError
-from ..protos.messages import Frame, Result, Status, TailOutput, Timing
-from .batcher import Admission, Batcher, Place, deadline_at
+from ..models.operating_point import OperatingPoint
+from ..protos.messages import Frame, Result, Status, Timing
+from .admission import Admission, Limits
+from .batcher import deadline_at
 from .decoder import PacketDecoder, frame_id_of
-from .engine import Engine, TailInput, TailKey
-from .exceptions import ExpiredError, FrameError, InferenceError, InvalidError
+from .dispatch import Answer, Decoded, Dispatcher, Job, expired_error
+from .engine import BatchSeconds, Engine, PacketInput, TailKey
+from .exceptions import FrameError, InferenceError
 from .metrics import Metrics
+from .tracing import Stages, Tracer
 
 log = structlog.get_logger(__name__)
 
@@ -39,38 +43,11 @@ class PipelineSettings:
 
     max_packet_bytes: int
     queue_limit: int
+    device_queue_limit: int
+    queue_bytes: int
     max_batch: int
     max_wait_s: float
     decode_threads: int
-
-
-class Decoded(NamedTuple):
-    """A frame that can go to its tail: `seconds` is what decoding took."""
-
-    key: TailKey
-    input: TailInput
-    slices: int
-    seconds: float
-
-
-class Answer(NamedTuple):
-    """What the tail said, and how: when the batch began (server's clock), the seconds that the whole batch took, and
-    the frames that waited when it was done, before the next batch takes some of them."""
-
-    outputs: tuple[TailOutput, ...]
-    began: float
-    seconds: float
-    queue_depth: int
-
-
-@dataclass(slots=True, eq=False)
-class Job:
-    """A decoded frame that waits for its tail. `answer` gets what the tail said, or why it said nothing."""
-
-    place: Place
-    deadline: float
-    decoded: Decoded
-    answer: asyncio.Future[Answer]
 
 
 class Pipeline:
@@ -82,49 +59,63 @@ class Pipeline:
         engine: Engine,
         metrics: Metrics,
         clock: Callable[[], float] = time.monotonic,
+        tracer: Tracer | None = None,
     ) -> None:
         """Make an idle one; `clock` gives seconds and is read from several threads."""
         self.clock = clock
-        self.admission = Admission(settings.queue_limit)
-        self._settings = settings
+        self.admission = Admission(Limits(settings.queue_limit, settings.device_queue_limit, settings.queue_bytes))
+        self._max_packet_bytes = settings.max_packet_bytes
         self._engine = engine
         self._metrics = metrics
-        self._batcher: Batcher[Job] = Batcher(settings.max_batch, settings.max_wait_s)
-        self._decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
-        self._batches: asyncio.Task[None] | None = None
-        self._arrived = asyncio.Event()
+        self._tracer = tracer
+        self._dispatcher = Dispatcher(
+            engine,
+            self.admission,
+            metrics,
+            clock,
+            max_batch=settings.max_batch,
+            max_wait_s=settings.max_wait_s,
+            decode_threads=settings.decode_threads,
+        )
         self._idle = asyncio.Event()
         self._idle.set()
         metrics.queue_depth.set_function(lambda: self.admission.waiting)
 
-    async def answer(self, decoder: PacketDecoder, frame: Frame, received: float) -> Result:
-        """Take a frame all the way: admit, decode, batch, tail, result.
+    async def answer(self, decoder: PacketDecoder, frame: Frame, received: float, device: str = "") -> Result:
+        """Take a frame all the way: read, admit, line, decode, batch, tail, result.
 
         Args:
             decoder: of the bundle that the edge holds.
             frame: packet and what remains of its deadline.
             received: when it came, by `clock`.
+            device: whose share of the server it takes.
 
         Returns:
             Its result, whatever its status. `Timing.total_us` is still open: `handed_over` fills it in.
         """
         self._metrics.received(len(frame.packet))
-        frame_id = frame_id_of(frame.packet)
         deadline = deadline_at(received, frame.remaining_ms)
         result: Result | None = None
         try:
-            with self._admit() as place:
-                if self._engine.decodes_alone and self.admission.open == 1:
-                    decoded, answer = await self._decode_and_tail(place, decoder, frame.packet, deadline)
+            packet, point = decoder.read(frame.packet, self._max_packet_bytes)
+            with self._admit(
+                device, len(frame.packet), TailKey(decoder.bundle.fingerprint, point.split), deadline
+            ) as job:
+                job.decode = partial(self._decode, job, decoder, packet, point, frame.packet)
+                if self._engine.decodes_alone and self.admission.open == 1 and not self._dispatcher.running:
+                    answer = await self._dispatcher.alone(job)
                 else:
-                    decoded = await self._decode(decoder, frame.packet, deadline)
-                    answer = await self._batch_and_tail(place, decoded, deadline)
-                result = self._result(frame_id, received, decoded, answer)
+                    answer = await self._dispatcher.batched(job, received)
+            result = self._result(packet.frame_id, received, answer)
+            if self._tracer is not None and frame.trace:
+                done = Stages(received, answer.decoded.seconds, answer.began, answer.seconds, self.clock())
+                self._tracer.answered(frame.trace, done)
         except FrameError as error:
-            result = self._failure(frame_id, error)
+            result = self._failure(frame_id_of(frame.packet), error)
         except Exception:
-            log.exception("a frame failed", frame=frame_id)
-            result = self._failure(frame_id, InferenceError("the server failed on this frame; its log says why"))
+            log.exception("a frame failed", frame=frame_id_of(frame.packet))
+            failure = InferenceError("the server failed on this frame; its log says why")
+            result = self._failure(frame_id_of(frame.packet), failure)
         finally:
             self._metrics.answered(result.status if result else None)  # None: the caller went away
         return result
@@ -135,6 +126,15 @@ class Pipeline:
         self._metrics.answered(error.status)
         return self._failure(frame_id_of(frame.packet), error)
 
+    def know(self, measured: Mapping[TailKey, BatchSeconds]) -> None:
+        """Begin with what the warm-up of a bundle's tails took."""
+        for key, seconds_of in measured.items():
+            self._dispatcher.costs.know(key, seconds_of, self.clock())
+
+    def forget(self, fingerprint: bytes) -> None:
+        """Drop what is known about the tails of a bundle that is no longer served."""
+        self._dispatcher.costs.forget(fingerprint)
+
     def drain(self) -> None:
         """Admit no more frames; those admitted are answered."""
         self.admission.draining = True
@@ -144,110 +144,43 @@ class Pipeline:
         await self._idle.wait()
 
     async def close(self) -> None:
-        """End the worker threads and the batch loop, when no caller waits any more."""
-        if self._batches is not None:
-            self._batches.cancel()
-            await asyncio.wait({self._batches})
-        await asyncio.to_thread(self._decoders.shutdown, cancel_futures=True)
+        """End the worker threads and the batches, when no caller waits any more."""
+        await self._dispatcher.close()
 
     @contextmanager
-    def _admit(self) -> Iterator[Place]:
-        place = self.admission.admit()
+    def _admit(self, device: str, size: int, key: TailKey, deadline: float) -> Iterator[Job]:
+        now, costs = self.clock(), self._dispatcher.costs
+        place = self.admission.admit(
+            now,
+            deadline,
+            device=device,
+            size=size,
+            cost=costs.frame_s(key, now),
+            alone=costs.alone_s(key, now),
+            busy=self._dispatcher.busy_s(now),
+        )
         self._idle.clear()
         try:
-            yield place
+            yield Job(place, deadline, key, asyncio.get_running_loop().create_future())
         finally:
             place.leave()
             if not self.admission.open:
                 self._idle.set()
 
-    async def _decode(self, decoder: PacketDecoder, data: bytes, deadline: float) -> Decoded:
-        loop = asyncio.get_running_loop()
-        decoded = await loop.run_in_executor(self._decoders, self._decode_now, decoder, data, deadline)
-        self._metrics.decode.observe(decoded.seconds)
-        return decoded
-
-    def _decode_now(self, decoder: PacketDecoder, data: bytes, deadline: float) -> Decoded:
-        """Runs in a worker thread."""
+    def _decode(self, job: Job, decoder: PacketDecoder, packet: Packet, point: OperatingPoint, data: bytes) -> Decoded:
+        """Runs in a worker thread; where the engine decodes by itself there is nothing to do."""
+        if self._engine.decodes:
+            return Decoded(job.key, PacketInput(data), len(packet.slices), 0.0)
         began = self.clock()
-        if deadline <= began:
-            raise ExpiredError(f"the deadline passed {_ms(began - deadline)} before decoding began")
-        try:
-            packet = Packet.from_bytes(data, self._settings.max_packet_bytes)
-            point = decoder.bundle.operating_point(packet.operating_point)
-        except HeadraceError as error:
-            raise InvalidError(str(error)) from error
+        if job.deadline <= began:
+            raise expired_error(job.deadline - began, 0.0, "before it was decoded")
         tail_input = decoder.decode(packet, point)
-        key = TailKey(decoder.bundle.fingerprint, point.split)
-        return Decoded(key, tail_input, len(packet.slices), self.clock() - began)
+        return Decoded(job.key, tail_input, len(packet.slices), self.clock() - began)
 
-    async def _decode_and_tail(
-        self, place: Place, decoder: PacketDecoder, data: bytes, deadline: float
-    ) -> tuple[Decoded, Answer]:
-        """The short way of a frame that has the server to itself: there is nothing to form a batch with."""
-        place.begin()
-        began = self.clock()
-        decode = partial(self._decode_now, decoder, data, deadline)
-        try:
-            decoded, done = await self._engine.run_alone(decode)
-        except FrameError:
-            raise
-        except Exception as error:
-            log.exception("a frame failed in its tail")
-            raise InferenceError("the tail failed on this frame; the server's log says why") from error
-        self._metrics.decode.observe(decoded.seconds)
-        self._metrics.batch_size.observe(1)
-        self._metrics.tail.observe(done.seconds)
-        return decoded, Answer(done.outputs[0], began + decoded.seconds, done.seconds, self.admission.waiting)
+    # Results
 
-    async def _batch_and_tail(self, place: Place, decoded: Decoded, deadline: float) -> Answer:
-        job = Job(place, deadline, decoded, asyncio.get_running_loop().create_future())
-        self._batcher.put(job, decoded.key, deadline, self.clock())
-        self._arrived.set()
-        if self._batches is None or self._batches.done():
-            self._batches = asyncio.create_task(self._run_batches())
-        return await job.answer
-
-    async def _run_batches(self) -> None:
-        """Batch after batch until nothing waits; while one runs, the next one gathers."""
-        while (ready_at := self._batcher.ready_at(now := self.clock())) is not None:
-            if ready_at > now:
-                self._arrived.clear()
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(self._arrived.wait(), ready_at - now)
-                continue
-            batch, expired = self._batcher.take(now)
-            for job in expired:
-                if not job.answer.done():
-                    job.answer.set_exception(
-                        ExpiredError(f"the deadline passed {_ms(now - job.deadline)} before the frame's batch began")
-                    )
-            if batch is not None:
-                await self._run_batch(batch.key, [job for job in batch.items if not job.answer.done()])
-
-    async def _run_batch(self, key: TailKey, jobs: list[Job]) -> None:
-        """One batch; `jobs` may be empty when all their callers went away."""
-        if not jobs:
-            return
-        began = self.clock()
-        for job in jobs:
-            job.place.begin()
-        self._metrics.batch_size.observe(len(jobs))
-        try:
-            done = await self._engine.run(key, [job.decoded.input for job in jobs])
-        except Exception:
-            log.exception("a batch failed", split=key.split or "uncut", frames=len(jobs))
-            for job in jobs:
-                if not job.answer.done():
-                    job.answer.set_exception(InferenceError("the tail failed on this batch; the server's log says why"))
-            return
-        self._metrics.tail.observe(done.seconds)
-        depth = self.admission.waiting
-        for job, outputs in zip(jobs, done.outputs, strict=True):
-            if not job.answer.done():
-                job.answer.set_result(Answer(outputs, began, done.seconds, depth))
-
-    def _result(self, frame_id: int, received: float, decoded: Decoded, answer: Answer) -> Result:
+    def _result(self, frame_id: int, received: float, answer: Answer) -> Result:
+        decoded = answer.decoded
         waited = max(0.0, answer.began - received - decoded.seconds)
         self._metrics.queue.observe(waited)
         timing = Timing(queue_us=_us(waited), decode_us=_us(decoded.seconds), tail_us=_us(answer.seconds))
@@ -261,7 +194,15 @@ class Pipeline:
         )
 
     def _failure(self, frame_id: int, error: FrameError) -> Result:
-        return Result(frame_id, error.status, str(error), queue_depth=self.admission.waiting)
+        if error.reason is not None:
+            self._metrics.rejected(error.reason)
+        return Result(
+            frame_id,
+            error.status,
+            str(error),
+            queue_depth=self.admission.waiting,
+            retry_ms=max(1, round(error.retry_s * 1e3)) if error.retry_s else 0,
+        )
 
 
 def handed_over(result: Result, received: float, now: float) -> Result:
@@ -271,7 +212,3 @@ def handed_over(result: Result, received: float, now: float) -> Result:
 
 def _us(seconds: float) -> int:
     return min(round(seconds * 1e6), 2**32 - 1)
-
-
-def _ms(seconds: float) -> str:
-    return f"{seconds * 1e3:.1f} ms"

@@ -47,7 +47,6 @@ class SecuritySettings(BaseSettings):
         description="Port of the listener for admin calls, which devices' listener does not know; 0 takes any free "
         "one. With --tokens it takes a token of the scope admin. Off when not given.",
     )
-    max_streams: int = Field(10_000, ge=1, le=1_000_000, description="Open streams in all; one more is refused.")
     max_streams_per_device: int = Field(
         16,
         ge=1,

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, NoReturn, TypeAlias
 
 import grpc
@@ -22,10 +24,11 @@ from ..models.exceptions import HeadraceError, OperatingPointError
 from ..models.operating_point import Kind
 from ..protos import messages
 from ..protos.messages import Continuation, Frame, Hello, Result, Status, Welcome
-from .decoder import PacketDecoder
+from .bundles import Bundles, Served
 from .edge_halves import EdgeHalves
-from .exceptions import DrainingError, EdgeHalfError, FrameError, FullError, InvalidError
-from .gathering import Gathering
+from .exceptions import DrainingError, EdgeHalfError, FrameError, FullError, InvalidError, Reason
+from .gathering import Budget, Gathering
+from .guard import caller
 from .metrics import Metrics
 from .pipeline import Pipeline, handed_over
 
@@ -54,60 +57,93 @@ END_OF_STREAM = grpc.aio.EOF  # type: ignore[attr-defined]
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 
 
+PUSHBACK = "grpc-retry-pushback-ms"
+"""Metadata by which gRPC clients are told when to try again (gRFC A6)."""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamLimits:
+    """Of one stream: bytes of a packet, frames without a result; streams of one peer; bytes that gather in all; seconds
+    that results may lie unread."""
+
+    packet_bytes: int
+    in_flight: int
+    streams_per_peer: int
+    gathered_bytes: int
+    unread_s: float = 20.0
+
+
 class HeadraceService(messages.HeadraceServicer):
     """Answers calls by means of a pipeline."""
 
     def __init__(
-        self,
-        pipeline: Pipeline,
-        decoders: Sequence[PacketDecoder],
-        edge_halves: EdgeHalves,
-        metrics: Metrics,
-        *,
-        max_packet_bytes: int,
-        max_in_flight: int,
-        unread_s: float = 20.0,
+        self, pipeline: Pipeline, bundles: Bundles, edge_halves: EdgeHalves, metrics: Metrics, limits: StreamLimits
     ) -> None:
-        """Serve the bundles of `decoders`; the first is the default of GetBundle."""
+        """Serve what `bundles` holds at any time."""
         self.pipeline = pipeline
-        self.max_in_flight = max_in_flight
+        self.limits = limits
         self.draining = asyncio.Event()
-        self._decoders = {d.bundle.fingerprint: d for d in decoders}
-        self._default = decoders[0].bundle
+        self._bundles = bundles
         self._edge_halves = edge_halves
         self._metrics = metrics
-        self._max_packet_bytes = max_packet_bytes
-        self._unread_s = unread_s
+        self._gathered = Budget(limits.gathered_bytes)
+        self._streams: Counter[str] = Counter()
         self._answering: set[asyncio.Task[Any]] = set()
         self._downloads: set[asyncio.Task[Any]] = set()
 
     async def Stream(self, request_iterator: Any, context: Context) -> None:  # noqa: N802, ARG002
         """Hello, Welcome; then frames up and results down until the edge ends it or the server drains."""
+        peer = peer_of(context)
+        if self._streams[peer] >= self.limits.streams_per_peer:
+            await _abort(
+                context,
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                f"{peer} has {self._streams[peer]} streams, which is its limit (max_streams_per_peer); end some",
+            )
+        self._streams[peer] += 1
+        self._metrics.streams.inc()
+        try:
+            reason = await self._stream(context, peer)
+        finally:
+            self._metrics.streams.dec()
+            self._streams[peer] -= 1
+            if not self._streams[peer]:
+                del self._streams[peer]
+        if reason is not None:
+            await _abort(context, *reason)
+
+    async def _stream(self, context: Context, peer: str) -> tuple[grpc.StatusCode, str] | None:
         hello = await self._hello(context)
-        decoder = await self._decoder(hello.fingerprint, context)
+        served = await self._find(hello.fingerprint, context)
         if self.draining.is_set():
             await _abort(context, grpc.StatusCode.UNAVAILABLE, str(_draining()))
         _remember(self._answering)
-        await context.write(messages.welcome_response(self._welcome(decoder.bundle)))
-        log.info("stream opened", device=hello.device[:64], peer=context.peer(), version=hello.client_version[:32])
-        self._metrics.streams.inc()
-        session = Session(self.pipeline, decoder, context, self.max_in_flight, self._max_packet_bytes, self._unread_s)
-        try:
-            reason = await session.run(self.draining)
-        finally:
-            self._metrics.streams.dec()
-            log.info("stream closed", device=hello.device[:64], peer=context.peer(), frames=session.frames)
-        if reason is not None:
-            await _abort(context, *reason)
+        with served.used():
+            await context.write(messages.welcome_response(self._welcome(served.bundle)))
+            # A name of the device's own within the address that it comes from: it takes no other address's share.
+            device = f"{peer}/{hello.device[:64]}"
+            who = caller.get()
+            if who is not None and who.name:  # proved by token or certificate: no name of its own gives it more
+                device = who.key
+            session = Session(self.pipeline, served, context, self.limits, device, self._gathered)
+            log.info("stream opened", device=hello.device[:64], peer=context.peer(), version=hello.client_version[:32])
+            try:
+                return await session.run()
+            finally:
+                log.info("stream closed", device=hello.device[:64], peer=context.peer(), frames=session.frames)
 
     async def Infer(self, request: messages.InferRequest, context: Context) -> messages.ResultMessage:  # noqa: N802
         """One packet, one result; what is not OK becomes the call's status."""
         _remember(self._answering)
         received = self.pipeline.clock()
-        decoder = await self._decoder(request.fingerprint, context)
-        frame = Frame(request.frame.packet, _remaining_ms(request.frame.remaining_ms, context))
-        result = await self.pipeline.answer(decoder, frame, received)
+        served = await self._find(request.fingerprint, context)
+        left = _remaining_ms(request.frame.remaining_ms, context)
+        frame = Frame(request.frame.packet, left, trace=request.frame.trace)
+        with served.used():
+            result = await self.pipeline.answer(served.decoder, frame, received, f"{peer_of(context)}/")
         if result.status is not Status.OK:
+            if result.retry_ms:
+                context.set_trailing_metadata(((PUSHBACK, str(result.retry_ms)),))
             await _abort(context, CODES[result.status], result.message)
         return messages.result_message(handed_over(result, received, self.pipeline.clock()))
 
@@ -116,14 +152,18 @@ class HeadraceService(messages.HeadraceServicer):
         _remember(self._downloads)
         if self.draining.is_set():
             await _abort(context, grpc.StatusCode.UNAVAILABLE, str(_draining()))
-        bundle = (await self._decoder(request.fingerprint or self._default.fingerprint, context)).bundle
+        default = self._bundles.default
+        fingerprint = request.fingerprint or (default.bundle.fingerprint if default else b"")
+        served = await self._find(fingerprint, context)
+        bundle = served.bundle
         try:
-            async for chunk in self._edge_halves.chunks(bundle, tuple(request.splits)):
-                message = messages.BundleChunk(data=chunk.data, files_left=chunk.files_left)
-                if chunk.entry is not None:
-                    message.fingerprint, message.name = bundle.fingerprint, chunk.name
-                    message.size, message.sha256 = chunk.entry.size, chunk.entry.sha256
-                await context.write(message)
+            with served.used():
+                async for chunk in self._edge_halves.chunks(bundle, tuple(request.splits)):
+                    message = messages.BundleChunk(data=chunk.data, files_left=chunk.files_left)
+                    if chunk.entry is not None:
+                        message.fingerprint, message.name = bundle.fingerprint, chunk.name
+                        message.size, message.sha256 = chunk.entry.size, chunk.entry.sha256
+                    await context.write(message)
         except OperatingPointError as error:
             await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
         except EdgeHalfError as error:
@@ -134,6 +174,7 @@ class HeadraceService(messages.HeadraceServicer):
         """Refuse new frames and streams; streams end once their admitted frames are answered."""
         self.pipeline.drain()
         self.draining.set()
+        self._bundles.stop()
 
     async def answered(self) -> None:
         """Wait until no stream and no `Infer` is open, their last words included."""
@@ -163,10 +204,10 @@ class HeadraceService(messages.HeadraceServicer):
             )
         return hello
 
-    async def _decoder(self, fingerprint: bytes, context: Context) -> PacketDecoder:
-        found = self._decoders.get(fingerprint)
+    async def _find(self, fingerprint: bytes, context: Context) -> Served:
+        found = self._bundles.find(fingerprint)
         if found is None:
-            ours = ", ".join(f"{short(f)} ({d.bundle.name})" for f, d in self._decoders.items())
+            ours = ", ".join(f"{short(s.bundle.fingerprint)} ({s.bundle.name})" for s in self._bundles) or "none"
             await _abort(
                 context,
                 grpc.StatusCode.FAILED_PRECONDITION,
@@ -177,7 +218,8 @@ class HeadraceService(messages.HeadraceServicer):
 
     def _welcome(self, bundle: Bundle) -> Welcome:
         points = tuple(p.id for p in bundle.operating_points if p.kind is not Kind.LOCAL)
-        return Welcome(bundle.fingerprint, self._max_packet_bytes, self.max_in_flight, __version__, bundle.name, points)
+        limits = self.limits
+        return Welcome(bundle.fingerprint, limits.packet_bytes, limits.in_flight, __version__, bundle.name, points)
 
 
 class Session:
@@ -186,47 +228,48 @@ class Session:
     def __init__(
         self,
         pipeline: Pipeline,
-        decoder: PacketDecoder,
+        served: Served,
         context: Context,
-        max_in_flight: int,
-        max_packet_bytes: int,
-        unread_s: float = 20.0,
+        limits: StreamLimits,
+        device: str,
+        gathered: Budget,
     ) -> None:
         """Nothing is read yet."""
         self.frames = 0
-        self._unread_s = unread_s
         self._unread = asyncio.Event()
         self._pipeline = pipeline
-        self._decoder = decoder
+        self._served = served
         self._context = context
-        self._max_in_flight = max_in_flight
-        self._max_packet_bytes = max_packet_bytes
+        self._limits = limits
+        self._device = device
+        self._gathered = gathered
         self._in_flight = 0
-        self._room = asyncio.Semaphore(max_in_flight + REFUSALS)
+        self._room = asyncio.Semaphore(limits.in_flight + REFUSALS)
         self._writing = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._gathering: dict[int, Gathering] = {}
 
-    async def run(self, draining: asyncio.Event) -> tuple[grpc.StatusCode, str] | None:
-        """Read frames and write results until the edge ends the stream or the server drains.
+    async def run(self) -> tuple[grpc.StatusCode, str] | None:
+        """Read frames and write results until the edge ends the stream, or its bundle or the server stops.
 
         Returns:
             None for a good end, or the status and text with which the stream has to be aborted.
         """
         reading = asyncio.create_task(self._read())
-        drained = asyncio.create_task(draining.wait())
+        drained = asyncio.create_task(self._served.stop.wait())
         unread = asyncio.create_task(self._unread.wait())
         try:
             await asyncio.wait({reading, drained, unread}, return_when=asyncio.FIRST_COMPLETED)
             if self._unread.is_set():
-                return grpc.StatusCode.RESOURCE_EXHAUSTED, f"no result was read for {self._unread_s:g} s; read faster"
-            # Every admitted frame has its task by now. While a server drains, what still comes is read and refused.
+                seconds = self._limits.unread_s
+                return grpc.StatusCode.RESOURCE_EXHAUSTED, f"no result was read for {seconds:g} s; read faster"
+            # Every admitted frame has its task by now. While it drains, what still comes is read and refused.
             await self._finish()
             if not reading.done():
                 reading.cancel()
                 await asyncio.wait({reading})
                 await self._finish()
-                return grpc.StatusCode.UNAVAILABLE, str(_draining())
+                return grpc.StatusCode.UNAVAILABLE, str(self._stopping())
             return reading.result()
         finally:
             for task in (reading, drained, unread, *self._tasks):
@@ -262,15 +305,19 @@ class Session:
 
     def _gather(self, frame: Frame, received: float) -> Gathering | FrameError | None:
         """Whoever collects the slices that follow; None for a frame that is whole. Known before more is read."""
-        if self._in_flight >= self._max_in_flight:
+        if self._served.stop.is_set():
+            return self._stopping()
+        if self._in_flight >= self._limits.in_flight:
             return FullError(
-                f"{self._in_flight} frames of this stream have no result yet, which is its limit (max_in_flight)"
+                f"{self._in_flight} frames of this stream have no result yet, which is its limit (max_in_flight)",
+                retry_s=self._pipeline.admission.retry_s(),
+                reason=Reason.IN_FLIGHT,
             )
         self._in_flight += 1
         if not frame.slices_to_come:
             return None
         try:
-            gathering = Gathering(frame, received, self._max_packet_bytes, self._pipeline.clock)
+            gathering = Gathering(frame, received, self._limits.packet_bytes, self._pipeline.clock, self._gathered)
         except HeadraceError as error:
             self._in_flight -= 1
             return InvalidError(str(error))
@@ -288,7 +335,7 @@ class Session:
                 frame, received = await gathering.whole()
                 if self._gathering.get(gathering.frame_id) is gathering:
                     del self._gathering[gathering.frame_id]
-            result = await self._pipeline.answer(self._decoder, frame, received)
+            result = await self._pipeline.answer(self._served.decoder, frame, received, self._device)
         finally:
             # Before it is written: the edge may send its next frame as soon as it has the result.
             self._in_flight -= 1
@@ -300,12 +347,18 @@ class Session:
                 raise FullError("nobody reads the results of this stream")
             response = messages.result_response(handed_over(result, received, self._pipeline.clock()))
             try:
-                async with asyncio.timeout(self._unread_s):
+                async with asyncio.timeout(self._limits.unread_s):
                     await self._context.write(response)
             except TimeoutError:
                 # Whoever writes results waits for this one, and reading waits for them: the stream stands still.
                 self._unread.set()
                 raise
+
+    def _stopping(self) -> FrameError:
+        if self._pipeline.admission.draining:
+            return _draining()
+        name = self._served.bundle.name
+        return DrainingError(f"this version of bundle {name} is no longer served; connect again, and fetch the new one")
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -316,6 +369,11 @@ class Session:
 
 def _draining() -> FrameError:
     return DrainingError("the server is draining; connect again in a moment")
+
+
+def peer_of(context: Context) -> str:
+    """The address of whoever calls, without its port."""
+    return str(context.peer()).rpartition(":")[0]
 
 
 def _remember(calls: set[asyncio.Task[Any]]) -> None:

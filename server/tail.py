@@ -54,10 +54,9 @@ class FeatureTail:
             gain = torch.from_numpy(np.stack([f.gain for f in frames])).to(self._device)
             return outputs_of(self._task, self._task.answers(self._tail(self._decoder(symbols, gain))))
 
-    def warm_up(self) -> None:
-        """Answer a batch of one, all zeros."""
-        channels = self._latent_shape[0]
-        self([FeatureInput(np.zeros(self._latent_shape, np.int32), np.ones(channels, np.float32))])
+    def example(self) -> FeatureInput:
+        """All zeros."""
+        return FeatureInput(np.zeros(self._latent_shape, np.int32), np.ones(self._latent_shape[0], np.float32))
 
 
 class UncutTail:
@@ -74,9 +73,9 @@ class UncutTail:
             pixels = torch.from_numpy(np.stack([f.pixels for f in frames])).to(self._device)
             return outputs_of(self._task, self._task.answers(self._uncut(pixels)))
 
-    def warm_up(self) -> None:
-        """Answer a batch of one black picture."""
-        self([ImageInput(np.zeros((self._size, self._size, 3), np.uint8))])
+    def example(self) -> ImageInput:
+        """A black picture."""
+        return ImageInput(np.zeros((self._size, self._size, 3), np.uint8))
 
 
 def outputs_of(task: Task, answers: Sequence[Answer]) -> list[tuple[TailOutput, ...]]:
@@ -100,22 +99,43 @@ def load_tails(bundles: Sequence[Bundle], device: str, threads: int) -> Mapping[
     Args:
         bundles: any number; what each one's backbone is built from must be installed.
         device: "cpu" or "cuda".
-        threads: PyTorch's threads on the CPU; 0 leaves its default of one a core.
+        threads: see `set_up_torch`, which is called first.
 
     Raises:
         BackboneError: a backbone's weights are missing or are not the bundle's.
         StartError: there is no such device, or a backbone's cut differs from the bundle's.
     """
+    set_up_torch(device, threads)
+    return {key: tail for bundle in bundles for key, tail in tails_of(bundle, device).items()}
+
+
+def set_up_torch(device: str, threads: int) -> None:
+    """Make PyTorch's settings of the calling thread.
+
+    Args:
+        device: "cpu" or "cuda".
+        threads: PyTorch's threads on the CPU; 0 leaves its default of one a core.
+
+    Raises:
+        StartError: there is no such device.
+    """
     if device == "cuda" and not torch.cuda.is_available():
         raise StartError("there is no CUDA device here; use --device cpu, or check the driver with nvidia-smi")
     if threads:
         torch.set_num_threads(threads)
-    where = torch.device(device)
-    tails: dict[TailKey, Tail] = {}
-    for bundle in bundles:
-        backbone = backbone_of(bundle)
-        for spec in bundle.splits:
-            tails[TailKey(bundle.fingerprint, spec.name)] = FeatureTail(bundle, spec.name, backbone, where)
-        uncut = UncutTail(bundle.preprocessing.size, backbone.uncut, backbone.task, where)
-        tails[TailKey(bundle.fingerprint)] = uncut
+
+
+def tails_of(bundle: Bundle, device: str) -> dict[TailKey, Tail]:
+    """Build the tails of one bundle: one a split point, and the uncut model.
+
+    Raises:
+        BackboneError, StartError: as `load_tails`.
+    """
+    backbone, where = backbone_of(bundle), torch.device(device)
+    tails: dict[TailKey, Tail] = {
+        TailKey(bundle.fingerprint, spec.name): FeatureTail(bundle, spec.name, backbone, where)
+        for spec in bundle.splits
+    }
+    uncut = UncutTail(bundle.preprocessing.size, backbone.uncut, backbone.task, where)
+    tails[TailKey(bundle.fingerprint)] = uncut
     return tails

@@ -3,7 +3,7 @@
     python -m headrace.bench.server.hosts KIND PORT BATCH
 
 `bare`      decodes and answers batches in a loop, without any network, and says frames a second for each line it reads
-`null`      our server with a tail that computes nothing
+`null`      our server with an engine that decodes and computes nothing
 `litserve`  LitServe, packets as base64 in JSON, which is how it takes bytes; an empty packet is not computed
 `ray`       plain Ray Serve with `serve.batch`, packets as bytes over HTTP; the same
 
@@ -82,7 +82,7 @@ def bare(batch: int) -> None:
 
 
 def null(batch: int) -> None:
-    """Our server, whose tails compute nothing."""
+    """Our server, which decodes and computes nothing."""
     from ...server.config import ServerSettings
     from ...server.daemon import Server
     from .null_engine import NullEngine
@@ -130,14 +130,15 @@ def ray(port: int, batch: int) -> None:
         async def __call__(self, request: Request) -> Any:
             return await self.answer(await request.body())
 
-        @serve.batch(max_batch_size=batch, batch_wait_timeout_s=0.005)  # type: ignore[untyped-decorator]
+        @serve.batch(max_batch_size=batch, batch_wait_timeout_s=0.005)
         async def answer(self, packets: list[bytes]) -> list[Any]:
             return [{"labels": labels} for labels in self.tail(packets)]
 
-    serve.run(Replica.bind(), name="tail", route_prefix="/")
+    deployment: Any = Replica  # the decorator's work, which its types do not say
+    serve.run(deployment.bind(), name="tail", route_prefix="/")
     say(event="ready", address=f"127.0.0.1:{port}")
     signal.sigwait({signal.SIGTERM, signal.SIGINT})
-    serve.shutdown()
+    serve.shutdown()  # type: ignore[no-untyped-call]
     ray_core.shutdown()
 
 

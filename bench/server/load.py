@@ -51,9 +51,9 @@ class Load:
     seed: int = 0
 
     @classmethod
-    def even(cls, devices: int, rate: float, seconds: float, deadline_s: float, **more: Pattern) -> Load:
+    def even(cls, devices: int, rate: float, seconds: float, deadline_s: float, pattern: Pattern = "poisson") -> Load:
         """`rate` frames a second in all, from devices that send alike."""
-        return cls((rate / devices,) * devices, seconds, deadline_s, **more)
+        return cls((rate / devices,) * devices, seconds, deadline_s, pattern)
 
 
 @dataclass(slots=True)

@@ -282,7 +282,7 @@ def photographs_as(name: str, count: int = 8) -> Material:
 
 
 def smallest() -> Material:
-    """A packet that takes least to decode: for the server whose tail computes nothing."""
+    """A small packet, for the server that computes nothing."""
     import numpy as np
 
     from ...models.codec import Codec

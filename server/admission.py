@@ -1,0 +1,223 @@
+"""Who may come in: bounded queues, a fair share of them for every device, and nobody whose turn would come too late.
+
+    admit ──► draining?            UNAVAILABLE
+          ──► too late already?    DEADLINE_EXCEEDED
+          ──► queue or share full? RESOURCE_EXHAUSTED, with the time after which it makes sense to try again
+          ──► a Place
+
+The queue is bounded in frames, in bytes, in frames a device, and in **time**: a frame is let in when, by what frames
+cost lately, it would be answered with some of its deadline to spare. Its own device's fair share decides how long that
+takes, not the length of the queue: a device that fills the queue finds it full, the others don't. When the queue is
+full in frames or bytes, the device with most frames in it gives up its newest one for a device that has fewer
+("longest queue drop", McKenney, "Stochastic Fairness Queueing", INFOCOM 1990).
+
+Without I/O and without a clock of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from .exceptions import DrainingError, ExpiredError, FullError, Reason
+from .shares import Shares
+
+HEADROOM = 0.3
+"""Share of a frame's deadline that has to remain, as planned, when it is answered: plans are not kept exactly, and the
+result has to travel."""
+
+MOST_RETRY_S = 5.0
+"""Longest delay that a refused device is asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What may wait: frames in all and of one device, and bytes of packets in all."""
+
+    frames: int
+    device_frames: int
+    bytes: int
+
+
+class Admission:
+    """Counts what was admitted, and says no.
+
+    Attributes:
+        limits: see `Limits`.
+        shares: the devices' virtual times, which `batcher.Line` orders by.
+        waiting: frames admitted, and neither in a batch nor given up.
+        waiting_bytes: their packets' bytes.
+        work: seconds that the waiting frames will take.
+        open: frames admitted and not answered.
+        draining: no more frames are admitted.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        """Nobody is here."""
+        self.limits = limits
+        self.shares = Shares()
+        self.waiting = 0
+        self.waiting_bytes = 0
+        self.work = 0.0
+        self.open = 0
+        self.draining = False
+        self._waiting: dict[str, dict[Place, None]] = {}
+
+    def admit(
+        self,
+        now: float,
+        deadline: float = math.inf,
+        *,
+        device: str = "",
+        size: int = 0,
+        cost: float = 0.0,
+        alone: float = 0.0,
+        busy: float = 0.0,
+    ) -> Place:
+        """Let one frame in.
+
+        Args:
+            now: seconds.
+            deadline: see `batcher.deadline_at`.
+            device: whose share it takes of.
+            size: the packet's bytes.
+            cost: seconds by which it puts off the frames behind it, under load.
+            alone: seconds that it takes from here to its result when it need not wait.
+            busy: seconds until what runs now is done.
+
+        Raises:
+            DrainingError: the server is about to stop.
+            ExpiredError: its deadline passes before it could be answered even if it were alone.
+            FullError: there is no room for it, or its turn would come too late.
+        """
+        if self.draining:
+            raise DrainingError("the server is draining; connect to another one, or again in a moment")
+        if deadline - now < alone or deadline <= now:
+            raise ExpiredError(
+                f"{max(0.0, deadline - now) * 1e3:.1f} ms remain of the deadline; decoder and tail take "
+                f"{alone * 1e3:.1f} ms here"
+            )
+        own = len(self._waiting.get(device, ()))
+        wait = self._wait(device, cost) + busy
+        if own >= self.limits.device_frames:
+            raise FullError(
+                f"{own} frames of this device wait on the server, which is its limit; send less, or later",
+                retry_s=_delay(wait / 2, cost),
+                reason=Reason.DEVICE_FULL,
+            )
+        late = wait + alone - (1.0 - HEADROOM) * (deadline - now)
+        if self.waiting and late > 0:
+            raise FullError(
+                f"it would be answered {(wait + alone) * 1e3:.0f} ms from now, too near to its deadline in "
+                f"{(deadline - now) * 1e3:.0f} ms; send less, or later",
+                retry_s=_delay(late, cost),
+                reason=Reason.OVERLOAD,
+            )
+        while self.waiting >= self.limits.frames or self.waiting_bytes + size > self.limits.bytes:
+            if not self._push_out(own):
+                raise FullError(
+                    f"{self.waiting} frames of {self.waiting_bytes} bytes wait on the server, which is its limit; "
+                    "send less, or later",
+                    retry_s=_delay(wait / 2, cost),
+                    reason=Reason.QUEUE_FULL,
+                )
+        return Place(self, device, size, cost)
+
+    def retry_s(self) -> float:
+        """Seconds until about half of what waits now is served."""
+        return _delay(self.work / 2, 0.0)
+
+    def _wait(self, device: str, cost: float) -> float:
+        """Seconds until a frame of the device that came now would be next.
+
+        Either everything that waits goes first or, where its device has taken less than others, the virtual time only
+        has to pass its tag; it passes one second of service in as many seconds as there are devices with frames here.
+        """
+        ahead = self.shares.next_start(device) - self.shares.virtual + cost
+        return min(self.work, ahead * self.shares.active_with(device) - cost)
+
+    def _push_out(self, own: int) -> bool:
+        """Take the newest frame of the device with most frames out of the queue, if it has more than `own` and one."""
+        longest = max(self._waiting.values(), key=len, default=None)
+        if longest is None or len(longest) <= own + 1:
+            return False
+        place = next(reversed(longest))
+        place.push_out()
+        return True
+
+    def _enter(self, place: Place) -> None:
+        self.waiting += 1
+        self.waiting_bytes += place.size
+        self.work += place.cost
+        self.open += 1
+        self._waiting.setdefault(place.device, {})[place] = None
+
+    def _begin(self, place: Place) -> None:
+        self.waiting -= 1
+        self.waiting_bytes -= place.size
+        self.work = self.work - place.cost if self.waiting else 0.0
+        of_device = self._waiting[place.device]
+        del of_device[place]
+        if not of_device:
+            del self._waiting[place.device]
+
+
+class Place:
+    """An admitted frame's place: `begin` when its batch begins, `leave` when it is answered or given up.
+
+    Attributes:
+        device: whose it is.
+        size: bytes of the packet.
+        cost: seconds that it takes under load.
+        start: its start tag, see `shares`.
+        pushed_out: called when it has to leave the queue for another device's frame.
+    """
+
+    __slots__ = ("_admission", "_served", "_waits", "cost", "device", "pushed_out", "size", "start")
+
+    def __init__(self, admission: Admission, device: str, size: int, cost: float) -> None:
+        """Take a place; made by `Admission.admit`."""
+        self.device, self.size, self.cost = device, size, cost
+        self.pushed_out: Callable[[FullError], None] | None = None
+        self.start = admission.shares.enter(device, cost)
+        self._admission = admission
+        self._waits, self._served = True, False
+        admission._enter(self)
+
+    def begin(self) -> None:
+        """The frame waits no longer: its batch begins. May be said twice."""
+        if self._waits:
+            self._waits = False
+            self._served = True
+            self._admission._begin(self)
+            self._admission.shares.served(self.cost)
+
+    def push_out(self) -> None:
+        """The frame has to make room."""
+        self._stop_waiting()
+        if self.pushed_out is not None:
+            self.pushed_out(
+                FullError(
+                    "the queue is full and this device has most frames in it; send less, or later",
+                    retry_s=self._admission.retry_s(),
+                    reason=Reason.PUSHED_OUT,
+                )
+            )
+
+    def leave(self) -> None:
+        """The frame is answered or given up."""
+        self._stop_waiting()
+        if not self._served:
+            self._admission.shares.give_back(self.device, self.cost)
+        self._admission.shares.leave(self.device)
+        self._admission.open -= 1
+
+    def _stop_waiting(self) -> None:
+        if self._waits:
+            self._waits = False
+            self._admission._begin(self)
+
+
+def _delay(seconds: float, least: float) -> float:
+    return min(MOST_RETRY_S, max(seconds, least, 1e-3))

@@ -1,0 +1,117 @@
+"""What things were measured to cost: decoding a packet, a batch of each size, a frame under load. No I/O, no clock.
+
+Whether a frame can still be in time, how many frames fit one batch, and how long a queue is in seconds all follow from
+these. They follow the machine: a batch that took longer moves them, one outlier (a machine that was suspended) hardly
+does, and what has not been measured for a while is trusted less and less, so that a server which refused everything
+because of one bad moment tries again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from .engine import TailKey
+
+WEIGHT = 0.15
+"""Of a new measurement in a running mean."""
+OUTLIER = 4.0
+"""A measurement counts as at most so many times the running mean."""
+DEVIATIONS = 2.0
+"""Mean deviations on top of the mean that a frame's time is planned with."""
+TRUSTED_S = 1.0
+"""Age from which a measurement counts for less; it halves in each further second."""
+
+
+@dataclass(slots=True)
+class Measured:
+    """A running mean in seconds, its mean absolute deviation, and when it was measured last."""
+
+    mean: float
+    deviation: float
+    at: float
+
+    def add(self, seconds: float, now: float) -> None:
+        """One more measurement."""
+        seconds = min(seconds, OUTLIER * self.mean) if self.mean > 0 else seconds
+        self.deviation += WEIGHT * (abs(seconds - self.mean) - self.deviation)
+        self.mean += WEIGHT * (seconds - self.mean)
+        self.at = now
+
+    def planned(self, now: float) -> float:
+        """What to plan with: above most measurements while they are fresh."""
+        return float((self.mean + DEVIATIONS * self.deviation) * 0.5 ** max(0.0, now - self.at - TRUSTED_S))
+
+
+class Costs:
+    """Measured durations by tail and batch size. What was never measured costs nothing: it is tried."""
+
+    def __init__(self) -> None:
+        """Nothing is known yet."""
+        self._batches: dict[TailKey, dict[int, Measured]] = {}
+        self._decode: dict[TailKey, Measured] = {}
+        self._pace: dict[TailKey, Measured] = {}
+
+    def know(self, key: TailKey, seconds_of: Mapping[int, float], now: float) -> None:
+        """Begin with what a warm-up measured: seconds by batch size."""
+        self._batches[key] = {size: Measured(seconds, 0.0, now) for size, seconds in seconds_of.items()}
+
+    def forget(self, fingerprint: bytes) -> None:
+        """Drop what is known about the tails of a bundle that is no longer served."""
+        for table in (self._batches, self._decode, self._pace):
+            for key in [k for k in table if k.fingerprint == fingerprint]:
+                del table[key]
+
+    def batch_done(self, key: TailKey, size: int, seconds: float, now: float) -> None:
+        """A batch of `size` frames took `seconds` of decoder and tail."""
+        _add(self._batches.setdefault(key, {}), size, seconds, now)
+
+    def decoded(self, key: TailKey, seconds: float, now: float) -> None:
+        """Decoding one packet for that tail took `seconds`."""
+        _add(self._decode, key, seconds, now)
+
+    def paced(self, key: TailKey, seconds: float, now: float) -> None:
+        """Under load the server answered one frame of that tail every `seconds`."""
+        _add(self._pace, key, seconds, now)
+
+    def batch_s(self, key: TailKey, size: int, now: float) -> float:
+        """Seconds that a batch of `size` >= 1 frames is planned with; between measured sizes on a straight line."""
+        known = self._batches.get(key)
+        if not known:
+            return 0.0
+        if size in known:
+            return known[size].planned(now)
+        below = max((n for n in known if n < size), default=0)
+        above = min((n for n in known if n > size), default=0)
+        if below and above:
+            low, high = known[below].planned(now), known[above].planned(now)
+            return low + max(0.0, high - low) * (size - below) / (above - below)
+        # Beyond what was measured: a larger batch in proportion, a smaller one as dear as the smallest known.
+        return known[below].planned(now) * size / below if below else known[above].planned(now)
+
+    def alone_s(self, key: TailKey, now: float) -> float:
+        """Seconds from here to the result for a frame that need not wait and is not decoded yet."""
+        return self.decode_s(key, now) + self.batch_s(key, 1, now)
+
+    def decode_s(self, key: TailKey, now: float) -> float:
+        """Seconds that decoding one packet is planned with."""
+        known = self._decode.get(key)
+        return known.planned(now) if known else 0.0
+
+    def frame_s(self, key: TailKey, now: float) -> float:
+        """Seconds by which one more waiting frame of that tail puts off the ones behind it."""
+        pace = self._pace.get(key)
+        if pace is not None and now - pace.at <= TRUSTED_S:
+            return pace.mean
+        known = self._batches.get(key)
+        if not known:
+            return 0.0
+        return min(measured.mean / size for size, measured in known.items())
+
+
+def _add(table: dict[int, Measured] | dict[TailKey, Measured], key: int | TailKey, seconds: float, now: float) -> None:
+    known = table.get(key)  # type: ignore[arg-type]
+    if known is None:
+        table[key] = Measured(seconds, 0.0, now)  # type: ignore[index]
+    else:
+        known.add(seconds, now)

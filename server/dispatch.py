@@ -1,0 +1,315 @@
+"""From admission to answer: an admitted frame's ways to its tail.
+
+    line ──► decode ──► batch ──► tail        every frame that is not alone
+    ──────── decode ─────────────► tail       a frame that has the server to itself, in the tail's own thread
+
+Packets wait in the line as they came and are decoded by worker threads no earlier than a batch will want them, most
+urgent first; while one batch runs, the next ones are decoded. The tail takes what is decoded when it is free.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import structlog
+
+from .admission import Admission, Place
+from .batcher import Batcher, Line
+from .costs import Costs
+from .engine import Engine, EngineResult, Outputs, TailInput, TailKey
+from .exceptions import ExpiredError, FrameError, InferenceError
+from .metrics import Metrics
+
+log = structlog.get_logger(__name__)
+
+AHEAD = 2
+"""Batches of each tail that may be decoded ahead; what waits longer waits as a packet, in its line."""
+
+CHUNK = 4
+"""Most packets that a worker thread decodes before the event loop hears of them."""
+
+
+class Decoded(NamedTuple):
+    """A frame that can go to its tail: `seconds` is what decoding took."""
+
+    key: TailKey
+    input: TailInput
+    slices: int
+    seconds: float
+
+
+class Answer(NamedTuple):
+    """What the tail said, and how: when the batch began (server's clock), the seconds that the whole batch took, and
+    the frames that waited when it was done, before the next batch takes some of them."""
+
+    outputs: Outputs
+    began: float
+    seconds: float
+    queue_depth: int
+    decoded: Decoded
+
+
+def _nothing() -> Decoded:
+    raise AssertionError("a job without a packet")
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """An admitted frame. `decode` runs in another thread; `answer` gets what the tail said, or why it said nothing."""
+
+    place: Place
+    deadline: float
+    key: TailKey
+    answer: asyncio.Future[Answer]
+    decode: Callable[[], Decoded] = _nothing
+    decoded: Decoded | None = None
+
+    def fail(self, error: Exception) -> None:
+        """It is not answered by a tail; nothing happens if it is answered already, or its caller went away."""
+        if not self.answer.done():
+            self.answer.set_exception(error)
+
+
+class Dispatcher:
+    """Takes admitted frames to their tails. Belongs to one event loop.
+
+    Attributes:
+        costs: what decoding and batches were measured to take.
+        running: batches in the engine.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        admission: Admission,
+        metrics: Metrics,
+        clock: Callable[[], float],
+        *,
+        max_batch: int,
+        max_wait_s: float,
+        decode_threads: int,
+    ) -> None:
+        """Nothing waits."""
+        self.costs = Costs()
+        self.running = 0
+        self._engine, self._admission, self._metrics, self._clock = engine, admission, metrics, clock
+        self._max_batch, self._decode_threads = max_batch, decode_threads
+        self._line: Line[Job] = Line(admission.shares)
+        self._batcher: Batcher[Job] = Batcher(max_batch, max_wait_s, self.costs, admission.shares)
+        self._threads = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
+        self._decoding: dict[TailKey, int] = {}
+        self._workers = 0
+        self._free_at = 0.0
+        self._last_done: float | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def busy_s(self, now: float) -> float:
+        """Seconds until what runs now is done, as planned."""
+        return max(0.0, self._free_at - now) if self.running else 0.0
+
+    async def close(self) -> None:
+        """End the worker threads and the batches, when no caller waits any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.to_thread(self._threads.shutdown, cancel_futures=True)
+
+    # The short way of a frame that has the server to itself
+
+    async def alone(self, job: Job) -> Answer:
+        """Decode and answer a frame in the engine's thread."""
+        job.place.begin()
+        began = self._begin_batch(job.key, 1)
+        try:
+            decoded, done = await self._engine.run_alone(job.decode)
+        except FrameError:
+            raise
+        except Exception as error:
+            log.exception("a frame failed in its tail")
+            raise InferenceError("the tail failed on this frame; the server's log says why") from error
+        finally:
+            self.running -= 1
+            self._turn()
+        self._note_decoded(decoded)
+        self._note_batch(decoded.key, 1, done)
+        (outputs,) = done.outputs
+        if isinstance(outputs, FrameError):
+            raise outputs
+        return Answer(outputs, began + decoded.seconds, done.seconds, self._admission.waiting, decoded)
+
+    # The way of all others: line, decode, batch, tail
+
+    async def batched(self, job: Job, received: float) -> Answer:
+        """Let a frame, received then, wait for its turn: line, decode, batch, tail."""
+        job.place.pushed_out = job.fail
+        self._line.put(job, job.key, job.deadline, received, start=job.place.start, cost=job.place.cost)
+        self._turn()
+        return await job.answer
+
+    def _turn(self) -> None:
+        """Whoever can go on goes on: called whenever a frame came, was decoded, or was answered."""
+        self._start_decoding()
+        self._start_batches()
+
+    def _start_decoding(self) -> None:
+        """Give packets to worker threads that are free, as far as there is a batch to decode them for."""
+        while self._workers < self._decode_threads or self._engine.decodes:
+            jobs = self._next_to_decode(1 + min(CHUNK - 1, len(self._line) // (2 * self._decode_threads)))
+            if not jobs:
+                return
+            if self._engine.decodes:
+                for job in jobs:
+                    self._decoded(job, job.decode())
+                continue
+            self._workers += 1
+            for job in jobs:
+                self._decoding[job.key] = self._decoding.get(job.key, 0) + 1
+            working = asyncio.get_running_loop().run_in_executor(self._threads, _decode_all, jobs)
+            working.add_done_callback(partial(self._worker_done, jobs))
+
+    def _next_to_decode(self, most: int) -> list[Job]:
+        now, jobs = self._clock(), list[Job]()
+        while len(jobs) < most and (entry := self._line.first(self._has_room)) is not None:
+            job = self._line.pop(entry.key).item
+            if job.answer.done():
+                continue
+            left, needed = job.deadline - now, self.costs.alone_s(job.key, now)
+            if left <= 0 or left < needed:
+                job.fail(expired_error(left, needed, "before it was decoded"))
+            else:
+                jobs.append(job)
+        return jobs
+
+    def _has_room(self, key: TailKey) -> bool:
+        ahead = self._batcher.waiting(key) + self._decoding.get(key, 0)
+        return ahead < AHEAD * self._max_batch * self._engine.slots
+
+    def _worker_done(self, jobs: list[Job], working: asyncio.Future[list[Decoded | Exception]]) -> None:
+        self._workers -= 1
+        for job in jobs:
+            self._decoding[job.key] -= 1
+            if not self._decoding[job.key]:
+                del self._decoding[job.key]
+        if working.cancelled() or working.exception() is not None:
+            for job in jobs:
+                job.fail(InferenceError("the server is stopping"))
+            return
+        for job, decoded in zip(jobs, working.result(), strict=True):
+            if isinstance(decoded, Decoded):
+                self._note_decoded(decoded)
+                self._decoded(job, decoded)
+            else:
+                job.fail(decoded)
+        self._turn()
+
+    def _decoded(self, job: Job, decoded: Decoded) -> None:
+        job.decoded = decoded
+        if not job.answer.done():
+            place = job.place
+            self._batcher.put(job, job.key, job.deadline, self._clock(), start=place.start, cost=place.cost)
+
+    def _start_batches(self) -> None:
+        """Give the engine batches until its slots are taken or nothing is ready."""
+        while self.running < self._engine.slots:
+            now = self._clock()
+            ready_at = self._batcher.ready_at(now)
+            if ready_at is None:
+                return
+            if ready_at > now:
+                self._turn_in(ready_at - now)
+                return
+            batch, expired = self._batcher.take(now)
+            for job in expired:
+                job.fail(
+                    expired_error(job.deadline - now, self.costs.batch_s(job.key, 1, now), "before its batch began")
+                )
+            jobs = [job for job in batch.items if not job.answer.done()] if batch else []
+            if jobs:
+                for job in jobs:
+                    job.place.begin()
+                key = jobs[0].key
+                self._spawn(self._run_batch(key, jobs, self._begin_batch(key, len(jobs))))
+                self._start_decoding()  # for the batches after this one
+
+    def _turn_in(self, seconds: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._turn)
+
+    async def _run_batch(self, key: TailKey, jobs: list[Job], began: float) -> None:
+        try:
+            done = await self._engine.run(key, [job.decoded.input for job in jobs if job.decoded])
+        except Exception:
+            log.exception("a batch failed", split=key.split or "uncut", frames=len(jobs))
+            done = None
+        self.running -= 1
+        depth = self._admission.waiting
+        if done is not None:
+            self._note_batch(key, len(jobs), done)
+        self._turn()  # the next batch does not wait for this one's answers
+        if done is None:
+            for job in jobs:
+                job.fail(InferenceError("the tail failed on this batch; the server's log says why"))
+            return
+        for job, outputs in zip(jobs, done.outputs, strict=True):
+            if isinstance(outputs, FrameError):
+                job.fail(outputs)
+            elif not job.answer.done() and job.decoded:
+                job.answer.set_result(Answer(outputs, began, done.seconds, depth, job.decoded))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # What things cost
+
+    def _begin_batch(self, key: TailKey, size: int) -> float:
+        """A batch begins now: when that is."""
+        self.running += 1
+        now = self._clock()
+        self._free_at = now + self.costs.batch_s(key, size, now)
+        self._metrics.batch_size.observe(size)
+        return now
+
+    def _note_batch(self, key: TailKey, size: int, done: EngineResult) -> None:
+        now = self._clock()
+        self._metrics.tail.observe(done.seconds)
+        self.costs.batch_done(key, size, done.seconds, now)
+        # From batch to batch without a pause: all that it takes, not the tail alone.
+        if self._last_done is not None:
+            self.costs.paced(key, (now - self._last_done) / size, now)
+        self._last_done = now if self._admission.waiting else None
+
+    def _note_decoded(self, decoded: Decoded) -> None:
+        self._metrics.decode.observe(decoded.seconds)
+        self.costs.decoded(decoded.key, decoded.seconds, self._clock())
+
+
+def _decode_all(jobs: list[Job]) -> list[Decoded | Exception]:
+    """Runs in a worker thread. One packet that cannot be decoded is no other's fault."""
+    found: list[Decoded | Exception] = []
+    for job in jobs:
+        try:
+            found.append(job.decode())
+        except Exception as error:
+            found.append(error)
+    return found
+
+
+def expired_error(left: float, needed: float, when: str) -> ExpiredError:
+    if left <= 0:
+        return ExpiredError(f"the deadline passed {_ms(-left)} {when}")
+    return ExpiredError(f"{_ms(left)} remained of the deadline {when}; decoder and tail take {_ms(needed)} here")
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:.1f} ms"

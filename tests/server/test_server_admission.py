@@ -1,0 +1,135 @@
+"""Admission in exact numbers: who comes in, who does not, and what those are told."""
+
+import pytest
+from headrace.server.admission import HEADROOM, Admission, Limits, Place
+from headrace.server.exceptions import DrainingError, ExpiredError, FrameError, FullError, Reason
+
+MANY = 1 << 30
+
+
+def admission(frames: int = MANY, device_frames: int = MANY, size: int = MANY) -> Admission:
+    return Admission(Limits(frames, device_frames, size))
+
+
+def refused(admission: Admission, now: float = 0.0, deadline: float = 1e9, **how: object) -> FrameError:
+    with pytest.raises(FrameError) as caught:
+        admission.admit(now, deadline, **how)  # type: ignore[arg-type]
+    return caught.value
+
+
+def test_it_counts_who_waits_and_who_is_open() -> None:
+    it = admission(2)
+    first, second = it.admit(0.0, size=10, cost=0.5), it.admit(0.0, size=20, cost=0.5)
+    assert (it.waiting, it.open, it.waiting_bytes, it.work) == (2, 2, 30, 1.0)
+    assert refused(it).reason is Reason.QUEUE_FULL
+    first.begin()
+    first.begin()
+    assert (it.waiting, it.open, it.waiting_bytes, it.work) == (1, 2, 20, 0.5)
+    third = it.admit(0.0)
+    first.leave()
+    second.leave()  # given up while it waited
+    assert (it.waiting, it.open) == (1, 1)
+    third.leave()
+    assert (it.waiting, it.open, it.waiting_bytes, it.work) == (0, 0, 0, 0.0)
+
+
+def test_a_draining_server_admits_nobody() -> None:
+    it = admission()
+    it.draining = True
+    with pytest.raises(DrainingError):
+        it.admit(0.0)
+    assert it.open == 0
+
+
+def test_a_frame_that_could_not_be_in_time_even_alone_is_told_at_once() -> None:
+    it = admission()
+    with pytest.raises(ExpiredError, match=r"9\.0 ms remain .* take 10\.0 ms"):
+        it.admit(1.0, 1.009, alone=0.010)
+    with pytest.raises(ExpiredError):
+        it.admit(1.0, 1.0)
+    it.admit(1.0, 1.010 + 1e-9, alone=0.010).leave()
+
+
+def test_a_queue_is_bounded_in_bytes() -> None:
+    it = admission(size=1000)
+    it.admit(0.0, size=900)
+    assert refused(it, size=101).reason is Reason.QUEUE_FULL
+    it.admit(0.0, size=100)
+
+
+def test_a_device_has_a_limit_of_its_own() -> None:
+    it = admission(device_frames=2)
+    for _ in range(2):
+        it.admit(0.0, device="a")
+    assert refused(it, device="a").reason is Reason.DEVICE_FULL
+    it.admit(0.0, device="b")
+
+
+def test_a_queue_is_bounded_in_time_and_says_when_to_come_again() -> None:
+    it = admission()
+    places: list[Place] = []
+    while True:  # 100 ms of deadline, 10 ms a frame
+        try:
+            places.append(it.admit(0.0, 0.1001, cost=0.010, alone=0.010))
+        except FullError as error:
+            assert error.reason is Reason.OVERLOAD
+            assert error.retry_s == pytest.approx(0.010, rel=0.02)
+            break
+    assert len(places) == round(0.100 * (1 - HEADROOM) / 0.010), "the last is done with the headroom left"
+    # The server being busy with something for a while makes it worse, a later deadline better.
+    assert refused(it, 0.0, 0.120, cost=0.010, alone=0.010, busy=0.050).retry_s == pytest.approx(
+        0.070 + 0.050 + 0.010 - 0.084
+    )
+    it.admit(0.0, 0.200, cost=0.010, alone=0.010)
+    places[0].begin()
+    places[1].begin()
+    it.admit(0.0, 0.100, cost=0.010, alone=0.010)
+
+
+def test_an_idle_server_takes_what_has_little_time() -> None:
+    it = admission()
+    it.admit(0.0, 0.011, cost=0.010, alone=0.010)
+
+
+def test_a_greedy_device_finds_its_own_queue_full_and_nobody_elses() -> None:
+    it = admission()
+    full = None
+    while full is None:
+        try:
+            it.admit(0.0, 0.250, device="greedy", cost=0.010, alone=0.010)
+        except FullError as error:
+            full = error
+    assert full.reason is Reason.OVERLOAD
+    for device in "abcdef":
+        it.admit(0.0, 0.250, device=device, cost=0.010, alone=0.010)
+    assert refused(it, 0.0, 0.250, device="greedy", cost=0.010, alone=0.010).retry_s >= full.retry_s
+
+
+def test_a_full_queue_makes_room_at_the_cost_of_who_has_most_in_it() -> None:
+    it = admission(4)
+    told: list[FullError] = []
+    greedy = [it.admit(0.0, device="greedy", size=1) for _ in range(4)]
+    for place in greedy:
+        place.pushed_out = told.append
+    modest = it.admit(0.0, device="modest", size=1)
+    assert [error.reason for error in told] == [Reason.PUSHED_OUT] and told[0].retry_s > 0
+    greedy[-1].leave()
+    assert (it.waiting, it.open) == (4, 4)
+    it.admit(0.0, device="modest", size=1)
+    assert refused(it, device="modest", size=1).reason is Reason.QUEUE_FULL, "two each: nobody has more"
+    assert refused(it, device="greedy", size=1).reason is Reason.QUEUE_FULL
+    assert len(told) == 2
+    modest.leave()
+
+
+def test_a_frame_that_was_not_served_is_not_charged() -> None:
+    it = admission()
+    other = it.admit(0.0, device="other", cost=1.0)
+    for _ in range(3):
+        it.admit(0.0, device="a", cost=0.1).leave()
+    assert it.shares.next_start("a") == it.shares.virtual
+    place = it.admit(0.0, device="a", cost=0.1)
+    place.begin()
+    place.leave()
+    assert it.shares.next_start("a") > it.shares.virtual
+    other.leave()
