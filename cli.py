@@ -446,6 +446,29 @@ def bench_server(
     raise typer.Exit(run(plan, json))
 
 
+@bench_app.command("fleet")
+def bench_fleet(
+    traces: Annotated[Path, typer.Option(help="Folder of recorded links, subfolders included.")],
+    devices: Annotated[int, typer.Option(help="Devices to simulate.")] = 100_000,
+    fps: Annotated[float, typer.Option(help="Frames a second of each.")] = 1.0,
+    seconds: Annotated[float, typer.Option(help="Seconds of the fleet's life.")] = 6.0,
+    deadline_ms: Annotated[float, typer.Option(help="Deadline of a frame.")] = 250.0,
+    devices_ms: Annotated[
+        str, typer.Option(help="Kinds of devices, by the ms that the uncut model takes.")
+    ] = "300,500",
+    seed: Annotated[int, typer.Option(help="Of links, sizes, compute times and phases.")] = 0,
+    json: JsonFile = None,
+) -> None:
+    """What a fleet needs: a capacity model with constants measured here, checked by a simulation in virtual time.
+
+    The simulation runs the real control loop of every device over a recorded link, and the real admission and batching
+    of every server. 100,000 devices take some ten minutes on one core.
+    """
+    from .bench.fleet.run import Plan, run
+
+    raise typer.Exit(run(Plan.of(traces, devices, fps, seconds, deadline_ms, devices_ms, seed), json))
+
+
 @bench_app.command("backbones")
 def bench_backbones(
     names: Annotated[list[str] | None, typer.Argument(help="Backbones to try; none for the whole table.")] = None,
