@@ -12,6 +12,7 @@ import heapq
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -297,4 +298,4 @@ class Cell:
         else:
             out.late += 1
 
-    _steps: Mapping[int, object] = {_CAPTURE: _capture, _CORE: _computed, _ARRIVE: _arrive, _ANSWER: _answered}
+    _steps: Mapping[int, Any] = {_CAPTURE: _capture, _CORE: _computed, _ARRIVE: _arrive, _ANSWER: _answered}

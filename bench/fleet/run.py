@@ -95,7 +95,7 @@ def run(plan: Plan, json_file: Path | None = None, constants: Constants | None =
     tails, serving = mean_frame_s(constants, use)
     full = sum(mean_frame_s(constants, replace(use, batch=8)))
     console.print(
-        f"Devices send {use.sent:.2f} of their frames when servers are idle, {use.bits / 8:.0f} bytes each on the wire. "
+        f"Devices send {use.sent:.2f} of their frames when servers are idle, {use.bits / 8:.0f} bytes each. "
         f"A frame takes {1e3 * tails:.2f} ms of a core for decoding and tail and {1e3 * serving:.2f} ms for serving "
         f"({1e3 * full:.2f} ms in all in batches of 8): the model gives a core {each} devices at {plan.fps:g} frames/s "
         f"and a load of {TARGET}."
@@ -181,8 +181,9 @@ def _row(outcome: Outcome, each: int, took: float) -> dict[str, Any]:
 def _print_row(row: dict[str, Any], console: Console, name: str) -> None:
     console.print(
         f"{name:>6}: {row['devices']} devices, {row['devices_per_server']} a server of one core: load "
-        f"{row['load']:.2f}, batches of {row['mean_batch']:.2f}, in time {row['on_time']:.3f}, on-time accuracy {row['accuracy']:.3f}, "
-        f"refused {row['refused_of_sent']:.4f} of {row['sent']:.2f} sent, Jain's index {row['jain']:.3f}"
+        f"{row['load']:.2f}, batches of {row['mean_batch']:.2f}, in time {row['on_time']:.3f}, on-time accuracy "
+        f"{row['accuracy']:.3f}, refused {row['refused_of_sent']:.4f} of {row['sent']:.2f} sent, Jain's index "
+        f"{row['jain']:.3f}"
     )
 
 
@@ -201,7 +202,7 @@ def _print_needs(sizes: Sequence[dict[str, Any]], use: Use, console: Console) ->
     console.print(f"On machines of {use.cores} cores, {use.memory_mb / 1e3:g} GB, {use.network_mbps / 1e3:g} Gbit/s:")
     for n in sizes:
         console.print(
-            f"{n['devices']:>9,} devices: {n['frames_per_s']:,.0f} frames/s, {n['tail_cores']:,.0f} cores for tails and "
+            f"{n['devices']:>9,} devices: {n['frames_per_s']:,.0f} frames/s, {n['tail_cores']:,.0f} cores for tails, "
             f"{n['serving_cores']:,.0f} for serving; machines by connections {n['by_streams']:,.1f}, by memory "
             f"{n['by_memory']:,.2f}, by network {n['by_network']:,.1f}; {n['machines']:,} in all, decided by "
             f"{n['first']}; all greeted again in {n['back_s']:.2f} s, a bundle to all in {n['spread_s']:.0f} s"
