@@ -40,7 +40,8 @@ class Measured:
 
     def planned(self, now: float) -> float:
         """What to plan with: above most measurements while they are fresh."""
-        return float((self.mean + DEVIATIONS * self.deviation) * 0.5 ** max(0.0, now - self.at - TRUSTED_S))
+        planned, age = self.mean + DEVIATIONS * self.deviation, now - self.at - TRUSTED_S
+        return planned if age <= 0 else float(planned * 0.5**age)
 
 
 class Costs:

@@ -137,9 +137,9 @@ class Dispatcher:
             raise InferenceError("the tail failed on this frame; the server's log says why") from error
         finally:
             self.running -= 1
-            self._turn()
-        self._note_decoded(decoded)
-        self._note_batch(decoded.key, 1, done)
+            if self._admission.open > 1:  # others came meanwhile
+                self._turn()
+        asyncio.get_running_loop().call_soon(self._note_alone, decoded, done)  # the answer does not wait for it
         (outputs,) = done.outputs
         if isinstance(outputs, FrameError):
             raise outputs
@@ -277,17 +277,21 @@ class Dispatcher:
         self.running += 1
         now = self._clock()
         self._free_at = now + self.costs.batch_s(key, size, now)
-        self._metrics.batch_size.observe(size)
         return now
 
     def _note_batch(self, key: TailKey, size: int, done: EngineResult) -> None:
         now = self._clock()
+        self._metrics.batch_size.observe(size)
         self._metrics.tail.observe(done.seconds)
         self.costs.batch_done(key, size, done.seconds, now)
         # From batch to batch without a pause: all that it takes, not the tail alone.
         if self._last_done is not None:
             self.costs.paced(key, (now - self._last_done) / size, now)
         self._last_done = now if self._admission.waiting else None
+
+    def _note_alone(self, decoded: Decoded, done: EngineResult) -> None:
+        self._note_decoded(decoded)
+        self._note_batch(decoded.key, 1, done)
 
     def _note_decoded(self, decoded: Decoded) -> None:
         self._metrics.decode.observe(decoded.seconds)

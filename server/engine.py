@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias, TypeVar
+from typing import NamedTuple, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,8 +21,7 @@ WARM_UPS = 2
 """How often each size is run: the first time of a size allocates."""
 
 
-@dataclass(frozen=True, slots=True)
-class TailKey:
+class TailKey(NamedTuple):
     """Names a tail: the bundle's fingerprint and the split point, "" for the uncut model."""
 
     fingerprint: bytes

@@ -97,11 +97,11 @@ class Pipeline:
         deadline = deadline_at(received, frame.remaining_ms)
         result: Result | None = None
         try:
+            reading = self.clock()
             packet, point = decoder.read(frame.packet, self._max_packet_bytes)
-            with self._admit(
-                device, len(frame.packet), TailKey(decoder.bundle.fingerprint, point.split), deadline
-            ) as job:
-                job.decode = partial(self._decode, job, decoder, packet, point, frame.packet)
+            key, read_s = TailKey(decoder.bundle.fingerprint, point.split), self.clock() - reading
+            with self._admit(device, len(frame.packet), key, deadline) as job:
+                job.decode = partial(self._decode, job, decoder, packet, point, frame.packet, read_s)
                 if self._engine.decodes_alone and self.admission.open == 1 and not self._dispatcher.running:
                     answer = await self._dispatcher.alone(job)
                 else:
@@ -167,15 +167,17 @@ class Pipeline:
             if not self.admission.open:
                 self._idle.set()
 
-    def _decode(self, job: Job, decoder: PacketDecoder, packet: Packet, point: OperatingPoint, data: bytes) -> Decoded:
+    def _decode(
+        self, job: Job, decoder: PacketDecoder, packet: Packet, point: OperatingPoint, data: bytes, read_s: float
+    ) -> Decoded:
         """Runs in a worker thread; where the engine decodes by itself there is nothing to do."""
         if self._engine.decodes:
-            return Decoded(job.key, PacketInput(data), len(packet.slices), 0.0)
+            return Decoded(job.key, PacketInput(data), len(packet.slices), read_s)
         began = self.clock()
         if job.deadline <= began:
             raise expired_error(job.deadline - began, 0.0, "before it was decoded")
         tail_input = decoder.decode(packet, point)
-        return Decoded(job.key, tail_input, len(packet.slices), self.clock() - began)
+        return Decoded(job.key, tail_input, len(packet.slices), read_s + self.clock() - began)
 
     # Results
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,15 +37,17 @@ class HeldEngine(Engine):
         self.batches: list[tuple[TailKey, list[TailInput]]] = []
         self.began: asyncio.Queue[int] = asyncio.Queue()
         self.error: Exception | None = None
+        self.bundles: list[bytes] = []
 
     async def start(self) -> None:
         await self.loaded.wait()
 
     async def load(self, bundle: Bundle) -> dict[TailKey, dict[int, float]]:
+        self.bundles.append(bundle.fingerprint)
         return {}
 
     async def unload(self, fingerprint: bytes) -> None:
-        pass
+        self.bundles.remove(fingerprint)
 
     async def run(self, key: TailKey, inputs: Sequence[TailInput]) -> EngineResult:
         self.batches.append((key, list(inputs)))
@@ -192,6 +194,13 @@ def make_packet(bundle: Bundle, codec: Codec) -> Callable[..., Packet]:
         return codec.compress_symbols(symbols_for(bundle, point.split, seed), point, frame_id)
 
     return make
+
+
+def another_version(bundle: Bundle, folder: Path, factor: float = 1.01) -> Bundle:
+    """Save the bundle with other gains, which is another fingerprint, and load it from there."""
+    tensors = {name: t * np.float32(factor) if name.endswith("/gains") else t for name, t in bundle.tensors.items()}
+    replace(bundle, tensors=tensors).save(folder)
+    return Bundle.load(folder)
 
 
 @pytest.fixture

@@ -161,3 +161,48 @@ def test_every_status_has_its_counter_from_the_start() -> None:
             assert metrics.registry.get_sample_value("headrace_server_frames_total", labels) == 0
             metrics.answered(status)
             assert metrics.registry.get_sample_value("headrace_server_frames_total", labels) == 1
+
+
+@pytest.mark.parametrize("times", [3, pytest.param(20, marks=pytest.mark.slow)])
+async def test_drains_under_load_lose_no_admitted_frame(start: Any, make_packet: MakePacket, times: int) -> None:
+    for time in range(times):
+        server = await start(max_batch=4)
+        loaded = asyncio.Event()
+
+        async def device(stream: Any, number: int, server: Any = server, loaded: asyncio.Event = loaded) -> int:
+            """Sends as much as may be in flight, until the stream ends; how many frames were answered."""
+            answered: list[Status] = []
+
+            async def read() -> None:
+                while (response := await stream.call.read()) is not grpc.aio.EOF:
+                    result = messages.read_response(response)
+                    assert isinstance(result, messages.Result)
+                    answered.append(result.status)
+                    if len(answered) == 10:
+                        loaded.set()
+
+            reading = asyncio.create_task(read())
+            try:
+                frame_id = 0
+                while not reading.done():
+                    await stream.send(make_packet(frame_id))
+                    frame_id += 1
+                    while frame_id - len(answered) >= 12 and not reading.done():
+                        await asyncio.sleep(0.001)
+            except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                pass
+            with pytest.raises(grpc.aio.AioRpcError):
+                await reading
+            # INTERNAL is what gRPC's client says of a stream that ended while it wrote; what it had not read is lost.
+            assert await stream.call.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL)
+            assert set(answered) <= {Status.OK, Status.UNAVAILABLE}
+            return len(answered)
+
+        devices = [asyncio.create_task(device(await server.stream(), i)) for i in range(3)]
+        await loaded.wait()
+        await asyncio.sleep(0.005 * time)  # a moment of its own each time
+        assert await server.server.drain() is True
+        got = sum(await asyncio.gather(*devices))
+        received, answered = server.sums()
+        assert received == answered and server.count("cancelled") == 0
+        assert 10 <= got <= answered
