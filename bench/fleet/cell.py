@@ -52,7 +52,7 @@ class Fleet:
     fps: float = 1.0
     seconds: float = 6.0
     deadline_s: float = 0.25
-    devices_s: tuple[float, ...] = (0.15, 0.5)
+    devices_s: tuple[float, ...] = (0.3, 0.5)
     delay_s: float = 0.015
     overhead_bytes: int = 40
     seed: int = 0

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from ...models.bundle import Bundle
 from ...protos.messages import Status
+from ...server.config import SHIPPED_BUNDLE
 from ..processes import Server
 from .clients import StreamDevice
 from .load import Load, Tally, Target, offer
@@ -105,6 +111,55 @@ async def lost_on_drain(place: Place, material: Material, fps: float, times: int
                 admitted += taken.get(number, 0) - refused
                 lost += max(0, taken.get(number, 0) - stream.results)
     return lost, admitted
+
+
+async def lost_on_swap(place: Place, material: Material, fps: float, times: int) -> tuple[int, int]:
+    """As `lost_on_drain`, when a bundle is replaced by another version in a watched folder under load.
+
+    Streams of the old version are ended soon after, with what was admitted answered; the new one is there by then.
+    """
+    lost = admitted = 0
+    with tempfile.TemporaryDirectory(prefix="headrace-bundles-") as name:
+        folder = Path(name)
+        versions = two_versions()
+        versions[0].save(folder / "version-0")
+        async with our_server(place, bundle_dir=folder, linger_s=0.3) as server:
+            for repetition in range(times):
+                old, new = versions[repetition % 2], versions[(repetition + 1) % 2]
+                begin = log_size(server.log)
+                async with devices("headrace", server.address, old.fingerprint, 8, material) as targets:
+                    load = Load((fps / 8,) * 8, 60.0, 1.0, seed=repetition)
+                    offering = asyncio.create_task(offer(load, targets))
+                    await asyncio.sleep(0.8)
+                    new.save(folder / ".new")
+                    (folder / ".new").rename(folder / f"version-{repetition + 1}")
+                    shutil.rmtree(folder / f"version-{repetition}")
+                    streams = [t for t in targets if isinstance(t, StreamDevice)]
+                    async with asyncio.timeout(60):
+                        await asyncio.gather(*(stream.over() for stream in streams))
+                    offering.cancel()
+                    await asyncio.gather(offering, return_exceptions=True)
+                    gone, taken_in = await _count(streams, server.log, begin)
+                    lost, admitted = lost + gone, admitted + taken_in
+    return lost, admitted
+
+
+async def _count(streams: Sequence[StreamDevice], log: Path, begin: int) -> tuple[int, int]:
+    """Frames that the server took and did not answer; and those that it took and did not refuse as no longer served."""
+    async with asyncio.timeout(10):
+        while len(taken := frames_taken(log, begin)) < len(streams):
+            await asyncio.sleep(0.05)  # the log's last lines are on their way
+    pairs = [(taken[number], stream) for number, stream in enumerate(streams)]
+    lost = sum(max(0, count - stream.results) for count, stream in pairs)
+    return lost, sum(count - stream.statuses.get(Status.UNAVAILABLE, 0) for count, stream in pairs)
+
+
+def two_versions() -> tuple[Bundle, Bundle]:
+    """The shipped bundle, and one whose decoder differs in the last bits and so has another fingerprint."""
+    bundle = Bundle.load(SHIPPED_BUNDLE)
+    name = f"{bundle.splits[0].name}/decoder"
+    other = replace(bundle, tensors={**bundle.tensors, name: bundle.tensors[name] * np.float32(1.0000001)})
+    return bundle, other
 
 
 def frames_taken(log: Path, begin: int) -> dict[int, int]:

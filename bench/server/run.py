@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -120,12 +122,14 @@ def run(plan: Plan, json_file: Path | None = None) -> int:
         console.print("[yellow]note[/] this machine has one core: server and load share it, and the figures say little")
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {load_core})
+    ending = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started is stopped then too
     try:
         with tempfile.TemporaryDirectory(prefix="headrace-") as scratch:
             place = Place(frozenset({server_core}), plan.batch, Path(scratch))
             found = asyncio.run(_measure(plan, place, console))
     finally:
         os.sched_setaffinity(0, before)
+        signal.signal(signal.SIGTERM, ending)
     for key in KEYS:
         value = found.figures[key]
         each = found.rounds.get(key)
@@ -241,6 +245,9 @@ async def _hardships(plan: Plan, place: Place, material: Material, peak: float, 
     if plan.repetitions > 0:
         lost, admitted = await cells.lost_on_drain(place, material, 0.8 * peak, plan.repetitions)
         figures["lost_on_drain"] = lost
+        swapped, of = await cells.lost_on_swap(place, material, 0.8 * peak, plan.repetitions)
+        figures["lost_on_swap"] = swapped
+        console.print(f"swap: {swapped} of {of} admitted frames lost over {plan.repetitions} swaps under load")
         console.print(
             f"drain: {lost} of {admitted} admitted frames lost over {plan.repetitions} times SIGTERM under load"
         )

@@ -114,11 +114,12 @@ async def host(kind: str, place: Place) -> AsyncIterator[tuple[asyncio.subproces
         yield process, said
     finally:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
+            process.send_signal(signal.SIGTERM)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(process.wait(), 20)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        for pid in of_session(process.pid):  # Ray's workers have process groups of their own, and stay in the session
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 async def bare_fps(process: asyncio.subprocess.Process, seconds: float, material: Material, scratch: Path) -> float:
@@ -168,6 +169,17 @@ async def answers(address: str, process: asyncio.subprocess.Process) -> None:
                     return
             await asyncio.sleep(0.2)
     raise HeadraceError("LitServe ended before it answered")
+
+
+def of_session(session: int) -> list[int]:
+    """Processes of a session that was made for one system."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            with contextlib.suppress(OSError):
+                if int((folder / "stat").read_text().rpartition(")")[2].split()[3]) == session:
+                    found.append(int(folder.name))
+    return found
 
 
 def free_port() -> int:
