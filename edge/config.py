@@ -135,6 +135,11 @@ class EdgeSettings(BaseSettings):
         None,
         description="File with measured compute times. Default: the one that `headrace profile` left in the cache.",
     )
+    tracing: bool = Field(
+        False,
+        description="Send OpenTelemetry spans of every frame by OTLP, to where OTEL_EXPORTER_OTLP_ENDPOINT says; needs "
+        "the extra `tracing`.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe log lines that are written to standard error."
     )

@@ -37,6 +37,7 @@ from .metrics import Metrics
 from .pipeline import Pipeline
 from .report import Report
 from .stream import Backoff, StreamClient
+from .tracing import Tracer
 from .worker import Worker
 
 log = structlog.get_logger(__name__)
@@ -129,6 +130,9 @@ class Daemon:
         self._metrics.declare(self._half.points)
         self._control = make_control(self._half, settings, self._interval_s)
         self._pipeline = Pipeline(self._control, self._half.points, self._limits(), ledger, local_s=self._half.local_s)
+        self._tracer = Tracer(clock=self._clock) if settings.tracing else None
+        if self._tracer is not None:
+            self._pipeline.trace_of = self._tracer.ids
         self._pipeline.disconnect(self._clock())
         self._driver = Driver(self._pipeline, ledger, self._half.engine, worker, clock=self._clock)
         self._driver.on_limits = self._on_limits
@@ -146,6 +150,8 @@ class Daemon:
             connection.cancel()
             await asyncio.gather(connection, return_exceptions=True)
         self._report.summary(ledger, self._clock())
+        if self._tracer is not None:
+            await asyncio.to_thread(self._tracer.close)
         if problem is not None:
             log.error("the edge ends", reason=str(problem) or repr(problem))
         return 1 if problem is not None or self._defect or self._report.unread else 0
@@ -290,6 +296,8 @@ class Daemon:
         """A frame has its outcome: tell everyone."""
         pipeline, now = self._pipeline, self._clock()
         rate = self._control.rate_bps(now) if pipeline.connected else None
+        if self._tracer is not None:
+            self._tracer.closed(frame, now)
         self._metrics.count(frame)
         self._metrics.sent_bytes.inc(frame.sent_bytes)
         self._metrics.connected.set(pipeline.connected)

@@ -89,9 +89,11 @@ class Outgoing:
         remaining_ms: of the deadline; 0 for none.
         slices_to_come: that follow as continuations.
         patience_ms: how long the server shall wait for them.
+        trace: the frame's trace and span id, where it is traced.
     """
 
     packet: bytes
     remaining_ms: int
     slices_to_come: int = 0
     patience_ms: int = 0
+    trace: bytes = b""

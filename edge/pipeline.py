@@ -19,7 +19,7 @@ captured frame one outcome.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -57,6 +57,8 @@ class Pipeline:
             local_s: seconds that a local answer is expected to take, until some have been measured.
         """
         self._ledger, self.limits, self.connected = ledger, limits, False
+        self.trace_of: Callable[[int], bytes] | None = None
+        """Where frames are traced: a frame's ids, which are sent with it."""
         self._waiting: Frame | None = None
         self._computing: Frame | None = None
         self._outbox: deque[Frame] = deque()
@@ -152,7 +154,7 @@ class Pipeline:
             self.control.on_written(frame.id, size, now)
             if self._parts is not None:
                 self._parts.wait(now)
-            return outgoing
+            return outgoing if self.trace_of is None else replace(outgoing, trace=self.trace_of(frame.id))
         return None
 
     def answered(self, result: Result, now: float) -> None:

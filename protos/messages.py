@@ -297,6 +297,15 @@ def read_result(message: pb.Result) -> Result:
     )
 
 
+def result_of(data: bytes) -> Result:
+    """A result from its message's bytes.
+
+    Raises:
+        DecodeError: they are none.
+    """
+    return read_result(pb.Result.FromString(data))
+
+
 def infer_request(fingerprint: bytes, frame: Frame) -> pb.InferRequest:
     """The unary request for one packet under the bundle of that fingerprint."""
     return pb.InferRequest(
@@ -336,6 +345,7 @@ __all__ = [
     "read_response",
     "read_result",
     "result_message",
+    "result_of",
     "result_response",
     "welcome_response",
 ]

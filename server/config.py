@@ -95,6 +95,19 @@ class ServerSettings(SecuritySettings):
         description="The longest that a frame waits for company, in ms; it waits only where, by measured times and "
         "arrivals, that saves more than it costs. 0: what waits is batched, nothing waits for company.",
     )
+    engine: Literal["local", "ray"] = Field(
+        "local", description="Where tails run: in this process, or in replicas on Ray Serve (needs the extra `ray`)."
+    )
+    ray_address: str = Field(
+        "", description="The Ray cluster to join, such as auto or ray-head:6379; empty starts Ray on this machine."
+    )
+    ray_replicas: int = Field(2, ge=1, le=4096, description="Most replicas of the tails on Ray.")
+    ray_min_replicas: int | None = Field(
+        None,
+        ge=1,
+        description="Least replicas; Ray adds and removes some in between as load needs. Not given: all.",
+    )
+    ray_cpus: float = Field(1.0, gt=0, description="Cores that Ray keeps for one replica.")
     device: Literal["cpu", "cuda"] = Field("cpu", description="Where decoders and tails run.")
     threads: int = Field(0, ge=0, le=1024, description="PyTorch's threads on the CPU; 0 for one a core.")
     decode_threads: int = Field(2, ge=1, le=64, description="Worker threads for entropy and image decoding.")

@@ -34,6 +34,7 @@ from .guard import Guard, Streams, refused_calls
 from .listening import make_grpc, open_port
 from .metrics import Metrics, MetricsEndpoint, Probes
 from .pipeline import Pipeline, PipelineSettings
+from .ray_engine import RayEngine, RaySettings
 from .security import loopback
 from .service import HeadraceService, StreamLimits
 from .tracing import Tracer
@@ -252,6 +253,20 @@ class Server:
 
 def engine_of(settings: ServerSettings) -> Engine:
     """The engine that the settings name."""
+    if settings.engine == "ray":
+        return RayEngine(
+            RaySettings(
+                settings.ray_address,
+                settings.ray_min_replicas or settings.ray_replicas,
+                settings.ray_replicas,
+                settings.ray_cpus,
+                settings.device,
+                settings.threads,
+                settings.max_batch,
+                settings.decode_threads,
+                settings.max_packet_bytes,
+            )
+        )
 
     def load(bundle: Bundle) -> dict[TailKey, Tail]:
         from .tail import tails_of  # imports PyTorch

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import structlog
 
+from ..protos.messages import Frame
 from .admission import Admission, Place
 from .batcher import Batcher, Line
 from .costs import Costs
@@ -63,11 +64,15 @@ class Job:
     """An admitted frame. `decode` runs in another thread; `answer` gets what the tail said, or why it said nothing."""
 
     place: Place
+    frame: Frame
+    frame_id: int
+    received: float
     deadline: float
     key: TailKey
     answer: asyncio.Future[Answer]
     decode: Callable[[], Decoded] = _nothing
     decoded: Decoded | None = None
+    left: bool = False
 
     def fail(self, error: Exception) -> None:
         """It is not answered by a tail; nothing happens if it is answered already, or its caller went away."""
@@ -147,10 +152,10 @@ class Dispatcher:
 
     # The way of all others: line, decode, batch, tail
 
-    async def batched(self, job: Job, received: float) -> Answer:
-        """Let a frame, received then, wait for its turn: line, decode, batch, tail."""
+    async def batched(self, job: Job) -> Answer:
+        """Let a frame wait for its turn: line, decode, batch, tail."""
         job.place.pushed_out = job.fail
-        self._line.put(job, job.key, job.deadline, received, start=job.place.start, cost=job.place.cost)
+        self._line.put(job, job.key, job.deadline, job.received, start=job.place.start, cost=job.place.cost)
         self._turn()
         return await job.answer
 

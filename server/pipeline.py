@@ -8,15 +8,14 @@ symbols, or image -> pixels), then it is in a **batch** with other frames of its
 Lines and batches are ordered by deadline among the frames that are their device's due (`batcher.py`, `shares.py`), and
 while one batch runs the next one is decoded. A frame that has the server to itself takes a shorter way, in one thread.
 Whatever happens, every frame gets exactly one result: its status says how it ended.
-`Pipeline.answer` is this as code; who calls it, and over what wire, is `service.py`.
+`Pipeline.enter` and `Pipeline.go_on` are this as code; who calls them, and over what wire, is `service.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -93,32 +92,66 @@ class Pipeline:
         Returns:
             Its result, whatever its status. `Timing.total_us` is still open: `handed_over` fills it in.
         """
+        entered = self.enter(decoder, frame, received, device)
+        return entered if isinstance(entered, Result) else await self.go_on(entered)
+
+    def enter(self, decoder: PacketDecoder, frame: Frame, received: float, device: str = "") -> Job | Result:
+        """The beginning of the way, at once: read and admit.
+
+        Returns:
+            The admitted frame, which has to `go_on` or to `leave`, or the result of a refused one.
+        """
         self._metrics.received(len(frame.packet))
-        deadline = deadline_at(received, frame.remaining_ms)
-        result: Result | None = None
         try:
             reading = self.clock()
             packet, point = decoder.read(frame.packet, self._max_packet_bytes)
-            key, read_s = TailKey(decoder.bundle.fingerprint, point.split), self.clock() - reading
-            with self._admit(device, len(frame.packet), key, deadline) as job:
-                job.decode = partial(self._decode, job, decoder, packet, point, frame.packet, read_s)
-                if self._engine.decodes_alone and self.admission.open == 1 and not self._dispatcher.running:
-                    answer = await self._dispatcher.alone(job)
-                else:
-                    answer = await self._dispatcher.batched(job, received)
-            result = self._result(packet.frame_id, received, answer)
-            if self._tracer is not None and frame.trace:
-                done = Stages(received, answer.decoded.seconds, answer.began, answer.seconds, self.clock())
-                self._tracer.answered(frame.trace, done)
+            now, key = self.clock(), TailKey(decoder.bundle.fingerprint, point.split)
+            deadline, costs = deadline_at(received, frame.remaining_ms), self._dispatcher.costs
+            place = self.admission.admit(
+                now,
+                deadline,
+                device=device,
+                size=len(frame.packet),
+                cost=costs.frame_s(key, now),
+                alone=costs.alone_s(key, now),
+                busy=self._dispatcher.busy_s(now),
+            )
         except FrameError as error:
-            result = self._failure(frame_id_of(frame.packet), error)
+            self._metrics.answered(error.status)
+            return self._failure(frame_id_of(frame.packet), error)
+        self._idle.clear()
+        job = Job(place, frame, packet.frame_id, received, deadline, key, asyncio.get_running_loop().create_future())
+        job.decode = partial(self._decode, job, decoder, packet, point, now - reading)
+        return job
+
+    async def go_on(self, job: Job) -> Result:
+        """The rest of the way of an admitted frame: line, decode, batch, tail, result."""
+        result: Result | None = None
+        try:
+            if self._engine.decodes_alone and self.admission.open == 1 and not self._dispatcher.running:
+                answer = await self._dispatcher.alone(job)
+            else:
+                answer = await self._dispatcher.batched(job)
+            result = self._result(job, answer)
+        except FrameError as error:
+            result = self._failure(job.frame_id, error)
         except Exception:
-            log.exception("a frame failed", frame=frame_id_of(frame.packet))
+            log.exception("a frame failed", frame=job.frame_id)
             failure = InferenceError("the server failed on this frame; its log says why")
-            result = self._failure(frame_id_of(frame.packet), failure)
+            result = self._failure(job.frame_id, failure)
         finally:
-            self._metrics.answered(result.status if result else None)  # None: the caller went away
+            self.leave(job, result)
         return result
+
+    def leave(self, job: Job, result: Result | None = None) -> None:
+        """An admitted frame is answered or, without a result, its caller went away. May be said twice."""
+        if job.left:
+            return
+        job.left = True
+        job.place.leave()
+        self._metrics.answered(result.status if result else None)
+        if not self.admission.open:
+            self._idle.set()
 
     def refuse(self, frame: Frame, error: FrameError) -> Result:
         """The result of a frame that its stream may not send now."""
@@ -147,32 +180,12 @@ class Pipeline:
         """End the worker threads and the batches, when no caller waits any more."""
         await self._dispatcher.close()
 
-    @contextmanager
-    def _admit(self, device: str, size: int, key: TailKey, deadline: float) -> Iterator[Job]:
-        now, costs = self.clock(), self._dispatcher.costs
-        place = self.admission.admit(
-            now,
-            deadline,
-            device=device,
-            size=size,
-            cost=costs.frame_s(key, now),
-            alone=costs.alone_s(key, now),
-            busy=self._dispatcher.busy_s(now),
-        )
-        self._idle.clear()
-        try:
-            yield Job(place, deadline, key, asyncio.get_running_loop().create_future())
-        finally:
-            place.leave()
-            if not self.admission.open:
-                self._idle.set()
-
     def _decode(
-        self, job: Job, decoder: PacketDecoder, packet: Packet, point: OperatingPoint, data: bytes, read_s: float
+        self, job: Job, decoder: PacketDecoder, packet: Packet, point: OperatingPoint, read_s: float
     ) -> Decoded:
         """Runs in a worker thread; where the engine decodes by itself there is nothing to do."""
         if self._engine.decodes:
-            return Decoded(job.key, PacketInput(data), len(packet.slices), read_s)
+            return Decoded(job.key, PacketInput(job.frame.packet), len(packet.slices), read_s)
         began = self.clock()
         if job.deadline <= began:
             raise expired_error(job.deadline - began, 0.0, "before it was decoded")
@@ -181,13 +194,16 @@ class Pipeline:
 
     # Results
 
-    def _result(self, frame_id: int, received: float, answer: Answer) -> Result:
+    def _result(self, job: Job, answer: Answer) -> Result:
         decoded = answer.decoded
-        waited = max(0.0, answer.began - received - decoded.seconds)
+        waited = max(0.0, answer.began - job.received - decoded.seconds)
         self._metrics.queue.observe(waited)
+        if self._tracer is not None and job.frame.trace:
+            done = Stages(job.received, decoded.seconds, answer.began, answer.seconds, self.clock())
+            self._tracer.answered(job.frame.trace, done)
         timing = Timing(queue_us=_us(waited), decode_us=_us(decoded.seconds), tail_us=_us(answer.seconds))
         return Result(
-            frame_id,
+            job.frame_id,
             Status.OK,
             outputs=answer.outputs,
             timing=timing,

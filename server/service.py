@@ -12,6 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NoReturn, TypeAlias
 
 import grpc
@@ -25,6 +26,7 @@ from ..models.operating_point import Kind
 from ..protos import messages
 from ..protos.messages import Continuation, Frame, Hello, Result, Status, Welcome
 from .bundles import Bundles, Served
+from .dispatch import Job
 from .edge_halves import EdgeHalves
 from .exceptions import DrainingError, EdgeHalfError, FrameError, FullError, InvalidError, Reason
 from .gathering import Budget, Gathering
@@ -299,43 +301,56 @@ class Session:
             if not isinstance(frame, Frame):
                 return grpc.StatusCode.INVALID_ARGUMENT, "after Hello a stream carries frames, one a request"
             self.frames += 1
-            task = asyncio.create_task(self._answer(frame, received, self._gather(frame, received)))
+            entered = self._enter(frame, received)
+            if isinstance(entered, Result):  # refused: that needs no task
+                await self._write(entered, received)
+                self._room.release()
+                continue
+            task = asyncio.create_task(self._answer(entered, received))
             self._tasks.add(task)
-            task.add_done_callback(self._done)
+            task.add_done_callback(partial(self._done, entered))
 
-    def _gather(self, frame: Frame, received: float) -> Gathering | FrameError | None:
-        """Whoever collects the slices that follow; None for a frame that is whole. Known before more is read."""
-        if self._served.stop.is_set():
-            return self._stopping()
-        if self._in_flight >= self._limits.in_flight:
-            return FullError(
-                f"{self._in_flight} frames of this stream have no result yet, which is its limit (max_in_flight)",
-                retry_s=self._pipeline.admission.retry_s(),
-                reason=Reason.IN_FLIGHT,
-            )
-        self._in_flight += 1
-        if not frame.slices_to_come:
-            return None
+    def _enter(self, frame: Frame, received: float) -> Job | Gathering | Result:
+        """Admit a frame, or begin to gather it, or refuse it: known before more is read."""
+        try:
+            if self._served.stop.is_set():
+                raise self._stopping()
+            if self._in_flight >= self._limits.in_flight:
+                raise FullError(
+                    f"{self._in_flight} frames of this stream have no result yet, which is its limit (max_in_flight)",
+                    retry_s=self._pipeline.admission.retry_s(),
+                    reason=Reason.IN_FLIGHT,
+                )
+            if frame.slices_to_come:
+                return self._gather(frame, received)
+        except FrameError as error:
+            return self._pipeline.refuse(frame, error)
+        entered = self._pipeline.enter(self._served.decoder, frame, received, self._device)
+        if not isinstance(entered, Result):
+            self._in_flight += 1
+        return entered
+
+    def _gather(self, frame: Frame, received: float) -> Gathering:
+        """Whoever collects the slices that follow."""
         try:
             gathering = Gathering(frame, received, self._limits.packet_bytes, self._pipeline.clock, self._gathered)
         except HeadraceError as error:
-            self._in_flight -= 1
-            return InvalidError(str(error))
+            raise InvalidError(str(error)) from error
+        self._in_flight += 1
         if gathering.frame_id in self._gathering:
             self._gathering[gathering.frame_id].end()
         self._gathering[gathering.frame_id] = gathering
         return gathering
 
-    async def _answer(self, frame: Frame, received: float, gathering: Gathering | FrameError | None) -> None:
-        if isinstance(gathering, FrameError):
-            await self._write(self._pipeline.refuse(frame, gathering), received)
-            return
+    async def _answer(self, entered: Job | Gathering, received: float) -> None:
         try:
-            if gathering is not None:
-                frame, received = await gathering.whole()
-                if self._gathering.get(gathering.frame_id) is gathering:
-                    del self._gathering[gathering.frame_id]
-            result = await self._pipeline.answer(self._served.decoder, frame, received, self._device)
+            if isinstance(entered, Gathering):
+                frame, received = await entered.whole()
+                if self._gathering.get(entered.frame_id) is entered:
+                    del self._gathering[entered.frame_id]
+                result = await self._pipeline.answer(self._served.decoder, frame, received, self._device)
+            else:
+                result = await self._pipeline.go_on(entered)
         finally:
             # Before it is written: the edge may send its next frame as soon as it has the result.
             self._in_flight -= 1
@@ -360,7 +375,9 @@ class Session:
         name = self._served.bundle.name
         return DrainingError(f"this version of bundle {name} is no longer served; connect again, and fetch the new one")
 
-    def _done(self, task: asyncio.Task[None]) -> None:
+    def _done(self, entered: Job | Gathering, task: asyncio.Task[None]) -> None:
+        if isinstance(entered, Job):
+            self._pipeline.leave(entered)  # a task that is cancelled before it began has not said so
         self._tasks.discard(task)
         self._room.release()
         if not task.cancelled() and (error := task.exception()) is not None:

@@ -158,6 +158,30 @@ def test_kubernetes_runs_a_server_that_would_start() -> None:
     assert {sysctl["name"]: int(sysctl["value"])} == COMPOSE["services"]["server"]["sysctls"]
 
 
+def test_front_ends_on_ray_are_started_with_flags_that_exist_and_time_to_drain() -> None:
+    documents = {d["kind"]: d for d in yaml.safe_load_all((DEPLOY / "ray.yaml").read_text())}
+    pod = documents["StatefulSet"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    command, *words = container["args"]
+    assert_flags_exist(command, words)
+    given = flags(words)
+    settings = ServerSettings.load(**{name.replace("-", "_"): value for name, value in given.items()})
+    assert settings.engine == "ray"
+    assert pod["terminationGracePeriodSeconds"] > settings.drain_s + 5
+    cluster = documents["RayCluster"]
+    assert settings.ray_address == f"{cluster['metadata']['name']}-head-svc:6379"
+    (worker,) = cluster["spec"]["workerGroupSpecs"][0]["template"]["spec"]["containers"]
+    of_front, of_worker = ({m["mountPath"] for m in c["volumeMounts"]} for c in (container, worker))
+    assert of_worker == {str(settings.bundle_dir)} < of_front, "replicas look for bundles where front ends do"
+    for path in (settings.tls_cert, settings.tls_key, settings.tokens):
+        assert str(path.parent) in of_front
+    assert {p["containerPort"] for p in container["ports"]} == {settings.port, 9100}
+    labels = {
+        d["spec"]["template"]["metadata"]["labels"]["app"] for d in documents.values() if d["kind"] == "StatefulSet"
+    }
+    assert documents["Service"]["spec"]["selector"] == {"app": labels.pop()}
+
+
 @pytest.mark.parametrize("side", ["edge", "server"])
 def test_dockerfiles_copy_the_whole_package(side) -> None:
     text = (DEPLOY / f"Dockerfile.{side}").read_text()
