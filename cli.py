@@ -457,16 +457,17 @@ def bench_fleet(
         str, typer.Option(help="Kinds of devices, by the ms that the uncut model takes.")
     ] = "300,500",
     seed: Annotated[int, typer.Option(help="Of links, sizes, compute times and phases.")] = 0,
+    jobs: Annotated[int, typer.Option(help="Processes.")] = 1,
     json: JsonFile = None,
 ) -> None:
     """What a fleet needs: a capacity model with constants measured here, checked by a simulation in virtual time.
 
     The simulation runs the real control loop of every device over a recorded link, and the real admission and batching
-    of every server. 100,000 devices take some ten minutes on one core.
+    of every server. 100,000 devices take some minutes on one core.
     """
     from .bench.fleet.run import Plan, run
 
-    raise typer.Exit(run(Plan.of(traces, devices, fps, seconds, deadline_ms, devices_ms, seed), json))
+    raise typer.Exit(run(Plan.of(traces, devices, fps, seconds, deadline_ms, devices_ms, seed, jobs), json))
 
 
 @bench_app.command("backbones")

@@ -7,7 +7,9 @@ import json
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +44,19 @@ class Plan:
     devices_s: tuple[float, ...] = (0.3, 0.5)
     below_mbps: float = 5.0
     seed: int = 0
+    jobs: int = 1
 
     @classmethod
     def of(
-        cls, traces: Path, devices: int, fps: float, seconds: float, deadline_ms: float, devices_ms: str, seed: int
+        cls,
+        traces: Path,
+        devices: int,
+        fps: float,
+        seconds: float,
+        deadline_ms: float,
+        devices_ms: str,
+        seed: int,
+        jobs: int = 1,
     ) -> Plan:
         """From the command's flags.
 
@@ -56,9 +67,9 @@ class Plan:
             kinds = tuple(float(part) / 1e3 for part in devices_ms.split(","))
         except ValueError:
             raise HeadraceError(f"--devices-ms is a list of ms such as 300,500, not {devices_ms!r}") from None
-        if min(devices, fps, seconds, deadline_ms, *kinds) <= 0:
-            raise HeadraceError("--devices, --fps, --seconds, --deadline-ms and --devices-ms are positive")
-        return cls(traces, devices, fps, seconds, deadline_ms / 1e3, kinds, seed=seed)
+        if min(devices, fps, seconds, deadline_ms, jobs, *kinds) <= 0:
+            raise HeadraceError("--devices, --fps, --seconds, --deadline-ms, --devices-ms and --jobs are positive")
+        return cls(traces, devices, fps, seconds, deadline_ms / 1e3, kinds, seed=seed, jobs=jobs)
 
 
 def run(plan: Plan, json_file: Path | None = None, constants: Constants | None = None) -> int:
@@ -110,7 +121,7 @@ def run(plan: Plan, json_file: Path | None = None, constants: Constants | None =
         knee.append(_row(outcome, count, 0.0))
         _print_row(knee[-1], console, f"{scale:g} x")
     began = time.perf_counter()
-    whole = simulate(fleet, templates, constants, each, range(plan.devices), console)
+    whole = simulate(fleet, templates, constants, each, range(plan.devices), plan.jobs)
     took = time.perf_counter() - began
     row = _row(whole, each, took)
     console.print(f"The whole fleet, {fleet.frames} frames of each device, in {took:.0f} s:")
@@ -136,20 +147,32 @@ def run(plan: Plan, json_file: Path | None = None, constants: Constants | None =
 
 
 def simulate(
-    fleet: Fleet,
-    templates: Templates,
-    constants: Constants,
-    each: int,
-    numbers: Sequence[int],
-    console: Console | None = None,
+    fleet: Fleet, templates: Templates, constants: Constants, each: int, numbers: Sequence[int], jobs: int = 1
 ) -> Outcome:
-    """These devices, `each` to a server, one server after another."""
+    """These devices, `each` to a server, one server after another, in so many processes."""
+    servers = [numbers[begin : begin + each] for begin in range(0, len(numbers), each)]
     total = Outcome()
-    for begin in range(0, len(numbers), each):
-        total.add(Cell(fleet, templates, constants, numbers[begin : begin + each]).run())
-        if console is not None and console.is_terminal and total.servers % 50 == 0:
-            console.print(f"{total.devices} devices ...", end="\r")
+    if jobs == 1:
+        for devices in servers:
+            total.add(Cell(fleet, templates, constants, devices).run())
+        return total
+    with ProcessPoolExecutor(jobs, get_context("spawn"), _prepare, (fleet, constants)) as pool:
+        for outcome in pool.map(_one_server, servers, chunksize=max(1, min(50, len(servers) // (4 * jobs)))):
+            total.add(outcome)
     return total
+
+
+_prepared: list[tuple[Fleet, Templates, Constants]] = []
+
+
+def _prepare(fleet: Fleet, constants: Constants) -> None:
+    """In each process, once."""
+    _prepared[:] = [(fleet, Templates(fleet), constants)]
+
+
+def _one_server(devices: Sequence[int]) -> Outcome:
+    ((fleet, templates, constants),) = _prepared
+    return Cell(fleet, templates, constants, devices).run()
 
 
 def _use(alone: Outcome, fleet: Fleet) -> Use:

@@ -105,6 +105,7 @@ def test_cells_are_the_same_for_the_same_devices_and_add_up() -> None:
     given = fleet(seconds=2.0)
     templates = Templates(given)
     both = simulate(given, templates, CONSTANTS, 5, range(10))
+    assert simulate(given, templates, CONSTANTS, 5, range(10), jobs=2) == both
     total = Outcome()
     for numbers in (range(5), range(5, 10)):
         total.add(Cell(given, Templates(given), CONSTANTS, numbers).run())
