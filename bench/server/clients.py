@@ -15,9 +15,6 @@ from ...models.exceptions import HeadraceError
 from ...protos import messages
 from ...protos.messages import Frame, Hello, Result, Status, Welcome
 
-UNDER_WAY = 16
-"""Most frames of one device without an answer, as our server has it; a device over HTTP keeps to the same."""
-
 OWN = (("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0))
 """A connection of its own for each device."""
 
@@ -104,10 +101,11 @@ class StreamDevice:
 
 
 class HttpDevice:
-    """A device that posts frames over HTTP/1.1 connections that are kept, up to `UNDER_WAY` of them."""
+    """A device that posts frames over HTTP/1.1 connections that are kept; as many can be under way at a time."""
 
-    def __init__(self, address: str, path: str, kind: str, bodies: Sequence[bytes]) -> None:
+    def __init__(self, address: str, path: str, kind: str, bodies: Sequence[bytes], connections: int = 16) -> None:
         """Nothing is connected yet; `bodies` of the content type `kind` are sent in turn."""
+        self._connections = connections
         host, _, port = address.rpartition(":")
         self._host, self._port = host, int(port)
         head = f"POST {path} HTTP/1.1\r\nHost: {address}\r\nContent-Type: {kind}\r\nContent-Length: "
@@ -118,7 +116,7 @@ class HttpDevice:
     async def connect(self) -> None:
         """Open the connections."""
         loop = asyncio.get_running_loop()
-        for _ in range(UNDER_WAY):
+        for _ in range(self._connections):
             _, connection = await loop.create_connection(_Connection, self._host, self._port)
             self._all.append(connection)
         self._free = list(self._all)

@@ -6,8 +6,8 @@ import asyncio
 import json
 import os
 import signal
-import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,7 +110,7 @@ def run(plan: Plan, json_file: Path | None = None) -> int:
     """Measure, print, and write `json_file` with exactly `KEYS`; what could not be measured is null there.
 
     Returns:
-        Exit code 0.
+        Exit code: 0, or 143 after SIGTERM, by when everything that was started is stopped.
 
     Raises:
         HeadraceError: our server, or one that is installed, does not start.
@@ -122,14 +122,14 @@ def run(plan: Plan, json_file: Path | None = None) -> int:
         console.print("[yellow]note[/] this machine has one core: server and load share it, and the figures say little")
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {load_core})
-    ending = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started is stopped then too
     try:
         with tempfile.TemporaryDirectory(prefix="headrace-") as scratch:
             place = Place(frozenset({server_core}), plan.batch, Path(scratch))
             found = asyncio.run(_measure(plan, place, console))
+    except asyncio.CancelledError:
+        return 143
     finally:
         os.sched_setaffinity(0, before)
-        signal.signal(signal.SIGTERM, ending)
     for key in KEYS:
         value = found.figures[key]
         each = found.rounds.get(key)
@@ -141,6 +141,9 @@ def run(plan: Plan, json_file: Path | None = None) -> int:
 
 
 async def _measure(plan: Plan, place: Place, console: Console) -> Found:
+    measuring = asyncio.current_task()
+    if measuring is not None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, measuring.cancel)
     found = Found()
     rivals = [kind for kind in plan.rivals if installed(kind)]
     for kind in plan.rivals:
@@ -158,7 +161,9 @@ async def _measure(plan: Plan, place: Place, console: Console) -> Found:
             turns = ["headrace", "null", *rivals]
             turns = turns[number % len(turns) :] + turns[: number % len(turns)]
             for kind in turns:
+                began = time.perf_counter()
                 await _turn(kind, plan, place, bare, material, small, found)
+                console.print(f"  {NAMES[kind]} had its turn, {time.perf_counter() - began:.0f} s", style="dim")
             console.print(f"round {number + 1}: {_round_text(found)}")
     found.ratio("over_bare_loop", "headrace saturated", "bare")
     for kind, name in (("litserve", "litserve"), ("ray", "ray_serve")):

@@ -25,7 +25,13 @@ from .clients import HttpDevice, StreamDevice
 from .load import Target
 
 PACKAGES = {"litserve": "litserve", "ray": "ray"}
-NAMES = {"headrace": "Headrace", "litserve": "LitServe", "ray": "Ray Serve", "bare": "bare loop"}
+NAMES = {
+    "headrace": "Headrace",
+    "litserve": "LitServe",
+    "ray": "Ray Serve",
+    "bare": "bare loop",
+    "null": "Headrace without a tail",
+}
 READY_S = 180.0
 
 
@@ -70,7 +76,7 @@ async def devices(
             litserve = kind == "litserve"
             bodies = [json.dumps({"packet": base64.b64encode(d).decode()}).encode() for d in data] if litserve else data
             kind_of = "application/json" if litserve else "application/octet-stream"
-            made.append(HttpDevice(address, "/predict" if litserve else "/", kind_of, bodies))
+            made.append(HttpDevice(address, "/predict" if litserve else "/", kind_of, bodies, 4 if material else 16))
     try:
         for device in made:
             await device.connect()

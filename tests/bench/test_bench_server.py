@@ -48,7 +48,8 @@ class Scripted:
         return future
 
 
-async def test_every_frame_that_is_due_is_counted_once() -> None:
+async def test_every_frame_that_is_due_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("headrace.bench.server.load.CLEAR_S", 0.1)
     tally = await offer(
         Load((50.0,) * 4, 0.4, 0.1, "periodic"), [Scripted(r) for r in ("good", "refused", "full", "silent")]
     )
