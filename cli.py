@@ -20,6 +20,7 @@ from pydantic import BaseModel, ValidationError
 from . import __version__
 from .edge.config import EdgeSettings
 from .models.exceptions import DataError, HeadraceError
+from .server.auth import Scope
 from .server.config import ServerSettings
 
 app = typer.Typer(
@@ -32,6 +33,8 @@ eval_app = typer.Typer(no_args_is_help=True, help="Measure a bundle on labelled 
 bench_app = typer.Typer(no_args_is_help=True, help="Programs that measure the runtime, and the demo.")
 app.add_typer(eval_app, name="eval")
 app.add_typer(bench_app, name="bench")
+token_app = typer.Typer(no_args_is_help=True, help="Tokens that devices show to a server (`headrace serve --tokens`).")
+app.add_typer(token_app, name="token")
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file with these settings.")]
 BundleFolder = Annotated[Path, typer.Option("--bundle", help="Folder of the bundle.")]
@@ -254,11 +257,54 @@ def export(
 @app.command()
 def doctor(
     server: Annotated[str, typer.Option(help="Address of a server to try, host:port.")] = "",
+    config: Annotated[Path | None, typer.Option(help="The edge's TOML file: how it reaches that server.")] = None,
 ) -> None:
     """Say what is missing or misconfigured on this machine, and what to do about it."""
     from .bench.doctor import examine
+    from .edge.access import Access
 
-    raise typer.Exit(examine(server))
+    # TLS and token as `headrace edge` would have them, from the file and the environment.
+    settings = EdgeSettings.load(config, **({"server": server} if server else {}))
+    raise typer.Exit(examine(settings.server if server or config else "", access=Access.of(settings)))
+
+
+TokenFile = Annotated[Path, typer.Option("--file", help="The file of tokens.")]
+
+
+@token_app.command("add")
+def token_add(
+    name: Annotated[str, typer.Argument(help="Name of the device, for the log.")],
+    file: TokenFile,
+    scope: Annotated[Scope, typer.Option(help="What it opens: the service for devices, or the admin calls.")] = (
+        Scope.DEVICE
+    ),
+    days: Annotated[float, typer.Option(help="Days until it expires; 0 for never.")] = 0.0,
+) -> None:
+    """Make a token, print it once, and put its salted hash into the file."""
+    from .server.token_commands import add
+
+    typer.echo(add(file, name, scope, days))
+
+
+@token_app.command("list")
+def token_list(file: TokenFile) -> None:
+    """Show the tokens of a file: id, scope, expiry, name."""
+    from .server.token_commands import listing
+
+    for line in listing(file):
+        typer.echo(line)
+
+
+@token_app.command("revoke")
+def token_revoke(
+    name: Annotated[str, typer.Argument(help="Name or id of the token.")],
+    file: TokenFile,
+) -> None:
+    """Take a device's tokens back: a running server ends its streams within seconds."""
+    from .server.token_commands import revoke
+
+    for token in revoke(file, name):
+        typer.echo(f"{token.id} {token.name} is taken back")
 
 
 @app.command()
@@ -301,7 +347,7 @@ def emulate(
     """Put any edge and server behind an emulated or recorded link.
 
     headrace emulate --up-trace verizon.up --delay-ms 20 --loss 0.01
-    --server "headrace serve --host {host} --port {port}"
+    --server "headrace serve --host {host} --port {port} --insecure"
     --edge "headrace edge --server {server} --source video.mp4"
 
     As root, TCP itself meets the link's losses and queue, in network namespaces that are removed in the end. Without
@@ -370,6 +416,58 @@ def bench_overhead(
     from .bench.overhead import run
 
     raise typer.Exit(run(frames, json))
+
+
+@bench_app.command("server")
+def bench_server(
+    devices: Annotated[int, typer.Option(help="Emulated devices, each with a connection of its own.")] = 32,
+    seconds: Annotated[float, typer.Option(help="Length of each measurement.")] = 3.0,
+    rounds: Annotated[int, typer.Option(help="Rounds; in each, every system has its turn.")] = 3,
+    deadline_ms: Annotated[
+        float, typer.Option(help="Deadline of a frame; also the bound of the 99th percentile.")
+    ] = 250.0,
+    batch: Annotated[int, typer.Option(help="Most frames in a batch, for every system.")] = 8,
+    pattern: Annotated[str, typer.Option(help="When a device's frames are due: poisson or periodic.")] = "poisson",
+    rivals: Annotated[str, typer.Option(help="Compare with these; empty for none.")] = "litserve,ray",
+    overload_s: Annotated[float, typer.Option(help="Seconds of ten times the capacity; 0 leaves it out.")] = 60.0,
+    idle: Annotated[int, typer.Option(help="Idle devices; 0 leaves them out.")] = 500,
+    repetitions: Annotated[int, typer.Option(help="Drains and swaps under load; 0 leaves them out.")] = 20,
+    json: JsonFile = None,
+) -> None:
+    """The server under load, beside a bare loop, LitServe and plain Ray Serve with the same tail.
+
+    The server has one core, the load another. Devices speak the real stream and send when it is time, whatever has
+    become of the frames before. What a system carries is the goodput at the largest load at which 99 % of the frames
+    are answered within the deadline.
+    """
+    from .bench.server.run import Plan, run
+
+    plan = Plan.of(devices, seconds, rounds, deadline_ms, batch, pattern, rivals, overload_s, idle, repetitions)
+    raise typer.Exit(run(plan, json))
+
+
+@bench_app.command("fleet")
+def bench_fleet(
+    traces: Annotated[Path, typer.Option(help="Folder of recorded links, subfolders included.")],
+    devices: Annotated[int, typer.Option(help="Devices to simulate.")] = 100_000,
+    fps: Annotated[float, typer.Option(help="Frames a second of each.")] = 1.0,
+    seconds: Annotated[float, typer.Option(help="Seconds of the fleet's life.")] = 6.0,
+    deadline_ms: Annotated[float, typer.Option(help="Deadline of a frame.")] = 250.0,
+    devices_ms: Annotated[
+        str, typer.Option(help="Kinds of devices, by the ms that the uncut model takes.")
+    ] = "300,500",
+    seed: Annotated[int, typer.Option(help="Of links, sizes, compute times and phases.")] = 0,
+    jobs: Annotated[int, typer.Option(help="Processes.")] = 1,
+    json: JsonFile = None,
+) -> None:
+    """What a fleet needs: a capacity model with constants measured here, checked by a simulation in virtual time.
+
+    The simulation runs the real control loop of every device over a recorded link, and the real admission and batching
+    of every server. 100,000 devices take some minutes on one core.
+    """
+    from .bench.fleet.run import Plan, run
+
+    raise typer.Exit(run(Plan.of(traces, devices, fps, seconds, deadline_ms, devices_ms, seed, jobs), json))
 
 
 @bench_app.command("backbones")

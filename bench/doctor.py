@@ -6,21 +6,26 @@ import importlib.metadata
 import importlib.util
 import os
 import socket
+import ssl
 import sys
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from rich.console import Console
 
+from ..edge.access import PLAIN, Access
 from ..models.bundle import Bundle, short
 from ..models.codec import Codec
 from ..models.entropy_coder import load_rans
 from ..models.exceptions import HeadraceError
 from ..models.operating_point import Kind
+from ..protos.messages import GetBundleRequest, HeadraceStub
 from .links.emulators import KINDS, choose, probe
 
 EDGE_PACKAGES = ("av", "grpcio", "msgpack", "numpy", "onnxruntime", "pillow", "prometheus-client", "safetensors")
@@ -28,6 +33,7 @@ SERVER_PACKAGES = ("torch", "torchvision", "timm", "compressai", "efficientnet-l
 BUNDLE = Path(__file__).parents[1] / "models" / "bundles" / "efficientnet_lite0"
 SLOW_START = Path("/proc/sys/net/ipv4/tcp_slow_start_after_idle")
 SERVER_TIMEOUT_S = 3.0
+REFUSALS = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,17 +45,18 @@ class Finding:
     remedy: str = ""
 
 
-def examine(server: str = "", console: Console | None = None) -> int:
+def examine(server: str = "", console: Console | None = None, access: Access = PLAIN) -> int:
     """Print every finding; return 1 when there is a fault, else 0.
 
     Args:
         server: host:port of a server to try; "" for none.
         console: where to print; standard output by default.
+        access: how that server is reached.
     """
     console = console or Console(highlight=False, soft_wrap=True)
     findings = list(examine_machine())
     if server:
-        findings.append(examine_server(server))
+        findings.append(examine_server(server, access))
     marks = {"ok": "[green]ok   [/]", "note": "[yellow]note [/]", "fault": "[red]fault[/]"}
     for finding in findings:
         console.print(f"{marks[finding.level]} {finding.what}")
@@ -85,7 +92,7 @@ def examine_machine() -> Iterable[Finding]:
         yield Finding("note", "no camera (/dev/video*)", "files and folders work as sources all the same")
 
 
-def examine_server(address: str) -> Finding:
+def examine_server(address: str, access: Access = PLAIN) -> Finding:
     """Ask a server's health service, and say why it cannot be reached if so."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
@@ -96,18 +103,66 @@ def examine_server(address: str) -> Finding:
         return Finding(
             "fault", f"server {address}: {error}", "is `headrace serve --host ...` running there, and the port open?"
         )
-    options = [("grpc.enable_http_proxy", 0)]
-    with grpc.insecure_channel(address, options=options) as channel:
+    credentials = access.credentials()
+    options: list[tuple[str, int | str]] = [("grpc.enable_http_proxy", 0), *access.name_option()]
+    channel = (
+        grpc.insecure_channel(address, options)
+        if credentials is None
+        else grpc.secure_channel(address, credentials, options)
+    )
+    with channel:
         try:
             stub = health_pb2_grpc.HealthStub(channel)
             status = stub.Check(health_pb2.HealthCheckRequest(), timeout=SERVER_TIMEOUT_S).status
         except grpc.RpcError as error:
-            return Finding(
-                "fault", f"server {address} does not speak gRPC health: {error}", "is this a headrace server?"
-            )
+            why = _said(error)[1]
+            remedy = "is this a headrace server? Does it want TLS (--config, or HEADRACE_EDGE_TLS_CA=...)?"
+            if access.tls:
+                remedy = "does it speak TLS, and is its certificate signed by --tls-ca and for this name?"
+            return Finding("fault", f"server {address} does not answer a health check: {why}", remedy)
+        if access.token_file is not None and (refused := _token_refused(channel, access)):
+            return Finding("fault", f"server {address} refuses the token: {refused}", "`headrace token add` makes one")
     if status != health_pb2.HealthCheckResponse.SERVING:
         return Finding("fault", f"server {address} is not serving", "it may be loading or draining; see its log")
-    return Finding("ok", f"server {address} is serving")
+    return Finding("ok", f"server {address} is serving{_certificate(host, int(port), access)}")
+
+
+def _token_refused(channel: grpc.Channel, access: Access) -> str:
+    """Why a call with this device's token is not let in; "" if it is. The call asks for a bundle that nobody has."""
+    request = GetBundleRequest(fingerprint=bytes(32))
+    try:
+        stub: Any = HeadraceStub(channel)  # type: ignore[no-untyped-call]
+        for _ in stub.GetBundle(request, timeout=SERVER_TIMEOUT_S, metadata=access.metadata()):
+            break
+    except grpc.RpcError as error:
+        code, why = _said(error)
+        return why if code in REFUSALS else ""
+    return ""
+
+
+def _said(error: Any) -> tuple[grpc.StatusCode, str]:
+    """Code and text of a call that failed; gRPC's errors are calls, which their class does not say."""
+    return error.code(), str(error.details())
+
+
+def _certificate(host: str, port: int, access: Access) -> str:
+    """What is left of the server's certificate, for people; "" without TLS."""
+    if not access.tls:
+        return ""
+    context = ssl.create_default_context(cafile=access.ca)
+    context.set_alpn_protocols(["h2"])
+    if access.cert is not None:
+        context.load_cert_chain(access.cert, access.key)
+    try:
+        with (
+            socket.create_connection((host.strip("[]"), port), SERVER_TIMEOUT_S) as plain,
+            context.wrap_socket(plain, server_hostname=access.server_name or host.strip("[]")) as secured,
+        ):
+            certificate = secured.getpeercert() or {}
+    except OSError as error:
+        return f" by TLS (its certificate could not be looked at: {error})"
+    left_s = ssl.cert_time_to_seconds(str(certificate["notAfter"])) - time.time()
+    return f" by TLS, its certificate is good for {left_s / 86_400:.0f} days"
 
 
 def _packages(side: str, names: Iterable[str], remedy: str, level: str) -> Finding:

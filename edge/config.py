@@ -157,6 +157,23 @@ class EdgeSettings(BaseSettings):
         3.0, gt=0, le=600, description="Largest bound of that wait; each failure doubles it."
     )
     device_name: str = Field("", max_length=128, description="Name of this device in the server's log. Default: host.")
+    tls: bool = Field(
+        False, description="Connect by TLS; the server's certificate is checked against the authorities known to gRPC."
+    )
+    tls_ca: Path | None = Field(
+        None, description="PEM file with the authorities that may have signed the server's certificate. Means --tls."
+    )
+    tls_cert: Path | None = Field(
+        None, description="PEM file with this device's own certificate, for servers that ask for one. Means --tls."
+    )
+    tls_key: Path | None = Field(None, description="PEM file with that certificate's key.")
+    tls_server_name: str = Field(
+        "", max_length=255, description="Name that the server's certificate is for, where it is not that in --server."
+    )
+    token_file: Path | None = Field(
+        None, description="File with this device's token, as `headrace token add` prints it; read at each connection."
+    )
+    insecure: bool = Field(False, description="Send the token although the connection is not encrypted.")
 
     @field_validator("source", "kinds", "splits", mode="before")
     @classmethod
@@ -182,6 +199,8 @@ class EdgeSettings(BaseSettings):
             raise ValueError("device_speed and device_uncut_ms both set the emulated device; give one of them")
         if (self.objective == "accuracy") != (self.accuracy_floor is None):
             raise ValueError("accuracy_floor belongs to the objectives bytes and compute, which need one")
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("tls_cert and tls_key go together: a certificate and its key")
         if self.reconnect_min_s > self.reconnect_max_s:
             raise ValueError("reconnect_min_s is larger than reconnect_max_s")
         return self

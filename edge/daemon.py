@@ -22,6 +22,7 @@ from ..models.edge_half import load_edge_half
 from ..models.exceptions import HeadraceError
 from ..models.operating_point import Kind
 from ..protos.messages import Hello, Welcome
+from .access import Access
 from .assembly import Half, frame_interval_s, make_control, make_ready, most_in_flight
 from .capture import Capture, Captured
 from .config import EdgeSettings
@@ -93,6 +94,7 @@ class Daemon:
         self._clock = time.monotonic
         self._metrics = Metrics()
         self._rng = random.Random()
+        self._access = Access.of(settings)
         self._cache = Cache(settings.cache_dir, settings.splits)
         self._interval_s = frame_interval_s(settings, [s.fps for s in sources])
         self._control: Any = None
@@ -197,6 +199,7 @@ class Daemon:
             Backoff(settings.reconnect_min_s, settings.reconnect_max_s, self._rng),
             connect_timeout_s=settings.connect_timeout_s,
             clock=self._clock,
+            access=self._access,
         )
 
     async def _stay_connected(self, client: StreamClient, worker: Worker) -> None:
@@ -243,7 +246,7 @@ class Daemon:
         backoff = Backoff(self._settings.reconnect_min_s, FETCH_RETRY_S, self._rng)
         while True:
             try:
-                return await fetch_edge_half(self._settings.server, self._cache)
+                return await fetch_edge_half(self._settings.server, self._cache, access=self._access)
             except (StreamError, FetchError) as error:
                 wait_s = backoff.next_s()
                 log.warning("no edge half yet", reason=str(error), next_try_s=round(wait_s, 2))

@@ -26,6 +26,7 @@ from ..models.bundle import Bundle, short
 from ..models.edge_half import MAX_FILE_BYTES, load_edge_half
 from ..models.exceptions import BundleError, HeadraceError
 from ..protos.messages import BundleChunk, GetBundleRequest, HeadraceStub
+from .access import PLAIN, Access
 from .exceptions import ConfigError, FetchError, StreamError
 from .stream import CHANNEL_OPTIONS
 
@@ -108,7 +109,9 @@ class Cache:
         return self.folder / "servers" / re.sub(r"[^A-Za-z0-9.-]", "_", server)
 
 
-async def fetch_edge_half(server: str, cache: Cache, *, fingerprint: bytes = b"", timeout_s: float = 300.0) -> Bundle:
+async def fetch_edge_half(
+    server: str, cache: Cache, *, fingerprint: bytes = b"", timeout_s: float = 300.0, access: Access = PLAIN
+) -> Bundle:
     """Get an edge half from the server into the cache.
 
     Args:
@@ -116,19 +119,20 @@ async def fetch_edge_half(server: str, cache: Cache, *, fingerprint: bytes = b""
         cache: where it is kept.
         fingerprint: 32 bytes, or empty for the bundle that the server serves by default.
         timeout_s: for all of it.
+        access: how the server is reached.
 
     Raises:
         StreamError: the server cannot be reached, or broke off.
-        ConfigError: its bundle has no such split points.
+        ConfigError: its bundle has no such split points, or a file of `access` cannot be read.
         FetchError: what it sent is not accepted.
     """
     cache.folder.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix="fetch-", dir=cache.folder))
-    channel = grpc.aio.insecure_channel(server, options=CHANNEL_OPTIONS)
+    channel = access.channel(server, CHANNEL_OPTIONS)
     try:
         request = GetBundleRequest(fingerprint=fingerprint, splits=cache.splits)
         stub: Any = HeadraceStub(channel)  # type: ignore[no-untyped-call]
-        chunks: AsyncIterator[Any] = stub.GetBundle(request, timeout=timeout_s).__aiter__()
+        chunks: AsyncIterator[Any] = stub.GetBundle(request, timeout=timeout_s, metadata=access.metadata()).__aiter__()
         received = await receive(chunks, temporary)
         if fingerprint and received != fingerprint:
             raise FetchError(f"asked server {server} for bundle {short(fingerprint)}, it sent {short(received)}")

@@ -152,6 +152,7 @@ def _edge_half(settings: EdgeSettings) -> Bundle:
     import asyncio
 
     from ..models.edge_half import load_edge_half
+    from .access import Access
     from .fetch import Cache, fetch_edge_half
 
     if settings.bundle is not None:
@@ -159,5 +160,5 @@ def _edge_half(settings: EdgeSettings) -> Bundle:
     cache = Cache(settings.cache_dir, settings.splits)
     bundle = cache.last_from(settings.server)
     if bundle is None:
-        bundle = asyncio.run(fetch_edge_half(settings.server, cache))
+        bundle = asyncio.run(fetch_edge_half(settings.server, cache, access=Access.of(settings)))
     return bundle

@@ -18,7 +18,8 @@ import structlog
 from ..models.bundle import short
 from ..protos import messages
 from ..protos.messages import Continuation, Frame, HeadraceStub, Hello, Result, StreamRequest, Welcome
-from .exceptions import FingerprintRefusedError, RefusedError, StreamError
+from .access import PLAIN, Access
+from .exceptions import ConfigError, FingerprintRefusedError, RefusedError, StreamError
 from .interfaces import Outgoing
 from .pipeline import STOPPED
 
@@ -88,10 +89,12 @@ class StreamClient:
         connect_timeout_s: float,
         clock: Callable[[], float],
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        access: Access = PLAIN,
     ) -> None:
         """Nothing is connected before `run`."""
         self._address, self._handler, self._backoff = address, handler, backoff
         self._connect_timeout_s, self._clock, self._sleep = connect_timeout_s, clock, sleep
+        self._access = access
         self._ready = asyncio.Event()
         self._hang: asyncio.Future[str] | None = None
         self.attempted = asyncio.Event()
@@ -131,9 +134,13 @@ class StreamClient:
         Raises:
             StreamError: it could not be made, or broke.
         """
-        channel = grpc.aio.insecure_channel(self._address, options=CHANNEL_OPTIONS)
         try:
-            call: Any = HeadraceStub(channel).Stream()  # type: ignore[no-untyped-call]
+            channel = self._access.channel(self._address, CHANNEL_OPTIONS)
+            metadata = self._access.metadata()
+        except ConfigError as error:  # a file that was there at the start; it may come back
+            raise StreamError(str(error)) from error
+        try:
+            call: Any = HeadraceStub(channel).Stream(metadata=metadata)  # type: ignore[no-untyped-call]
             try:
                 async with asyncio.timeout(self._connect_timeout_s):
                     await _tried(channel)  # so that the greeting's time is that of one round trip

@@ -22,6 +22,7 @@ from pydantic_settings import (
 
 from ..models.bitstream import MAX_PACKET_BYTES
 from .exceptions import SettingsError
+from .security import SecuritySettings
 
 ENV_PREFIX = "HEADRACE_SERVER_"
 TABLE = "server"
@@ -35,12 +36,12 @@ def _default_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "headrace" / "server"
 
 
-class ServerSettings(BaseSettings):
+class ServerSettings(SecuritySettings):
     """Everything that can be set. Made by `ServerSettings.load`, which reports bad values in plain words."""
 
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True)
 
-    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for every interface.")
+    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for every interface (see --insecure).")
     port: int = Field(50051, ge=0, le=65535, description="Port to listen on; 0 takes any free one.")
     metrics_host: str = Field("127.0.0.1", description="Address of the HTTP endpoint for metrics and probes.")
     metrics_port: int | None = Field(
@@ -158,15 +159,18 @@ class ServerSettings(BaseSettings):
             **flags: values by field name; None stands for a flag that was not given.
 
         Raises:
-            SettingsError: the file cannot be read, or a value is unknown or out of range. The text names the setting.
+            SettingsError: the file cannot be read, a value is unknown or out of range, or the server would listen to
+                strangers without `insecure`. The text names the setting.
         """
         token = _file_values.set(_read_toml(config) if config else {})
         try:
-            return cls(**{name: value for name, value in flags.items() if value is not None})
+            settings = cls(**{name: value for name, value in flags.items() if value is not None})
         except (ValidationError, PydanticSettingsError) as error:
             raise SettingsError(_plain(error, config)) from error
         finally:
             _file_values.reset(token)
+        settings.check_security(settings.host)
+        return settings
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from grpc_health.v1.health import aio as health_aio  # type: ignore[attr-defined
 from ..models.bundle import Bundle, short
 from ..models.exceptions import HeadraceError
 from ..protos import messages
+from .auth import Scope, TokenFile
 from .bundle_dir import BundleDir
 from .bundles import Bundles
 from .config import ServerSettings
@@ -29,16 +30,16 @@ from .edge_halves import EdgeHalves
 from .engine import Engine, LocalEngine, Tail, TailKey
 from .exceptions import StartError
 from .grpc_metrics import GrpcMetrics
+from .guard import Guard, Streams, refused_calls
+from .listening import make_grpc, open_port
 from .metrics import Metrics, MetricsEndpoint, Probes
 from .pipeline import Pipeline, PipelineSettings
 from .ray_engine import RayEngine, RaySettings
+from .security import loopback
 from .service import HeadraceService, StreamLimits
 from .tracing import Tracer
 
 log = structlog.get_logger(__name__)
-
-SLACK_BYTES = 4096
-"""What protobuf and later fields may add to a packet in one message."""
 
 SWITCH_S = 0.0001
 """How long one thread may hold Python's lock while another one wants it, in seconds. A tail takes it again after every
@@ -57,6 +58,8 @@ class Server:
     Attributes:
         address: host:port of gRPC, once started.
         metrics_address: host:port of the HTTP endpoint, None when it is off.
+        admin_address: host:port of the listener for admin calls, None when it is off.
+        admin_services: what is served there beside health; each puts a service on the listener before it opens.
         metrics: the counters.
         fingerprint: of the default bundle, once started.
     """
@@ -76,6 +79,8 @@ class Server:
         """
         self.address = ""
         self.metrics_address: str | None = None
+        self.admin_address: str | None = None
+        self.admin_services: list[Callable[[grpc.aio.Server], None]] = []
         self.metrics = Metrics()
         self.fingerprint = b""
         self._settings = settings
@@ -92,6 +97,8 @@ class Server:
         self._watching: asyncio.Task[None] | None = None
         self._service: HeadraceService | None = None
         self._grpc: grpc.aio.Server | None = None
+        self._admin: grpc.aio.Server | None = None
+        self._guarding: list[asyncio.Task[None]] = []
         self._beating: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -139,7 +146,7 @@ class Server:
             self._bundles,
             self._edge_halves,
             self.metrics,
-            StreamLimits(s.max_packet_bytes, s.max_in_flight, s.max_streams_per_peer, s.queue_bytes),
+            StreamLimits(s.max_packet_bytes, s.max_in_flight, s.max_streams_per_peer, s.queue_bytes, s.unread_s),
         )
         await self._listen(self._service)
         # What is loaded stays; the collector need not walk through PyTorch's modules again and again.
@@ -161,35 +168,35 @@ class Server:
         self.fingerprint = bundles.default.bundle.fingerprint
 
     async def _listen(self, service: HeadraceService) -> None:
+        """Open the listeners: devices', and the one for admin calls where there is one."""
         s = self._settings
-        self._grpc = grpc.aio.server(
-            options=[
-                ("grpc.max_receive_message_length", s.max_packet_bytes + SLACK_BYTES),
-                ("grpc.so_reuseport", 0),
-                # A device that vanished without a word is noticed within half a minute.
-                ("grpc.keepalive_time_ms", 20_000),
-                ("grpc.keepalive_timeout_ms", 10_000),
-                ("grpc.keepalive_permit_without_calls", 1),
-                ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
-                ("grpc.max_concurrent_streams", 1_000),
-            ],
-            maximum_concurrent_rpcs=s.max_streams,
-            interceptors=[GrpcMetrics(self.metrics.registry)],
-        )
+        certificates = s.certificates()
+        tokens = TokenFile(s.tokens) if s.tokens is not None else None
+        streams, refused = Streams(s.max_streams_per_device), refused_calls(self.metrics)
+        guard = Guard(tokens, Scope.DEVICE, streams, refused)
+        self._grpc = make_grpc(s, [GrpcMetrics(self.metrics.registry), guard])
         messages.add_HeadraceServicer_to_server(service, self._grpc)  # type: ignore[no-untyped-call]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
         if s.reflection:
             add_reflection(self._grpc)
         for name in ("", messages.SERVICE):
             await self._health.set(name, _SERVING)
-        try:
-            port = self._grpc.add_insecure_port(f"{s.host}:{s.port}")
-        except RuntimeError as error:
-            raise StartError(
-                f"cannot listen on {s.host}:{s.port}; is another server running there? Choose another --port"
-            ) from error
+        port = open_port(self._grpc, s.host, s.port, certificates, "--port")
+        self._guarding = [asyncio.create_task(guard.watch())]
+        if s.admin_port is not None:
+            admin_guard = Guard(tokens, Scope.ADMIN, streams, refused)
+            self._admin = make_grpc(s, [admin_guard])
+            health_pb2_grpc.add_HealthServicer_to_server(self._health, self._admin)
+            for add in self.admin_services:
+                add(self._admin)
+            admin_port = open_port(self._admin, s.admin_host, s.admin_port, certificates, "--admin-port")
+            self._guarding.append(asyncio.create_task(admin_guard.watch()))
+            await self._admin.start()
+            self.admin_address = f"{s.admin_host}:{admin_port}"
         await self._grpc.start()
         self.address = f"{s.host}:{port}"
+        if s.lacks() and not loopback(s.host):
+            log.warning("listening to everybody, as --insecure says", address=self.address, lacking=s.lacks())
 
     async def drain(self) -> bool:
         """Refuse what is new, answer what was admitted, and close.
@@ -221,11 +228,13 @@ class Server:
     async def close(self, grace: float = 0.0) -> None:
         """Let go of everything; calls under way are cut off after `grace` seconds."""
         gc.unfreeze()
+        for task in (*self._guarding, *([] if self._watching is None else [self._watching])):
+            task.cancel()
         if self._watching is not None:
-            self._watching.cancel()
             await asyncio.wait({self._watching})
-        if self._grpc is not None:
-            await self._grpc.stop(grace)
+        for each in (self._grpc, self._admin):
+            if each is not None:
+                await each.stop(grace)
         await self._edge_halves.close()
         if self._bundles is not None:
             await self._bundles.close()
@@ -331,6 +340,7 @@ async def _serve(settings: ServerSettings) -> int:
         "event": "listening",
         "address": server.address,
         "metrics": server.metrics_address,
+        **({"admin": server.admin_address} if server.admin_address else {}),
         "fingerprint": server.fingerprint.hex(),
     }
     sys.stdout.write(json.dumps(listening) + "\n")

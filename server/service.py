@@ -30,6 +30,7 @@ from .dispatch import Job
 from .edge_halves import EdgeHalves
 from .exceptions import DrainingError, EdgeHalfError, FrameError, FullError, InvalidError, Reason
 from .gathering import Budget, Gathering
+from .guard import caller
 from .metrics import Metrics
 from .pipeline import Pipeline, micros
 
@@ -37,6 +38,9 @@ log = structlog.get_logger(__name__)
 
 HELLO_S = 10.0
 """How long a new stream may take to say Hello."""
+
+GOODBYE_S = 5.0
+"""How long a stream's status may take to be sent; then its place is free again."""
 
 REFUSALS = 32
 """Refused frames of one stream whose results are not written yet; with more, reading pauses."""
@@ -61,12 +65,14 @@ PUSHBACK = "grpc-retry-pushback-ms"
 
 @dataclass(frozen=True, slots=True)
 class StreamLimits:
-    """Of one stream: bytes of a packet, frames without a result; streams of one peer; bytes that gather in all."""
+    """Of one stream: bytes of a packet, frames without a result; streams of one peer; bytes that gather in all; seconds
+    that results may lie unread."""
 
     packet_bytes: int
     in_flight: int
     streams_per_peer: int
     gathered_bytes: int
+    unread_s: float = 20.0
 
 
 class HeadraceService(messages.HeadraceServicer):
@@ -118,6 +124,9 @@ class HeadraceService(messages.HeadraceServicer):
             await context.write(messages.welcome_response(self._welcome(served.bundle)))
             # A name of the device's own within the address that it comes from: it takes no other address's share.
             device = f"{peer}/{hello.device[:64]}"
+            who = caller.get()
+            if who is not None and who.name:  # proved by token or certificate: no name of its own gives it more
+                device = who.key
             session = Session(self.pipeline, served, context, self.limits, device, self._gathered)
             log.info("stream opened", device=hello.device[:64], peer=context.peer(), version=hello.client_version[:32])
             try:
@@ -229,6 +238,7 @@ class Session:
     ) -> None:
         """Nothing is read yet."""
         self.frames = 0
+        self._unread = asyncio.Event()
         self._pipeline = pipeline
         self._served = served
         self._context = context
@@ -249,8 +259,12 @@ class Session:
         """
         reading = asyncio.create_task(self._read())
         drained = asyncio.create_task(self._served.stop.wait())
+        unread = asyncio.create_task(self._unread.wait())
         try:
-            await asyncio.wait({reading, drained}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({reading, drained, unread}, return_when=asyncio.FIRST_COMPLETED)
+            if self._unread.is_set():
+                seconds = self._limits.unread_s
+                return grpc.StatusCode.RESOURCE_EXHAUSTED, f"no result was read for {seconds:g} s; read faster"
             # Every admitted frame has its task by now. While it drains, what still comes is read and refused.
             await self._finish()
             if not reading.done():
@@ -260,9 +274,9 @@ class Session:
                 return grpc.StatusCode.UNAVAILABLE, str(self._stopping())
             return reading.result()
         finally:
-            for task in (reading, drained, *self._tasks):
+            for task in (reading, drained, unread, *self._tasks):
                 task.cancel()
-            await asyncio.gather(reading, drained, *self._tasks, return_exceptions=True)
+            await asyncio.gather(reading, drained, unread, *self._tasks, return_exceptions=True)
 
     async def _finish(self) -> None:
         """Wait until the frames that have come so far are answered."""
@@ -348,8 +362,17 @@ class Session:
 
     async def _write(self, result: Result, received: float) -> None:
         async with self._writing:
+            if self._unread.is_set():  # gRPC still holds the result before this one
+                raise FullError("nobody reads the results of this stream")
             total_us = micros(self._pipeline.clock() - received)  # up to where it is handed to gRPC
-            await self._context.write(messages.result_response(result, total_us))
+            response = messages.result_response(result, total_us)
+            try:
+                async with asyncio.timeout(self._limits.unread_s):
+                    await self._context.write(response)
+            except TimeoutError:
+                # Whoever writes results waits for this one, and reading waits for them: the stream stands still.
+                self._unread.set()
+                raise
 
     def _stopping(self) -> FrameError:
         if self._pipeline.admission.draining:
@@ -398,5 +421,6 @@ def _remaining_ms(stated: int, context: Context) -> int:
 
 
 async def _abort(context: Context, code: grpc.StatusCode, text: str) -> NoReturn:
-    await context.abort(code, text)
+    async with asyncio.timeout(GOODBYE_S):  # whoever does not read does not read this either
+        await context.abort(code, text)
     raise AssertionError("abort returned")

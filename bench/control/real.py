@@ -123,7 +123,13 @@ async def _measured(
         spec = LinkSpec(up=window.trace, delay_s=conditions.delay_s)
         link = await open_link(emulator, spec, PORT, cores=cores)
         stack.push_async_callback(link.close)
-        serve = {"bundles": bundle, "host": link.server_host, "port": PORT, "threads": max(1, len(cores))}
+        serve = {
+            "bundles": bundle,
+            "host": link.server_host,
+            "insecure": True,
+            "port": PORT,
+            "threads": max(1, len(cores)),
+        }
         server = await Server.listening(serve, scratch / "server.log", cores, link.server_prefix)
         stack.push_async_callback(server.stop)
         flags = {

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
 from headrace.bench.demo.scenario import DELAY_S, DEVICE_UNCUT_MS, PHASES
+from headrace.bench.doctor import examine_server
 from headrace.bench.links.process import main as link_main
 from headrace.bench.material import main as material_main
+from headrace.bench.server.null_engine import NullEngine
 from headrace.cli import app
+from headrace.edge.access import Access
 from headrace.edge.config import EdgeSettings
 from headrace.edge.metrics import Metrics as EdgeMetrics
 from headrace.server.config import ServerSettings
+from headrace.server.daemon import Server
 from headrace.server.metrics import Metrics as ServerMetrics
 
 ROOT = Path(__file__).parents[2]
@@ -35,18 +43,19 @@ def assert_flags_exist(command: str, words: list[str]) -> None:
 
 
 def flags(words: list[str]) -> dict[str, str]:
-    return dict(word.lstrip("-").split("=", 1) for word in words)
+    return dict(word.lstrip("-").split("=", 1) for word in words if word.startswith("--"))
 
 
 def test_compose_runs_the_demo() -> None:
     services = COMPOSE["services"]
-    assert services.keys() == {"server", "link", "material", "edge"}
+    assert services.keys() == {"secrets", "server", "link", "material", "edge"}
     for service in services.values():
         assert set(service.get("depends_on", {})) <= services.keys()
         if "build" in service:
             assert (DEPLOY / service["build"]["context"] / service["build"]["dockerfile"]).is_file()
         for volume in service.get("volumes", []):
-            assert volume.partition(":")[0] in COMPOSE["volumes"]
+            source = volume.partition(":")[0]
+            assert source in COMPOSE["volumes"] or (DEPLOY / source).is_file()
     assert services["server"]["image"] == services["link"]["image"] == services["material"]["image"]
     assert_flags_exist(services["server"]["command"][0], services["server"]["command"][1:])
     assert_flags_exist("edge", services["edge"]["command"])
@@ -56,7 +65,7 @@ def test_compose_has_the_link_and_the_device_of_the_demo() -> None:
     link = flags(COMPOSE["services"]["link"]["command"])
     assert link["phases"] == ",".join(f"{p.mbps:g}:{p.seconds:g}" for p in PHASES)
     assert float(link["delay-ms"]) == DELAY_S * 1000
-    assert flags(COMPOSE["services"]["edge"]["command"][5:])["device-uncut-ms"] == f"{DEVICE_UNCUT_MS:g}"
+    assert flags(COMPOSE["services"]["edge"]["command"])["device-uncut-ms"] == f"{DEVICE_UNCUT_MS:g}"
     entry = COMPOSE["services"]["link"]["entrypoint"]
     assert entry == ["python", "-m", link_main.__module__]
     with pytest.raises(SystemExit) as ended:
@@ -80,6 +89,75 @@ def test_compose_makes_what_the_edge_looks_at(tmp_path) -> None:
     assert material_main([]) == 2
 
 
+def make_secrets(folder: Path) -> None:
+    """Run what the service `secrets` runs, with `folder` for its volume."""
+    (script,) = COMPOSE["services"]["secrets"]["command"]
+    script = script.replace("/make-certificates.sh", str(DEPLOY / "make-certificates.sh"))
+    script = script.replace("/secrets", str(folder)).replace(
+        "headrace token", f"{sys.executable} -m headrace.cli token"
+    )
+    subprocess.run(["sh", "-ec", script], check=True)
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl, which makes the certificates")
+async def test_the_secrets_of_compose_open_a_server_that_runs_as_compose_runs_it(tmp_path) -> None:
+    make_secrets(tmp_path)
+    token = (tmp_path / "token").read_text()
+    make_secrets(tmp_path)
+    assert (tmp_path / "token").read_text() == token, "kept when it is run again"
+    given = {
+        name.replace("-", "_"): value.replace("/secrets", str(tmp_path))
+        for side in ("server", "edge")
+        for name, value in flags(COMPOSE["services"][side]["command"]).items()
+    }
+    settings = ServerSettings.load(
+        host="0.0.0.0", **{k: given[k] for k in ("tls_cert", "tls_key", "tokens")}, cache_dir=tmp_path, port=0
+    )
+    server = Server(settings, lambda _: NullEngine())
+    await server.start()
+    try:
+        server_address = f"127.0.0.1:{server.address.rpartition(':')[2]}"
+        edge = {k: given[k] for k in ("tls_ca", "tls_server_name", "token_file")}
+        finding = await asyncio.to_thread(
+            examine_server, server_address, Access.of(EdgeSettings.load(server=server_address, **edge))
+        )
+        assert finding.level == "ok"
+        assert "by TLS, its certificate is good for 39" in finding.what
+        (tmp_path / "token").write_text(token.replace("_", "_x", 1))
+        wrong = Access.of(EdgeSettings.load(server=server_address, **edge))
+        assert "refuses the token" in (await asyncio.to_thread(examine_server, server_address, wrong)).what
+        edge.pop("tls_server_name")
+        stranger = Access.of(EdgeSettings.load(server=server_address, **edge))
+        assert (await asyncio.to_thread(examine_server, server_address, stranger)).level == "fault"
+    finally:
+        await server.close()
+
+
+def test_kubernetes_runs_a_server_that_would_start() -> None:
+    documents = {d["kind"]: d for d in yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text())}
+    pod = documents["Deployment"]["spec"]["template"]
+    (container,) = pod["spec"]["containers"]
+    assert_flags_exist(container["args"][0], container["args"][1:])
+    given = {name.replace("-", "_"): value for name, value in flags(container["args"]).items()}
+    dockerfile = (DEPLOY / "Dockerfile.server").read_text()
+    environment = dict(re.findall(r"HEADRACE_SERVER_(\w+)=(\S+)", dockerfile))
+    settings = ServerSettings.load(**given, **{k.lower(): v for k, v in environment.items()})
+    assert not settings.insecure
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert ports == {"grpc": settings.port, "metrics": settings.metrics_port}
+    mounts = [mount["mountPath"] for mount in container["volumeMounts"]]
+    for path in (settings.tls_cert, settings.tls_key, settings.tokens):
+        assert any(path.is_relative_to(mount) for mount in mounts)
+    assert {m["name"] for m in container["volumeMounts"]} == {v["name"] for v in pod["spec"]["volumes"]}
+    assert pod["spec"]["terminationGracePeriodSeconds"] > settings.drain_s
+    labels = pod["metadata"]["labels"].items()
+    for kind in ("Deployment", "PodDisruptionBudget"):
+        assert documents[kind]["spec"]["selector"]["matchLabels"].items() <= labels
+    assert documents["Service"]["spec"]["selector"].items() <= labels
+    (sysctl,) = pod["spec"]["securityContext"]["sysctls"]
+    assert {sysctl["name"]: int(sysctl["value"])} == COMPOSE["services"]["server"]["sysctls"]
+
+
 def test_front_ends_on_ray_are_started_with_flags_that_exist_and_time_to_drain() -> None:
     documents = {d["kind"]: d for d in yaml.safe_load_all((DEPLOY / "ray.yaml").read_text())}
     pod = documents["StatefulSet"]["spec"]["template"]["spec"]
@@ -93,8 +171,10 @@ def test_front_ends_on_ray_are_started_with_flags_that_exist_and_time_to_drain()
     cluster = documents["RayCluster"]
     assert settings.ray_address == f"{cluster['metadata']['name']}-head-svc:6379"
     (worker,) = cluster["spec"]["workerGroupSpecs"][0]["template"]["spec"]["containers"]
-    mounts = {m["mountPath"] for c in (container, worker) for m in c["volumeMounts"]}
-    assert mounts == {str(settings.bundle_dir)}, "replicas look for bundles where front ends do"
+    of_front, of_worker = ({m["mountPath"] for m in c["volumeMounts"]} for c in (container, worker))
+    assert of_worker == {str(settings.bundle_dir)} < of_front, "replicas look for bundles where front ends do"
+    for path in (settings.tls_cert, settings.tls_key, settings.tokens):
+        assert str(path.parent) in of_front
     assert {p["containerPort"] for p in container["ports"]} == {settings.port, 9100}
     labels = {
         d["spec"]["template"]["metadata"]["labels"]["app"] for d in documents.values() if d["kind"] == "StatefulSet"

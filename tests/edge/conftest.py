@@ -192,9 +192,13 @@ class ScriptedServer:
     async def start(self) -> None:
         """Listen, on the same port again after `kill`."""
         self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-        messages.add_HeadraceServicer_to_server(_Service(self), self._server)
+        messages.add_HeadraceServicer_to_server(self.service(), self._server)
         self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")
         await self._server.start()
+
+    def service(self) -> messages.HeadraceServicer:
+        """What answers calls, for a listener of the test's own."""
+        return _Service(self)
 
     async def kill(self) -> None:
         """Break every connection at once."""

@@ -40,7 +40,7 @@ async def over(edge_half, photographs, tmp_path) -> AsyncIterator[Callable[..., 
         async def start(spec: LinkSpec, **flags: object) -> tuple[EmulatedLink, EdgeRun]:
             link = await open_link(emulator, spec, PORT)
             stack.push_async_callback(link.close)
-            serve = {"host": link.server_host, "port": PORT, "cache_dir": tmp_path / "server"}
+            serve = {"host": link.server_host, "insecure": True, "port": PORT, "cache_dir": tmp_path / "server"}
             server = await Server.listening(serve, tmp_path / "server.log", prefix=link.server_prefix)
             stack.push_async_callback(server.stop)
             flags = {"server": link.address, "bundle": edge_half, "source": photographs, **LIVE, **flags}
@@ -129,7 +129,8 @@ def test_headrace_emulate_with_real_processes_over_a_recorded_link(emulator, edg
     # 2.4 Mbit/s (a packet every 5 ms) for 3 s, then 0.6 for 2 s, then nothing for 1 s.
     times = [*range(5, 3001, 5), *range(3020, 5001, 20), 6000]
     trace.write_text("".join(f"{ms}\n" for ms in times))
-    serve = ["headrace", "serve", *arguments({"host": "{host}", "port": "{port}", "cache_dir": tmp_path / "server"})]
+    flags = {"host": "{host}", "port": "{port}", "insecure": True, "cache_dir": tmp_path / "server"}
+    serve = ["headrace", "serve", *arguments(flags)]
     flags = {"server": "{server}", "bundle": edge_half, "source": photographs, **LIVE, "max_frames": 60}
     edge = ["headrace", "edge", *arguments(flags | {"cache_dir": tmp_path / "cache"})]
     command = [

@@ -218,7 +218,9 @@ async def start(bundle: Bundle, tmp_path: Path) -> AsyncIterator[Start]:
         # One decoding thread: frames are then decoded in the order in which they come. Nothing waits for company: the
         # clock stands still.
         plain = {"port": 0, "decode_threads": 1, "max_wait_ms": 0, "cache_dir": tmp_path / "cache", "drain_s": 30.0}
+        admin_services = settings.pop("admin_services", [])
         server = Server(ServerSettings.load(**(plain | settings)), lambda _: engine, clock)
+        server.admin_services += admin_services
         await server.start()
         channel = grpc.aio.insecure_channel(server.address)
         running.append(Running(server, engine, clock, channel, bundle))

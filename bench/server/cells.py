@@ -1,0 +1,185 @@
+"""What our server does under what it does not like: ten times too much, one greedy device, many idle ones, SIGTERM."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...models.bundle import Bundle
+from ...protos.messages import Status
+from ...server.config import SHIPPED_BUNDLE
+from ..processes import Server
+from .clients import StreamDevice
+from .load import Load, Tally, Target, offer
+from .systems import Material, Place, devices, our_server
+
+
+@asynccontextmanager
+async def connected(server: Server, count: int, material: Material) -> AsyncIterator[list[Target]]:
+    """Devices at our server."""
+    async with devices("headrace", server.address, bytes.fromhex(server.fingerprint), count, material) as made:
+        yield made
+
+
+@dataclass(frozen=True, slots=True)
+class Overload:
+    """Goodput at ten times too much, as a share of the peak; p99 of what was answered, memory before and after."""
+
+    share: float
+    tally: Tally
+    peak_fps: float
+    mb_begin: float
+    mb_end: float
+
+
+async def overload(server: Server, material: Material, load: Load, peak_fps: float) -> Overload:
+    """Offer `load`, which is many times `peak_fps`."""
+    async with connected(server, len(load.rates), material) as targets:
+        await offer(Load(load.rates, 1.0, load.deadline_s, load.pattern), targets)
+        begin = rss_mb(server)
+        tally = await offer(load, targets)
+        return Overload(tally.goodput / peak_fps, tally, peak_fps, begin, rss_mb(server))
+
+
+async def greed(server: Server, material: Material, fps: float, count: int, seconds: float, deadline_s: float) -> Any:
+    """On-time share of the others without and with one device that sends 100 times its share, and Jain's index without.
+
+    Args:
+        server: ours.
+        material: packets.
+        fps: that `count` devices offer together; one more that is greedy sends 100 times a device's share of it.
+        count: devices beside the greedy one.
+        seconds: of each of the two measurements.
+        deadline_s: of every frame.
+    """
+    each = fps / count
+    async with connected(server, count + 1, material) as targets:
+        alone = await offer(Load((each,) * count + (0.0,), seconds, deadline_s), targets)
+        beside = await offer(Load((each,) * count + (100 * each,), seconds, deadline_s), targets)
+    return others(alone, count), others(beside, count), alone.fairness()
+
+
+def others(tally: Tally, count: int) -> float:
+    """On-time share of the first `count` devices."""
+    return sum(tally.good[:count]) / max(1, sum(tally.due[:count]))
+
+
+async def idle(server: Server, material: Material, count: int, seconds: float, deadline_s: float) -> tuple[float, Any]:
+    """MB of the server for each of `count` idle devices; and p99 of an active one without and with them, in s."""
+    active = Load((10.0,), seconds, deadline_s, "periodic")
+    async with connected(server, 1, material) as one:
+        await offer(active, one)
+        before = await offer(active, one)
+        begin = rss_mb(server)
+        async with connected(server, count, material):
+            await asyncio.sleep(1.0)
+            each = (rss_mb(server) - begin) / count
+            after = await offer(active, one)
+    return each, (before.p(99), after.p(99))
+
+
+async def lost_on_drain(place: Place, material: Material, fps: float, times: int) -> tuple[int, int]:
+    """Admitted frames without a result when SIGTERM comes under load, and frames admitted, over `times` repetitions.
+
+    The server's log says how many frames it took from each device; the device knows how many results it got.
+    """
+    lost = admitted = 0
+    for repetition in range(times):
+        began = log_size(place.scratch / "headrace.log")
+        async with our_server(place) as server, connected(server, 8, material) as targets:
+            load = Load((fps / 8,) * 8, 2.0, 1.0, seed=repetition)
+            offering = asyncio.create_task(offer(load, targets))
+            await asyncio.sleep(0.8 + 0.07 * repetition)
+            server.terminate()
+            streams = [t for t in targets if isinstance(t, StreamDevice)]
+            await asyncio.gather(*(stream.over() for stream in streams))
+            await server.wait(20)
+            offering.cancel()
+            await asyncio.gather(offering, return_exceptions=True)
+            taken = frames_taken(server.log, began)
+            for number, stream in enumerate(streams):
+                refused = stream.statuses.get(Status.UNAVAILABLE, 0)
+                admitted += taken.get(number, 0) - refused
+                lost += max(0, taken.get(number, 0) - stream.results)
+    return lost, admitted
+
+
+async def lost_on_swap(place: Place, material: Material, fps: float, times: int) -> tuple[int, int]:
+    """As `lost_on_drain`, when a bundle is replaced by another version in a watched folder under load.
+
+    Streams of the old version are ended soon after, with what was admitted answered; the new one is there by then.
+    """
+    lost = admitted = 0
+    with tempfile.TemporaryDirectory(prefix="headrace-bundles-") as name:
+        folder = Path(name)
+        versions = two_versions()
+        versions[0].save(folder / "version-0")
+        async with our_server(place, bundle_dir=folder, linger_s=0.3) as server:
+            for repetition in range(times):
+                old, new = versions[repetition % 2], versions[(repetition + 1) % 2]
+                begin = log_size(server.log)
+                async with devices("headrace", server.address, old.fingerprint, 8, material) as targets:
+                    load = Load((fps / 8,) * 8, 60.0, 1.0, seed=repetition)
+                    offering = asyncio.create_task(offer(load, targets))
+                    await asyncio.sleep(0.8)
+                    new.save(folder / ".new")
+                    (folder / ".new").rename(folder / f"version-{repetition + 1}")
+                    shutil.rmtree(folder / f"version-{repetition}")
+                    streams = [t for t in targets if isinstance(t, StreamDevice)]
+                    async with asyncio.timeout(60):
+                        await asyncio.gather(*(stream.over() for stream in streams))
+                    offering.cancel()
+                    await asyncio.gather(offering, return_exceptions=True)
+                    gone, taken_in = await _count(streams, server.log, begin)
+                    lost, admitted = lost + gone, admitted + taken_in
+    return lost, admitted
+
+
+async def _count(streams: Sequence[StreamDevice], log: Path, begin: int) -> tuple[int, int]:
+    """Frames that the server took and did not answer; and those that it took and did not refuse as no longer served."""
+    async with asyncio.timeout(10):
+        while len(taken := frames_taken(log, begin)) < len(streams):
+            await asyncio.sleep(0.05)  # the log's last lines are on their way
+    pairs = [(taken[number], stream) for number, stream in enumerate(streams)]
+    lost = sum(max(0, count - stream.results) for count, stream in pairs)
+    return lost, sum(count - stream.statuses.get(Status.UNAVAILABLE, 0) for count, stream in pairs)
+
+
+def two_versions() -> tuple[Bundle, Bundle]:
+    """The shipped bundle, and one whose decoder differs in the last bits and so has another fingerprint."""
+    bundle = Bundle.load(SHIPPED_BUNDLE)
+    name = f"{bundle.splits[0].name}/decoder"
+    other = replace(bundle, tensors={**bundle.tensors, name: bundle.tensors[name] * np.float32(1.0000001)})
+    return bundle, other
+
+
+def frames_taken(log: Path, begin: int) -> dict[int, int]:
+    """Frames that were read from each device's stream, by its number, as the log says from byte `begin` on."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", log.read_bytes()[begin:].decode(errors="replace"))
+    found: dict[int, int] = {}
+    for line in text.splitlines():
+        if "stream closed" in line:
+            device, frames = re.search(r"device-(\d+)", line), re.search(r"frames\"?[=:] ?(\d+)", line)
+            if device and frames:
+                found[int(device[1])] = int(frames[1])
+    return found
+
+
+def log_size(log: Path) -> int:
+    """Bytes of a log so far."""
+    return log.stat().st_size if log.exists() else 0
+
+
+def rss_mb(server: Server) -> float:
+    """Resident memory of the server's process, in MB (10^6 bytes)."""
+    pages = int(Path(f"/proc/{server.pid}/statm").read_text().split()[1])
+    return pages * 4096 / 1e6

@@ -1,0 +1,317 @@
+"""`headrace bench server`: everything in turn, a table, and the figures as JSON."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from ...models.bitstream import Packet
+from ...models.bundle import Bundle
+from ...models.exceptions import HeadraceError
+from ...server.config import SHIPPED_BUNDLE
+from ..cores import all_cores
+from . import cells
+from .load import Load, Pattern, Tally, offer
+from .search import Capacity, capacity
+from .systems import NAMES, Material, Place, bare_fps, devices, host, installed, our_server, spread
+
+POINT = "blocks.3@4"
+KEYS = (
+    "over_bare_loop",
+    "over_litserve",
+    "over_ray_serve",
+    "null_over_litserve",
+    "null_over_ray_serve",
+    "overload_goodput_share",
+    "idle_mb_per_device",
+    "lost_on_swap",
+    "lost_on_drain",
+)
+OVER = 1.5
+"""Saturation is measured at so many times the bare loop's rate."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is measured. Seconds are of each measurement; see the command's help."""
+
+    devices: int = 32
+    seconds: float = 3.0
+    rounds: int = 3
+    deadline_s: float = 0.25
+    batch: int = 8
+    pattern: Pattern = "poisson"
+    rivals: tuple[str, ...] = ("litserve", "ray")
+    overload_s: float = 60.0
+    idle: int = 500
+    repetitions: int = 20
+
+    @classmethod
+    def of(
+        cls,
+        devices: int,
+        seconds: float,
+        rounds: int,
+        deadline_ms: float,
+        batch: int,
+        pattern: str,
+        rivals: str,
+        overload_s: float,
+        idle: int,
+        repetitions: int,
+    ) -> Plan:
+        """From the command's flags.
+
+        Raises:
+            HeadraceError: one of them cannot be used.
+        """
+        names = tuple(name.strip() for name in rivals.split(",") if name.strip())
+        if unknown := sorted(set(names) - {"litserve", "ray"}):
+            raise HeadraceError(f"--rivals knows litserve and ray, not {unknown[0]!r}")
+        if pattern not in ("poisson", "periodic"):
+            raise HeadraceError(f"--pattern is poisson or periodic, not {pattern!r}")
+        if min(devices, rounds, batch) < 1 or min(seconds, deadline_ms) <= 0:
+            raise HeadraceError("--devices, --rounds, --batch, --seconds and --deadline-ms are positive")
+        which: Pattern = "poisson" if pattern == "poisson" else "periodic"
+        return cls(devices, seconds, rounds, deadline_ms / 1e3, batch, which, names, overload_s, idle, repetitions)
+
+
+@dataclass(slots=True)
+class Found:
+    """Figures by name; a list has one of each round."""
+
+    rounds: dict[str, list[float]] = field(default_factory=dict)
+    figures: dict[str, float | int | None] = field(default_factory=lambda: dict.fromkeys(KEYS))
+
+    def add(self, name: str, value: float) -> None:
+        """One round's."""
+        self.rounds.setdefault(name, []).append(value)
+
+    def ratio(self, key: str, ours: str, theirs: str) -> None:
+        """Median over the rounds of ours / theirs, kept with every round's; nothing where one of them is missing."""
+        pairs = zip(self.rounds.get(ours, ()), self.rounds.get(theirs, ()), strict=False)
+        each = [a / b for a, b in pairs if b]
+        if each:
+            self.rounds[key] = each
+            self.figures[key] = round(spread(each)[0], 3)
+
+
+def run(plan: Plan, json_file: Path | None = None) -> int:
+    """Measure, print, and write `json_file` with exactly `KEYS`; what could not be measured is null there.
+
+    Returns:
+        Exit code: 0, or 143 after SIGTERM, by when everything that was started is stopped.
+
+    Raises:
+        HeadraceError: our server, or one that is installed, does not start.
+    """
+    console = Console(highlight=False, soft_wrap=True)
+    cores = all_cores()
+    server_core, load_core = min(cores), max(cores)
+    if server_core == load_core:
+        console.print("[yellow]note[/] this machine has one core: server and load share it, and the figures say little")
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {load_core})
+    try:
+        with tempfile.TemporaryDirectory(prefix="headrace-") as scratch:
+            place = Place(frozenset({server_core}), plan.batch, Path(scratch))
+            found = asyncio.run(_measure(plan, place, console))
+    except asyncio.CancelledError:
+        return 143
+    finally:
+        os.sched_setaffinity(0, before)
+    for key in KEYS:
+        value = found.figures[key]
+        each = found.rounds.get(key)
+        rounds = f"  ({min(each):.2f} to {max(each):.2f} over {len(each)} rounds)" if each else ""
+        console.print(f"{key:24} {'[red]not measured[/]' if value is None else value}{rounds}")
+    if json_file is not None:
+        json_file.write_text(json.dumps(found.figures, indent=2) + "\n")
+    return 0
+
+
+async def _measure(plan: Plan, place: Place, console: Console) -> Found:
+    measuring = asyncio.current_task()
+    if measuring is not None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, measuring.cancel)
+    found = Found()
+    rivals = [kind for kind in plan.rivals if installed(kind)]
+    for kind in plan.rivals:
+        if kind not in rivals:
+            remedy = "pip install 'headrace[bench-server]'"
+            console.print(f"[bold red]{NAMES[kind]} is not installed and is not compared with[/]: {remedy}")
+    material, small = photographs_as(POINT), smallest()
+    sizes = [len(data) for data in material.data]
+    console.print(
+        f"{len(sizes)} packets of {POINT}, {min(sizes)} to {max(sizes)} bytes; {plan.devices} devices, {plan.pattern}; "
+        f"deadline {plan.deadline_s * 1e3:.0f} ms; batches of {plan.batch}; server on core {min(place.cores)}."
+    )
+    async with host("bare", place) as (bare, _):
+        for number in range(plan.rounds):
+            turns = ["headrace", "null", *rivals]
+            turns = turns[number % len(turns) :] + turns[: number % len(turns)]
+            for kind in turns:
+                began = time.perf_counter()
+                await _turn(kind, plan, place, bare, material, small, found)
+                console.print(f"  {NAMES[kind]} had its turn, {time.perf_counter() - began:.0f} s", style="dim")
+            console.print(f"round {number + 1}: {_round_text(found)}")
+    found.ratio("over_bare_loop", "headrace saturated", "bare")
+    for kind, name in (("litserve", "litserve"), ("ray", "ray_serve")):
+        found.ratio(f"over_{name}", "headrace", kind)
+        found.ratio(f"null_over_{name}", "headrace null", f"{kind} null")
+    peak = spread(found.rounds["headrace saturated"])[0]
+    await _hardships(plan, place, material, peak, found, console)
+    return found
+
+
+async def _turn(
+    kind: str, plan: Plan, place: Place, bare: Any, material: Material, small: Material, found: Found
+) -> None:
+    """One system's turn in a round: what it carries with the tail, and with none."""
+    if kind == "headrace":
+        rate = await bare_fps(bare, plan.seconds, material, place.scratch)
+        async with our_server(place) as server:
+            fingerprint = bytes.fromhex(server.fingerprint)
+            async with devices(kind, server.address, fingerprint, plan.devices, material) as targets:
+                await _search(targets, plan, 0.5 * rate, found, "headrace")
+                saturated = await _offer(targets, plan, OVER * rate, 2 * plan.seconds)
+        rate = (rate + await bare_fps(bare, plan.seconds, material, place.scratch)) / 2
+        found.add("bare", rate)
+        found.add("headrace saturated", saturated.goodput)
+    elif kind == "null":
+        async with host("null", place) as (_, said):
+            fingerprint = bytes.fromhex(said["fingerprint"])
+            async with devices(kind, said["address"], fingerprint, plan.devices, small) as targets:
+                await _search(targets, plan, 1000.0, found, "headrace null")
+    else:
+        async with host(kind, place) as (_, said):
+            async with devices(kind, said["address"], b"", plan.devices, material) as targets:
+                await _search(targets, plan, 20.0, found, kind)
+            async with devices(kind, said["address"], b"", plan.devices, None) as targets:
+                await _search(targets, plan, 200.0, found, f"{kind} null")
+
+
+async def _search(targets: Any, plan: Plan, first: float, found: Found, name: str) -> Capacity:
+    known = found.rounds.get(name)
+    await _offer(targets, plan, first / 2, 1.0)  # everything is warm
+    # From the second round on it is known about where to look.
+    begin, growth, steps = (known[-1] or first, 1.3, 3) if known else (first, 2.0, 4)
+    carried = await capacity(lambda fps: _offer(targets, plan, fps, plan.seconds), begin, steps=steps, growth=growth)
+    found.add(name, carried.fps)
+    found.add(f"{name} p99 ms", carried.p99_s * 1e3)
+    return carried
+
+
+async def _offer(targets: Any, plan: Plan, fps: float, seconds: float) -> Tally:
+    return await offer(Load.even(len(targets), fps, seconds, plan.deadline_s, pattern=plan.pattern), targets)
+
+
+async def _hardships(plan: Plan, place: Place, material: Material, peak: float, found: Found, console: Console) -> None:
+    figures = found.figures
+    async with our_server(place) as server:
+        if plan.overload_s > 0:
+            rates = (10 * peak / plan.devices,) * plan.devices
+            load = Load(rates, plan.overload_s, plan.deadline_s, plan.pattern)
+            over = await cells.overload(server, material, load, peak)
+            figures["overload_goodput_share"] = round(over.share, 3)
+            tally = over.tally
+            console.print(
+                f"overload: {sum(tally.due)} frames due in {plan.overload_s:g} s; {tally.goodput:.1f}/s in time "
+                f"({over.share:.2f} of the peak of {peak:.1f}/s), p99 of the answered {tally.p(99) * 1e3:.0f} ms, "
+                f"{tally.refused} refused, {tally.unsent} not sent, {tally.unanswered} without a status; memory "
+                f"{over.mb_begin:.0f} to {over.mb_end:.0f} MB; generator at most {tally.behind_s * 1e3:.0f} ms behind"
+            )
+            alone, beside, jain = await cells.greed(
+                server, material, 0.5 * peak, plan.devices, max(plan.seconds, 5.0), plan.deadline_s
+            )
+            console.print(
+                f"fairness: {alone:.3f} of the others' frames in time alone, {beside:.3f} beside one device that sends "
+                f"100 times its share ({(alone - beside) * 100:.1f} points); Jain's index {jain:.3f}"
+            )
+        if plan.idle > 0:
+            each, (p99, p99_with) = await cells.idle(
+                server, material, plan.idle, max(plan.seconds, 10.0), plan.deadline_s
+            )
+            figures["idle_mb_per_device"] = round(each, 3)
+            console.print(
+                f"idle: {plan.idle} devices take {each:.3f} MB each; p99 of an active one {p99 * 1e3:.1f} ms without, "
+                f"{p99_with * 1e3:.1f} ms with them"
+            )
+    if plan.repetitions > 0:
+        lost, admitted = await cells.lost_on_drain(place, material, 0.8 * peak, plan.repetitions)
+        figures["lost_on_drain"] = lost
+        swapped, of = await cells.lost_on_swap(place, material, 0.8 * peak, plan.repetitions)
+        figures["lost_on_swap"] = swapped
+        console.print(f"swap: {swapped} of {of} admitted frames lost over {plan.repetitions} swaps under load")
+        console.print(
+            f"drain: {lost} of {admitted} admitted frames lost over {plan.repetitions} times SIGTERM under load"
+        )
+
+
+def photographs_as(name: str, count: int = 8) -> Material:
+    """Photographs as packets of an operating point, as a device would send them.
+
+    Raises:
+        HeadraceError: PyTorch or the photographs of scikit-image are missing.
+    """
+    try:
+        import skimage.data
+        import torch
+        from PIL import Image
+    except ImportError as error:
+        raise HeadraceError(f"{error}; pip install 'headrace[server,bench]'") from error
+    from ...models.bottleneck import Encoder
+    from ...models.codec import Codec
+    from ...models.preprocessing import prepare
+    from ...models.zoo.catalogue import load_backbone
+
+    bundle = Bundle.load(SHIPPED_BUNDLE)
+    point = next(p for p in bundle.operating_points if p.name == name)
+    head, encoder, codec = (
+        load_backbone(bundle.backbone.name).head(point.split),
+        Encoder.of(bundle, point.split),
+        Codec(bundle),
+    )
+    whole = [Image.fromarray(getattr(skimage.data, each)()) for each in ("chelsea", "coffee", "rocket", "astronaut")]
+    pictures = [*whole, *(picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for picture in whole)][:count]
+    packets = []
+    with torch.inference_mode():
+        for number, picture in enumerate(pictures):
+            pixels = torch.from_numpy(prepare(picture, bundle.preprocessing).copy())[None]
+            (features,) = head(pixels)
+            packets.append(codec.compress(encoder(features)[0].numpy(), point, number))
+    return Material(tuple(packets))
+
+
+def smallest() -> Material:
+    """A small packet, for the server that computes nothing."""
+    import numpy as np
+
+    from ...models.codec import Codec
+    from ...models.operating_point import Kind
+
+    bundle = Bundle.load(SHIPPED_BUNDLE)
+    features = [p for p in bundle.operating_points if p.kind is Kind.FEATURE]
+    point = min(features, key=lambda p: bundle.split(p.split).slices[p.rate_level][-1])
+    zeros = np.zeros(bundle.split(point.split).latent_shape, np.int32)
+    packet: Packet = Codec(bundle).compress_symbols(zeros, point, 0)
+    return Material((packet,))
+
+
+def _round_text(found: Found) -> str:
+    names: Sequence[str] = [n for n in found.rounds if not n.endswith("p99 ms")]
+    parts = []
+    for name in names:
+        p99 = found.rounds.get(f"{name} p99 ms")
+        parts.append(f"{name} {found.rounds[name][-1]:.1f}/s" + (f" (p99 {p99[-1]:.0f} ms)" if p99 else ""))
+    return ", ".join(parts)
