@@ -46,6 +46,7 @@ class Baselines(StrEnum):
 
 
 COMMITTED = Path(__file__).parent / "models" / "bundles" / "efficientnet_lite0"
+COMMITTED_DETECTION = COMMITTED.with_name("yolov2_tiny")
 
 
 def main() -> None:
@@ -359,6 +360,21 @@ def eval_rd(
             raise DataError("--baselines needs --calibration, a folder of photographs such as the bundle was made from")
         others = TrainingFree(calibration, photographs, tuple(at or ()))
     evaluate_rate_distortion(Bundle.load(bundle), data, limit, json, others=others)
+
+
+@eval_app.command("detection")
+def eval_detection(
+    data: Annotated[Path, typer.Option(help="Folder with images/ and YOLO's text files in labels/.")],
+    bundle: BundleFolder = COMMITTED_DETECTION,
+    limit: Annotated[int, typer.Option(help="At most this many pictures; 0 for all.")] = 0,
+    json: JsonFile = None,
+    output: Annotated[Path | None, typer.Option(help="Folder for detection.csv and detection.png.")] = None,
+) -> None:
+    """Bytes against COCO's mAP for every operating point, beside JPEG, WebP and AVIF on the same pictures."""
+    from .models.bundle import Bundle
+    from .models.detection.evaluate import evaluate_detection
+
+    evaluate_detection(Bundle.load(bundle), data, limit, json, output)
 
 
 @bench_app.command("overhead")

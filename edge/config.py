@@ -131,6 +131,9 @@ class EdgeSettings(BaseSettings):
         le=65535,
         description="Port of the Prometheus metrics; 0 for any free one. Default: none are served.",
     )
+    render: Path | None = Field(
+        None, description="Video file to write the captured frames to, with their boxes or labels drawn on them."
+    )
     profile: Path | None = Field(
         None,
         description="File with measured compute times. Default: the one that `headrace profile` left in the cache.",

@@ -34,6 +34,7 @@ from .interfaces import Limits
 from .ledger import Frame, Ledger
 from .metrics import Metrics
 from .pipeline import Pipeline
+from .render import Render
 from .report import Report
 from .stream import Backoff, StreamClient
 from .worker import Worker
@@ -96,6 +97,7 @@ class Daemon:
         self._interval_s = frame_interval_s(settings, [s.fps for s in sources])
         self._control: Any = None
         self._welcome: Welcome | None = None
+        self._render: Render | None = None
 
     async def run(self) -> int:
         """From start to summary; returns the exit code."""
@@ -123,7 +125,7 @@ class Daemon:
 
     async def _run_frames(self, worker: Worker) -> int:
         settings = self._settings
-        ledger = Ledger(self._on_closed)
+        ledger = Ledger(self._on_closed, keep_pictures=settings.render is not None)
         self._metrics.declare(self._half.points)
         self._control = make_control(self._half, settings, self._interval_s)
         self._pipeline = Pipeline(self._control, self._half.points, self._limits(), ledger, local_s=self._half.local_s)
@@ -131,6 +133,9 @@ class Daemon:
         self._driver = Driver(self._pipeline, ledger, self._half.engine, worker, clock=self._clock)
         self._driver.on_limits = self._on_limits
         self._report = Report(self._out, self._bundle.labels, self._clock(), self._bundle.preprocessing)
+        if settings.render is not None:
+            fps = settings.fps or 1 / self._interval_s
+            self._render = Render(settings.render, fps, self._bundle.labels, self._bundle.preprocessing)
         connection = None
         if self._half.remote:
             client = self._driver.stream = self._client()
@@ -144,6 +149,8 @@ class Daemon:
             connection.cancel()
             await asyncio.gather(connection, return_exceptions=True)
         self._report.summary(ledger, self._clock())
+        if self._render is not None:
+            await asyncio.to_thread(self._render.close)
         if problem is not None:
             log.error("the edge ends", reason=str(problem) or repr(problem))
         return 1 if problem is not None or self._defect or self._report.unread else 0
@@ -216,6 +223,8 @@ class Daemon:
                 self._driver.use(self._half.engine, self._control, self._half.points, self._half.local_s)
                 self._report.labels = self._bundle.labels
                 self._report.preprocessing = self._bundle.preprocessing
+                if self._render is not None:
+                    self._render.labels, self._render.preprocessing = self._bundle.labels, self._bundle.preprocessing
                 self._welcome = None
 
     async def _first_attempt(self, client: StreamClient, connection: asyncio.Task[None]) -> None:
@@ -298,6 +307,8 @@ class Daemon:
             rate_bps=rate,
             connected=pipeline.connected,
         )
+        if self._render is not None:
+            self._render.frame(frame)
         if self._report.unread and not self._stop.is_set():
             log.error("nobody reads the results any more")
             self._stop.set()

@@ -93,12 +93,9 @@ class Report:
         """Boxes in pixels of the captured frame; nothing for answers that have none."""
         if not frame.boxes:
             return {}
-        how = placement(*frame.size, self.preprocessing) if self.preprocessing and all(frame.size) else None
         boxes = []
-        for box in frame.boxes:
-            corners = (box.left, box.top, box.right, box.bottom)
-            place = [round(x, 1) for x in (how.to_picture(*corners) if how else corners)]
-            label = self._label(box.index)
+        for box, corners in zip(frame.boxes, frame_corners(frame, self.preprocessing), strict=True):
+            label, place = self._label(box.index), [round(x, 1) for x in corners]
             boxes.append({"index": box.index, "label": label, "score": round(box.score, 5), "box": place})
         return {"boxes": boxes}
 
@@ -122,6 +119,25 @@ class Report:
             self._out.flush()
         except BrokenPipeError:
             self.unread = True
+
+
+def frame_corners(frame: Frame, how: Preprocessing | None) -> list[tuple[float, float, float, float]]:
+    """Left, top, right, bottom of a frame's boxes in pixels of the captured frame, within it.
+
+    Args:
+        frame: its boxes are in pixels of the backbone's input.
+        how: says where the frame lies in that; None leaves the boxes as they are.
+    """
+    corners = [(box.left, box.top, box.right, box.bottom) for box in frame.boxes]
+    if how is None or not all(frame.size):
+        return corners
+    place, (width, height) = placement(*frame.size, how), frame.size
+    found = []
+    for each in corners:
+        left, top, right, bottom = place.to_picture(*each)
+        # In a letterbox's bars there is nothing to see.
+        found.append((max(left, 0.0), max(top, 0.0), min(right, float(width)), min(bottom, float(height))))
+    return found
 
 
 def _ms(seconds: float) -> float:
