@@ -29,6 +29,7 @@ from .device import pin
 from .driver import Driver
 from .exceptions import FetchError, FingerprintRefusedError, SourceError, StreamError
 from .fetch import Cache, fetch_edge_half
+from .filtering import Filtering
 from .frames import Source, open_sources
 from .interfaces import Limits
 from .ledger import Frame, Ledger
@@ -128,7 +129,15 @@ class Daemon:
         ledger = Ledger(self._on_closed, keep_pictures=settings.render is not None)
         self._metrics.declare(self._half.points)
         self._control = make_control(self._half, settings, self._interval_s)
-        self._pipeline = Pipeline(self._control, self._half.points, self._limits(), ledger, local_s=self._half.local_s)
+        filtering = self._filtering()
+        self._pipeline = Pipeline(
+            self._control,
+            self._half.points,
+            self._limits(),
+            ledger,
+            local_s=self._half.local_s,
+            filtering=filtering,
+        )
         self._pipeline.disconnect(self._clock())
         self._driver = Driver(self._pipeline, ledger, self._half.engine, worker, clock=self._clock)
         self._driver.on_limits = self._on_limits
@@ -148,7 +157,7 @@ class Daemon:
         if connection is not None:
             connection.cancel()
             await asyncio.gather(connection, return_exceptions=True)
-        self._report.summary(ledger, self._clock())
+        self._report.summary(ledger, self._clock(), filtering.audits if filtering else None)
         if self._render is not None:
             await asyncio.to_thread(self._render.close)
         if problem is not None:
@@ -263,6 +272,14 @@ class Daemon:
             return task.result()
         finally:
             stopping.cancel()
+
+    def _filtering(self) -> Filtering | None:
+        settings, spec = self._settings, self._bundle.filter
+        if not settings.filter or spec is None:
+            return None
+        return Filtering(
+            spec.classes, audit_share=settings.audit_share, keep_alive_s=settings.keep_alive_s, rng=self._rng
+        )
 
     def _limits(self) -> Limits:
         settings = self._settings

@@ -74,10 +74,12 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What the device has to compute next: this frame, at its operating point."""
+    """What the device has to compute next: this frame, at its operating point; `filtered`: no packet is wanted if the
+    filter sees nothing in it."""
 
     frame: Frame
     local: bool
+    filtered: bool = False
 
 
 @dataclass(frozen=True, slots=True)

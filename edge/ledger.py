@@ -27,7 +27,7 @@ class Outcome(StrEnum):
     DROPPED = "dropped"
     """Nothing was computed, or nothing was sent; the reason says why."""
     FILTERED = "filtered"
-    """Not worth an answer (nothing changed in the picture)."""
+    """Not worth sending: the filter saw nothing of interest in it."""
     ERROR = "error"
     """Something is wrong with the frame, the device or the server; the reason says what."""
 
@@ -48,6 +48,8 @@ class Frame:
         sent_bytes: bytes that were sent for it.
         timings: durations by stage: wait, prepare, compute, compress, link, server, queue, decode, tail.
         size: width and height of the picture as captured.
+        presence: the filter's score; None where none was computed.
+        empty: the filter saw nothing in it; if it was sent nevertheless, it was for an audit or to keep the link alive.
         shown: the picture as captured, kept to the end where somebody wants to see it.
         outcome, reason, latency_s: known when it is closed; the latency is that of an answer.
         slices: how many the server answered from.
@@ -73,6 +75,8 @@ class Frame:
     queue_depth: int = 0
     slices: int = 0
     size: tuple[int, int] = (0, 0)
+    presence: float | None = None
+    empty: bool = False
     shown: Image.Image | None = None
 
 

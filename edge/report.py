@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any, TextIO
 
 import numpy as np
@@ -13,6 +14,7 @@ from ..models.bundle import Preprocessing
 from ..models.class_map import decode_class_map
 from ..models.exceptions import HeadraceError
 from ..models.preprocessing import placement
+from .filtering import Audits
 from .ledger import ON_TIME, Frame, Ledger, Outcome
 from .local import MAX_LABELS
 
@@ -63,6 +65,7 @@ class Report:
                 "labels": labels,
                 **self._boxes(frame),
                 **self._class_map(frame),
+                **({} if frame.presence is None else {"presence": round(frame.presence, 3), "empty": frame.empty}),
                 "latency_ms": None if frame.latency_s is None else _ms(frame.latency_s),
                 "deadline_ms": round(deadline_s * 1000, 3),
                 "timings_ms": {name: _ms(frame.timings[name]) for name in STAGES if name in frame.timings},
@@ -73,8 +76,12 @@ class Report:
             }
         )
 
-    def summary(self, ledger: Ledger, now: float) -> None:
-        """The last line; `on_time` counts the frames that were answered within the deadline, `ok` and `local`."""
+    def summary(self, ledger: Ledger, now: float, audits: Audits | None = None) -> None:
+        """The last line; `on_time` counts the frames that were answered within the deadline, `ok` and `local`.
+
+        With a filter, `audits` says in how many frames it saw nothing that were sent and answered nevertheless, and in
+        how many of those the server found something of interest.
+        """
         self._write(
             {
                 "event": "summary",
@@ -83,6 +90,7 @@ class Report:
                 "on_time": sum(ledger.outcomes[each] for each in ON_TIME),
                 "bytes": ledger.sent_bytes,
                 "duration_s": round(now - self.began, 3),
+                **({"audits": asdict(audits)} if audits else {}),
             }
         )
 
