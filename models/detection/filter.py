@@ -48,8 +48,8 @@ FRAME_WEIGHT = 0.3
 """Of the frame's own loss, beside that of its places."""
 SHARES = (0.6, 0.25)
 """Shares of the photographs that are learned from, and that give the threshold; the rest is for the report."""
-LEAST_HELD = 50
-"""Frames that hold something, without which a threshold would be a guess."""
+LEAST_HELD = 10
+"""Frames with and without something of interest that each part of the photographs needs at least."""
 
 
 class Presence(nn.Module):
