@@ -291,6 +291,7 @@ class Daemon:
             max_in_flight=most_in_flight(settings),
             lossless=settings.as_fast_as_possible,
             cut_short=settings.cut_short,
+            say_size=self._bundle.task == "detection",
         )
 
     def _on_limits(self, welcome: Welcome) -> None:

@@ -53,7 +53,8 @@ class Frame:
         shown: the picture as captured, kept to the end where somebody wants to see it.
         outcome, reason, latency_s: known when it is closed; the latency is that of an answer.
         slices: how many the server answered from.
-        labels, boxes, class_map: the answer, whichever the task gives; boxes in pixels of the backbone's input.
+        labels, boxes, class_map: the answer, whichever the task gives; boxes in pixels of the backbone's input, or of
+            the captured frame if they are `placed`.
     """
 
     id: int
@@ -71,6 +72,7 @@ class Frame:
     latency_s: float | None = None
     labels: tuple[Label, ...] = ()
     boxes: tuple[Box, ...] = ()
+    placed: bool = False
     class_map: ClassMap | None = None
     queue_depth: int = 0
     slices: int = 0

@@ -163,6 +163,8 @@ class Pipeline:
             if self._parts is not None:
                 outgoing = self._parts.first(now, remaining_ms)
                 size = len(outgoing.packet)
+            if self.limits.say_size:
+                outgoing = replace(outgoing, size=frame.size)
             frame.written_at, frame.sent_bytes, frame.packet = now, size, b""
             self._unanswered[frame.id] = frame
             self.control.on_written(frame.id, size, now)
@@ -195,6 +197,7 @@ class Pipeline:
         if result.status is Status.OK:
             frame.labels = tuple(label for output in result.outputs for label in output.labels)
             frame.boxes = tuple(box for output in result.outputs for box in output.boxes)
+            frame.placed = any(output.captured for output in result.outputs)
             if frame.empty and self._filtering is not None:
                 self._filtering.on_answer(frame.boxes)
             frame.class_map = next((o.class_map for o in result.outputs if o.class_map is not None), None)

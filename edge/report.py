@@ -133,11 +133,11 @@ def frame_corners(frame: Frame, how: Preprocessing | None) -> list[tuple[float, 
     """Left, top, right, bottom of a frame's boxes in pixels of the captured frame, within it.
 
     Args:
-        frame: its boxes are in pixels of the backbone's input.
+        frame: its boxes are in pixels of the backbone's input, unless the server has placed them.
         how: says where the frame lies in that; None leaves the boxes as they are.
     """
     corners = [(box.left, box.top, box.right, box.bottom) for box in frame.boxes]
-    if how is None or not all(frame.size):
+    if how is None or frame.placed or not all(frame.size):
         return corners
     place, (width, height) = placement(*frame.size, how), frame.size
     found = []

@@ -230,5 +230,5 @@ async def _tried(channel: grpc.aio.Channel) -> None:
 def _request(outgoing: Outgoing | Continuation) -> StreamRequest:
     if isinstance(outgoing, Continuation):
         return messages.continuation_request(outgoing)
-    frame = Frame(outgoing.packet, outgoing.remaining_ms, outgoing.slices_to_come, outgoing.patience_ms)
+    frame = Frame(outgoing.packet, outgoing.remaining_ms, outgoing.slices_to_come, outgoing.patience_ms, *outgoing.size)
     return messages.frame_request(frame)

@@ -68,12 +68,15 @@ class Frame:
         remaining_ms: what remains of its deadline; 0: none.
         slices_to_come: how many follow, each as a `Continuation`.
         patience_ms: how long the server waits for them before it answers without.
+        width, height: of the frame as it was captured, in pixels; 0: not said.
     """
 
     packet: bytes
     remaining_ms: int = 0
     slices_to_come: int = 0
     patience_ms: int = 0
+    width: int = 0
+    height: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +99,7 @@ class Label:
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """Class index, score 0..1, corners in pixels: of the backbone's input on the wire, of the captured frame after."""
+    """Class index, score 0..1, corners in pixels; of what, `TailOutput.captured` says."""
 
     index: int
     score: float
@@ -117,12 +120,16 @@ class ClassMap:
 
 @dataclass(frozen=True, slots=True)
 class TailOutput:
-    """What one tail made of a packet: labels or boxes, best first, or a class map."""
+    """What one tail made of a packet: labels or boxes, best first, or a class map.
+
+    Boxes are in pixels of the captured frame where `captured` says so, else in those of the backbone's input.
+    """
 
     tail: str
     labels: tuple[Label, ...] = ()
     boxes: tuple[Box, ...] = ()
     class_map: ClassMap | None = None
+    captured: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +175,8 @@ def frame_request(frame: Frame) -> pb.StreamRequest:
             remaining_ms=frame.remaining_ms,
             slices_to_come=frame.slices_to_come,
             patience_ms=frame.patience_ms,
+            width=frame.width,
+            height=frame.height,
         )
     )
 
@@ -182,7 +191,7 @@ def read_request(request: pb.StreamRequest) -> Hello | Frame | Continuation | No
     kind = request.WhichOneof("message")
     if kind == "frame":
         f = request.frame
-        return Frame(f.packet, f.remaining_ms, f.slices_to_come, f.patience_ms)
+        return Frame(f.packet, f.remaining_ms, f.slices_to_come, f.patience_ms, f.width, f.height)
     if kind == "continuation":
         c = request.continuation
         return Continuation(c.frame_id, c.slice, c.crc, c.cut)
@@ -238,6 +247,7 @@ def result_message(result: Result) -> pb.Result:
         outputs=[
             pb.TailOutput(
                 tail=o.tail,
+                captured=o.captured,
                 class_map=_class_map_message(o.class_map),
                 labels=[pb.Label(index=x.index, score=x.score) for x in o.labels],
                 boxes=[
@@ -281,6 +291,7 @@ def read_result(message: pb.Result) -> Result:
                 tuple(Label(x.index, x.score) for x in o.labels),
                 tuple(Box(b.index, b.score, b.left, b.top, b.right, b.bottom) for b in o.boxes),
                 ClassMap(o.class_map.width, o.class_map.height, o.class_map.png) if o.HasField("class_map") else None,
+                o.captured,
             )
             for o in message.outputs
         ),
@@ -293,7 +304,8 @@ def read_result(message: pb.Result) -> Result:
 def infer_request(fingerprint: bytes, frame: Frame) -> pb.InferRequest:
     """The unary request for one packet under the bundle of that fingerprint."""
     return pb.InferRequest(
-        fingerprint=fingerprint, frame=pb.Frame(packet=frame.packet, remaining_ms=frame.remaining_ms)
+        fingerprint=fingerprint,
+        frame=pb.Frame(packet=frame.packet, remaining_ms=frame.remaining_ms, width=frame.width, height=frame.height),
     )
 
 

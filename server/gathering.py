@@ -85,4 +85,5 @@ class Gathering:
         gone_ms = round((complete - self._received) * 1e3)
         # A deadline of 0 would mean that there is none.
         remaining = max(1, self._frame.remaining_ms - gone_ms) if self._frame.remaining_ms else 0
-        return Frame(packet, remaining), complete
+        asked = self._frame
+        return Frame(packet, remaining, width=asked.width, height=asked.height), complete

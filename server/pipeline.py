@@ -29,6 +29,7 @@ from .decoder import PacketDecoder, frame_id_of
 from .engine import Engine, TailInput, TailKey
 from .exceptions import ExpiredError, FrameError, InferenceError, InvalidError
 from .metrics import Metrics
+from .placing import placed
 
 log = structlog.get_logger(__name__)
 
@@ -119,7 +120,8 @@ class Pipeline:
                 else:
                     decoded = await self._decode(decoder, frame.packet, deadline)
                     answer = await self._batch_and_tail(place, decoded, deadline)
-                result = self._result(frame_id, received, decoded, answer)
+                outputs = placed(answer.outputs, (frame.width, frame.height), decoder.bundle.preprocessing)
+                result = self._result(frame_id, received, decoded, answer._replace(outputs=outputs))
         except FrameError as error:
             result = self._failure(frame_id, error)
         except Exception:

@@ -100,7 +100,9 @@ class HeadraceService(messages.HeadraceServicer):
         _remember(self._answering)
         received = self.pipeline.clock()
         decoder = await self._decoder(request.fingerprint, context)
-        frame = Frame(request.frame.packet, _remaining_ms(request.frame.remaining_ms, context))
+        asked = request.frame
+        remaining_ms = _remaining_ms(asked.remaining_ms, context)
+        frame = Frame(asked.packet, remaining_ms, width=asked.width, height=asked.height)
         result = await self.pipeline.answer(decoder, frame, received)
         if result.status is not Status.OK:
             await _abort(context, CODES[result.status], result.message)

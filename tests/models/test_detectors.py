@@ -20,7 +20,7 @@ NAMES = {
     "retinanet_resnet50_fpn": "body.body.layer1",
     "ssdlite320_mobilenet_v3_large": "body.features.0.6",
 }
-SIZES = (160, 224)
+CASES = [(name, 96 if "retinanet" in name else 160) for name in NAMES] + [("ssdlite320_mobilenet_v3_large", 224)]
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +38,9 @@ def detector(name: str, size: int = 160) -> Backbone:
     return load_backbone(Source(f"torchvision/{name}", seed=2, size=size))
 
 
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize(("name", "at"), NAMES.items(), ids=NAMES)
-def test_the_rejoined_detector_is_the_uncut_one(name, at, size):
-    backbone = detector(name, size)
+@pytest.mark.parametrize(("name", "size"), CASES)
+def test_the_rejoined_detector_is_the_uncut_one(name, size):
+    at, backbone = NAMES[name], detector(name, size)
     assert backbone.prove(at) <= EXACT
     pixels = torch.randint(0, 256, (2, size, size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
