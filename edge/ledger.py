@@ -53,6 +53,7 @@ class Frame:
         shown: the picture as captured, kept to the end where somebody wants to see it.
         outcome, reason, latency_s: known when it is closed; the latency is that of an answer.
         slices: how many the server answered from.
+        tails: names of the tails that answered; one packet may be answered by several.
         labels, boxes, class_map: the answer, whichever the task gives; boxes in pixels of the backbone's input, or of
             the captured frame if they are `placed`.
     """
@@ -73,6 +74,7 @@ class Frame:
     labels: tuple[Label, ...] = ()
     boxes: tuple[Box, ...] = ()
     placed: bool = False
+    tails: tuple[str, ...] = ()
     class_map: ClassMap | None = None
     queue_depth: int = 0
     slices: int = 0

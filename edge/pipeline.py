@@ -197,6 +197,7 @@ class Pipeline:
         if result.status is Status.OK:
             frame.labels = tuple(label for output in result.outputs for label in output.labels)
             frame.boxes = tuple(box for output in result.outputs for box in output.boxes)
+            frame.tails = tuple(output.tail for output in result.outputs)
             frame.placed = any(output.captured for output in result.outputs)
             if frame.empty and self._filtering is not None:
                 self._filtering.on_answer(frame.boxes)

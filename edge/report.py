@@ -98,8 +98,8 @@ class Report:
         return self.labels[index] if index < len(self.labels) else ""
 
     def _boxes(self, frame: Frame) -> dict[str, Any]:
-        """Boxes in pixels of the captured frame; nothing for answers that have none."""
-        if not frame.boxes:
+        """Boxes in pixels of the captured frame, also where a detector found none; nothing for other answers."""
+        if not frame.boxes and "detection" not in frame.tails:
             return {}
         boxes = []
         for box, corners in zip(frame.boxes, frame_corners(frame, self.preprocessing), strict=True):

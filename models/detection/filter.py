@@ -93,16 +93,16 @@ class Presence(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         return self.places(self.pooled(features)).flatten(1).logsumexp(1)
 
-    def tensors(self) -> dict[str, npt.NDArray[np.float32]]:
-        """What a bundle holds of it, without the split point's name."""
-        return {f"filter/{k.replace('.', '/')}": v.detach().float().numpy() for k, v in self.state_dict().items()}
+    def tensors(self) -> dict[str, npt.NDArray[Any]]:
+        """What a bundle holds of it, float16, without the split point's name."""
+        return {f"filter/{k.replace('.', '/')}": v.detach().half().numpy() for k, v in self.state_dict().items()}
 
     @classmethod
     def of(cls, bundle: Bundle, split: str) -> Presence:
         """The bundle's filter at a split point."""
         spec, start = bundle.split(split), f"{split}/filter/"
         state = {
-            key.removeprefix(start).replace("/", "."): torch.from_numpy(value.copy())
+            key.removeprefix(start).replace("/", "."): torch.from_numpy(value.copy()).float()
             for key, value in bundle.tensors.items()
             if key.startswith(start) and not key.endswith("/threshold")
         }
@@ -322,8 +322,9 @@ def _learn(
             schedule.step()
         note(epoch + 1, plan.epochs)
     presence.requires_grad_(False).eval()
-    for parameter in presence.parameters():
-        parameter.copy_(parameter.half().float())
+    # The threshold belongs to the filter as it is stored.
+    for value in (*presence.parameters(), *presence.buffers()):
+        value.copy_(value.half().float())
 
 
 def _scores(presence: Presence, pooled: npt.NDArray[np.float16]) -> npt.NDArray[np.float32]:
