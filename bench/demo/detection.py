@@ -21,7 +21,7 @@ from rich.console import Console
 from ...edge.frames import open_sources
 from ...edge.ledger import Frame
 from ...edge.report import frame_corners
-from ...models.bundle import Bundle
+from ...models.bundle import MANIFEST, Bundle
 from ...models.exceptions import BackboneError, HeadraceError
 from ...models.measure import BATCH
 from ...models.preprocessing import prepare
@@ -72,7 +72,9 @@ class Detected:
 
 
 def bundle() -> Bundle | None:
-    """The committed bundle of a detector; None where the detector's weights are not installed."""
+    """The bundle of a detector; None where there is none, or the detector's weights are not installed."""
+    if not (BUNDLE / MANIFEST).is_file():
+        return None
     try:
         find_weights()
     except BackboneError:

