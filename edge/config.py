@@ -108,6 +108,20 @@ class EdgeSettings(BaseSettings):
         description="On a link that needs long for a frame, send its slices one by one, and give up the rest when it "
         "would make the next frame late; the server answers from what it has.",
     )
+    filter: bool = Field(
+        False,
+        description="Send only frames in which the bundle's filter sees something of its classes of interest "
+        "(`headrace filter`), and those of the next two settings. Pictures are not sent then.",
+    )
+    audit_share: float = Field(
+        0.02,
+        ge=0,
+        le=1,
+        description="Share of all frames that are sent whatever the filter says.",
+    )
+    keep_alive_s: float = Field(
+        10.0, gt=0, le=3600, description="After so many seconds without a packet the filter lets the next frame pass."
+    )
     device_speed: float | None = Field(
         None,
         gt=0,
@@ -130,6 +144,9 @@ class EdgeSettings(BaseSettings):
         ge=0,
         le=65535,
         description="Port of the Prometheus metrics; 0 for any free one. Default: none are served.",
+    )
+    render: Path | None = Field(
+        None, description="Video file to write the captured frames to, with their boxes or labels drawn on them."
     )
     profile: Path | None = Field(
         None,

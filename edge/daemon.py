@@ -30,11 +30,13 @@ from .device import pin
 from .driver import Driver
 from .exceptions import FetchError, FingerprintRefusedError, SourceError, StreamError
 from .fetch import Cache, fetch_edge_half
+from .filtering import Filtering
 from .frames import Source, open_sources
 from .interfaces import Limits
 from .ledger import Frame, Ledger
 from .metrics import Metrics
 from .pipeline import Pipeline
+from .render import Render
 from .report import Report
 from .stream import Backoff, StreamClient
 from .tracing import Tracer
@@ -99,6 +101,7 @@ class Daemon:
         self._interval_s = frame_interval_s(settings, [s.fps for s in sources])
         self._control: Any = None
         self._welcome: Welcome | None = None
+        self._render: Render | None = None
 
     async def run(self) -> int:
         """From start to summary; returns the exit code."""
@@ -126,10 +129,18 @@ class Daemon:
 
     async def _run_frames(self, worker: Worker) -> int:
         settings = self._settings
-        ledger = Ledger(self._on_closed)
+        ledger = Ledger(self._on_closed, keep_pictures=settings.render is not None)
         self._metrics.declare(self._half.points)
         self._control = make_control(self._half, settings, self._interval_s)
-        self._pipeline = Pipeline(self._control, self._half.points, self._limits(), ledger, local_s=self._half.local_s)
+        filtering = self._filtering()
+        self._pipeline = Pipeline(
+            self._control,
+            self._half.points,
+            self._limits(),
+            ledger,
+            local_s=self._half.local_s,
+            filtering=filtering,
+        )
         self._tracer = Tracer(clock=self._clock) if settings.tracing else None
         if self._tracer is not None:
             self._pipeline.trace_of = self._tracer.ids
@@ -137,6 +148,9 @@ class Daemon:
         self._driver = Driver(self._pipeline, ledger, self._half.engine, worker, clock=self._clock)
         self._driver.on_limits = self._on_limits
         self._report = Report(self._out, self._bundle.labels, self._clock(), self._bundle.preprocessing)
+        if settings.render is not None:
+            fps = settings.fps or 1 / self._interval_s
+            self._render = Render(settings.render, fps, self._bundle.labels, self._bundle.preprocessing)
         connection = None
         if self._half.remote:
             client = self._driver.stream = self._client()
@@ -149,7 +163,9 @@ class Daemon:
         if connection is not None:
             connection.cancel()
             await asyncio.gather(connection, return_exceptions=True)
-        self._report.summary(ledger, self._clock())
+        self._report.summary(ledger, self._clock(), filtering.audits if filtering else None)
+        if self._render is not None:
+            await asyncio.to_thread(self._render.close)
         if self._tracer is not None:
             await asyncio.to_thread(self._tracer.close)
         if problem is not None:
@@ -225,6 +241,8 @@ class Daemon:
                 self._driver.use(self._half.engine, self._control, self._half.points, self._half.local_s)
                 self._report.labels = self._bundle.labels
                 self._report.preprocessing = self._bundle.preprocessing
+                if self._render is not None:
+                    self._render.labels, self._render.preprocessing = self._bundle.labels, self._bundle.preprocessing
                 self._welcome = None
 
     async def _first_attempt(self, client: StreamClient, connection: asyncio.Task[None]) -> None:
@@ -264,6 +282,14 @@ class Daemon:
         finally:
             stopping.cancel()
 
+    def _filtering(self) -> Filtering | None:
+        settings, spec = self._settings, self._bundle.filter
+        if not settings.filter or spec is None:
+            return None
+        return Filtering(
+            spec.classes, audit_share=settings.audit_share, keep_alive_s=settings.keep_alive_s, rng=self._rng
+        )
+
     def _limits(self) -> Limits:
         settings = self._settings
         patience = LOSSLESS_PATIENCE_S if settings.as_fast_as_possible else 0.0
@@ -274,6 +300,7 @@ class Daemon:
             max_in_flight=most_in_flight(settings),
             lossless=settings.as_fast_as_possible,
             cut_short=settings.cut_short,
+            say_size=self._bundle.task == "detection",
         )
 
     def _on_limits(self, welcome: Welcome) -> None:
@@ -309,6 +336,8 @@ class Daemon:
             rate_bps=rate,
             connected=pipeline.connected,
         )
+        if self._render is not None:
+            self._render.frame(frame)
         if self._report.unread and not self._stop.is_set():
             log.error("nobody reads the results any more")
             self._stop.set()

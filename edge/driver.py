@@ -98,7 +98,8 @@ class Driver:
         elif picture is not None and point is not None:
             abandon = self._abandon = Abandon()
             self._worker.submit(
-                lambda: engine.encode(picture, point, frame.id, abandon), lambda r, e: self._on_computed(frame, r, e)
+                lambda: engine.encode(picture, point, frame.id, abandon, filtered=work.filtered),
+                lambda r, e: self._on_computed(frame, r, e),
             )
 
     def _on_computed(self, frame: Frame, result: Encoded | LocalAnswer | None, error: Exception | None) -> None:

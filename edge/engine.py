@@ -41,9 +41,11 @@ class Encoded:
     """A frame that is ready to be sent. Times in seconds.
 
     Attributes:
-        packet: the packet's bytes.
+        packet: the packet's bytes; none where `empty` was enough to keep the frame on the device.
         pixels: uint8 [S, S, 3], kept for a local answer should the stream break.
         prepare_s, compute_s, compress_s: scaling; head and encoder, or picture coding; entropy coding.
+        presence: the filter's score; None where there is none.
+        empty: whether it is below the bundle's threshold.
     """
 
     packet: bytes
@@ -51,6 +53,8 @@ class Encoded:
     prepare_s: float
     compute_s: float
     compress_s: float
+    presence: float | None = None
+    empty: bool = False
 
     @property
     def seconds(self) -> float:
@@ -81,9 +85,15 @@ class Engine:
         self._head, self._local, self._encoder = Head(bundle, folder, threads), Local(folder, threads), Encoder(bundle)
 
     def encode(
-        self, picture: Image.Image, point: OperatingPoint, frame_id: int, abandon: Abandon | None = None
+        self,
+        picture: Image.Image,
+        point: OperatingPoint,
+        frame_id: int,
+        abandon: Abandon | None = None,
+        *,
+        filtered: bool = False,
     ) -> Encoded:
-        """From a captured picture to the bytes that are sent for it.
+        """From a captured picture to the bytes that are sent for it; none if it is `filtered` and holds nothing.
 
         Raises:
             EngineError: the head cannot be run.
@@ -101,9 +111,12 @@ class Engine:
         if point.kind is Kind.IMAGE:
             packet, compute_s = run(lambda: self._encoder.image(pixels, point, frame_id))
             return Encoded(packet, pixels, prepare_s, compute_s, 0.0)
-        latent, compute_s = run(lambda: self._head(point.split, pixels, abandon))
+        (latent, presence), compute_s = run(lambda: self._head.with_presence(point.split, pixels, abandon))
+        empty = presence is not None and presence < self.bundle.filter_threshold(point.split)
+        if empty and filtered:
+            return Encoded(b"", pixels, prepare_s, compute_s, 0.0, presence, empty)
         packet, compress_s = run(lambda: self._encoder.feature(latent, point, frame_id))
-        return Encoded(packet, pixels, prepare_s, compute_s, compress_s)
+        return Encoded(packet, pixels, prepare_s, compute_s, compress_s, presence, empty)
 
     def answer(self, picture: Image.Image | None, pixels: Pixels | None) -> LocalAnswer:
         """Labels from a captured picture, or from pixels uint8 [S, S, 3] that were prepared before.

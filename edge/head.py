@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from ..models.bundle import Bundle, head_file
+from ..models.bundle import PRESENCE, Bundle, head_file
 from .exceptions import AbandonedError, EngineError
 
 
@@ -31,13 +32,24 @@ class Head:
             EngineError: the graph cannot be loaded or run, or gives another shape.
             AbandonedError: it was stopped by `abandon`.
         """
+        return self.with_presence(split, pixels, abandon)[0]
+
+    def with_presence(
+        self, split: str, pixels: npt.NDArray[np.uint8], abandon: Abandon | None = None
+    ) -> tuple[npt.NDArray[np.float32], float | None]:
+        """The latent, and the filter's score; None where the bundle has no filter. Raises as `__call__` does."""
         graph = self._graphs.get(split)
         if graph is None:
             graph = self._graphs[split] = Graph(self._folder / head_file(split), "latent", self._threads)
-        latent = graph(pixels, abandon)
+        presence = None
+        if self._bundle.filter is not None:
+            latent, score = graph.outputs(("latent", PRESENCE), pixels, abandon)
+            presence = float(score)
+        else:
+            latent = graph(pixels, abandon)
         if latent.shape != (expected := self._bundle.split(split).latent_shape):
             raise EngineError(f"{graph.path} gives a latent of {latent.shape}, the bundle says {expected}")
-        return latent
+        return latent, presence
 
 
 class Abandon:
@@ -93,12 +105,17 @@ class Graph:
             EngineError: the graph cannot be run on these pixels.
             AbandonedError: it was stopped by `abandon`.
         """
+        return self.outputs((self._output,), pixels, abandon)[0]
+
+    def outputs(
+        self, names: Sequence[str], pixels: npt.NDArray[np.uint8], abandon: Abandon | None = None
+    ) -> list[npt.NDArray[np.float32]]:
+        """The outputs of these names; see `__call__`."""
         options = abandon.options if abandon is not None else None
         try:
-            (output,) = self._session.run([self._output], {"pixels": pixels[None]}, options)
+            found = self._session.run(list(names), {"pixels": pixels[None]}, options)
         except Exception as error:  # as above
             if abandon is not None:
                 abandon.check()
             raise EngineError(f"{self.path} cannot be run on pixels of {pixels.shape}: {error}") from error
-        first: npt.NDArray[np.float32] = output[0]
-        return first
+        return [output[0] for output in found]

@@ -60,6 +60,7 @@ class Limits:
         max_in_flight: most frames that are written and not answered.
         max_packet_bytes: most that the server takes in one packet.
         cut_short: on a slow link send a frame's slices one by one, so that its rest can be given up.
+        say_size: tell the server how large frames were captured, so that boxes come back in their pixels.
         lossless: take frames only as fast as they can be served, drop none, wait for every answer.
     """
 
@@ -70,14 +71,17 @@ class Limits:
     max_packet_bytes: int = 2**20
     lossless: bool = False
     cut_short: bool = True
+    say_size: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What the device has to compute next: this frame, at its operating point."""
+    """What the device has to compute next: this frame, at its operating point; `filtered`: no packet is wanted if the
+    filter sees nothing in it."""
 
     frame: Frame
     local: bool
+    filtered: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +94,7 @@ class Outgoing:
         slices_to_come: that follow as continuations.
         patience_ms: how long the server shall wait for them.
         trace: the frame's trace and span id, where it is traced.
+        size: width and height of the captured frame, where the answer hangs on it; else 0.
     """
 
     packet: bytes
@@ -97,3 +102,4 @@ class Outgoing:
     slices_to_come: int = 0
     patience_ms: int = 0
     trace: bytes = b""
+    size: tuple[int, int] = (0, 0)

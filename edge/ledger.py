@@ -27,7 +27,7 @@ class Outcome(StrEnum):
     DROPPED = "dropped"
     """Nothing was computed, or nothing was sent; the reason says why."""
     FILTERED = "filtered"
-    """Not worth an answer (nothing changed in the picture)."""
+    """Not worth sending: the filter saw nothing of interest in it."""
     ERROR = "error"
     """Something is wrong with the frame, the device or the server; the reason says what."""
 
@@ -48,9 +48,14 @@ class Frame:
         sent_bytes: bytes that were sent for it.
         timings: durations by stage: wait, prepare, compute, compress, link, server, queue, decode, tail.
         size: width and height of the picture as captured.
+        presence: the filter's score; None where none was computed.
+        empty: the filter saw nothing in it; if it was sent nevertheless, it was for an audit or to keep the link alive.
+        shown: the picture as captured, kept to the end where somebody wants to see it.
         outcome, reason, latency_s: known when it is closed; the latency is that of an answer.
         slices: how many the server answered from.
-        labels, boxes, class_map: the answer, whichever the task gives; boxes in pixels of the backbone's input.
+        tails: names of the tails that answered; one packet may be answered by several.
+        labels, boxes, class_map: the answer, whichever the task gives; boxes in pixels of the backbone's input, or of
+            the captured frame if they are `placed`.
     """
 
     id: int
@@ -68,18 +73,23 @@ class Frame:
     latency_s: float | None = None
     labels: tuple[Label, ...] = ()
     boxes: tuple[Box, ...] = ()
+    placed: bool = False
+    tails: tuple[str, ...] = ()
     class_map: ClassMap | None = None
     queue_depth: int = 0
     slices: int = 0
     size: tuple[int, int] = (0, 0)
+    presence: float | None = None
+    empty: bool = False
+    shown: Image.Image | None = None
 
 
 class Ledger:
     """Counts captured frames and their outcomes."""
 
-    def __init__(self, on_closed: Callable[[Frame], None]) -> None:
-        """`on_closed` is called with every frame when its outcome is known."""
-        self._on_closed = on_closed
+    def __init__(self, on_closed: Callable[[Frame], None], keep_pictures: bool = False) -> None:
+        """`on_closed` is called with every frame when its outcome is known, with its picture if they are kept."""
+        self._on_closed, self._keep_pictures = on_closed, keep_pictures
         self.captured = 0
         self.outcomes: Counter[Outcome] = Counter()
         self.sent_bytes = 0
@@ -99,6 +109,7 @@ class Ledger:
         frame = Frame(self.captured % 2**32, captured_at, captured_at + deadline_s, picture)
         if picture is not None:
             frame.size = picture.size
+            frame.shown = picture if self._keep_pictures else None
         self.captured += 1
         self._open[frame.id] = frame
         return frame

@@ -5,7 +5,8 @@
         | (a newer frame takes its place)     +-- local --> computed on the device --> `local`, or `late`
         v                                     |
      `dropped`                                +-- feature, image --> encoded --> written --> answered --> `ok`, `late`
-                                                                       |           |
+                                                   (nothing in it) |   |           |
+                                                        `filtered` <   |           |
                                    (stale before it is written) `dropped`          | (the stream breaks)
                                                                                    v
                                                   answered on the device if there is time, else `late`
@@ -27,6 +28,7 @@ from PIL import Image
 
 from ..models.operating_point import Kind, OperatingPoint
 from ..protos.messages import Continuation, Result, Status
+from .filtering import Filtering
 from .interfaces import Control, Limits, Outgoing, Work
 from .ledger import Frame, Ledger, Outcome
 from .parts import Parts
@@ -45,7 +47,14 @@ class Pipeline:
     """See the module's docstring."""
 
     def __init__(
-        self, control: Control, points: Sequence[OperatingPoint], limits: Limits, ledger: Ledger, *, local_s: float
+        self,
+        control: Control,
+        points: Sequence[OperatingPoint],
+        limits: Limits,
+        ledger: Ledger,
+        *,
+        local_s: float,
+        filtering: Filtering | None = None,
     ) -> None:
         """Start with nothing captured and no connection.
 
@@ -55,7 +64,9 @@ class Pipeline:
             limits: what a frame may take.
             ledger: where frames are entered and closed.
             local_s: seconds that a local answer is expected to take, until some have been measured.
+            filtering: keeps frames on the device in which there is nothing; None sends all.
         """
+        self._filtering = filtering
         self._ledger, self.limits, self.connected = ledger, limits, False
         self.trace_of: Callable[[int], bytes] | None = None
         """Where frames are traced: a frame's ids, which are sent with it."""
@@ -110,7 +121,12 @@ class Pipeline:
         """The device has made the frame's packet."""
         self._computing = None
         frame.timings.update(prepare=coded.prepare_s, compute=coded.compute_s, compress=coded.compress_s)
+        frame.presence, frame.empty = coded.presence, coded.empty
         if frame.outcome is not None or frame.point is None:
+            return
+        if not coded.packet:
+            self.control.on_computed(frame.point, coded.seconds, now)
+            self._ledger.close(frame, Outcome.FILTERED)
             return
         self._to_learn.append((frame.point, coded.seconds, len(coded.packet), now))
         frame.packet, frame.pixels, frame.picture = coded.packet, coded.pixels, None
@@ -149,9 +165,13 @@ class Pipeline:
             if self._parts is not None:
                 outgoing = self._parts.first(now, remaining_ms)
                 size = len(outgoing.packet)
+            if self.limits.say_size:
+                outgoing = replace(outgoing, size=frame.size)
             frame.written_at, frame.sent_bytes, frame.packet = now, size, b""
             self._unanswered[frame.id] = frame
             self.control.on_written(frame.id, size, now)
+            if self._filtering is not None:
+                self._filtering.on_written(now)
             if self._parts is not None:
                 self._parts.wait(now)
             return outgoing if self.trace_of is None else replace(outgoing, trace=self.trace_of(frame.id))
@@ -179,6 +199,10 @@ class Pipeline:
         if result.status is Status.OK:
             frame.labels = tuple(label for output in result.outputs for label in output.labels)
             frame.boxes = tuple(box for output in result.outputs for box in output.boxes)
+            frame.tails = tuple(output.tail for output in result.outputs)
+            frame.placed = any(output.captured for output in result.outputs)
+            if frame.empty and self._filtering is not None:
+                self._filtering.on_answer(frame.boxes)
             frame.class_map = next((o.class_map for o in result.outputs if o.class_map is not None), None)
             self._close_answered(frame, Outcome.OK, now)
         elif result.status is Status.DEADLINE_EXCEEDED:
@@ -350,7 +374,9 @@ class Pipeline:
     def _compute(self, frame: Frame, point: OperatingPoint | None, now: float) -> Work:
         self._computing, frame.point = frame, point
         frame.timings.setdefault("wait", now - frame.captured_at)
-        return Work(frame, local=point is self._local)
+        local = point is self._local
+        filtered = self._filtering is not None and not local and not self._filtering.must_send(now)
+        return Work(frame, local, filtered)
 
     def _in_time_locally(self, frame: Frame, now: float) -> bool:
         return self._local is not None and (self.limits.lossless or now + self._local_s <= frame.deadline_at)

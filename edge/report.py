@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any, TextIO
 
 import numpy as np
@@ -13,6 +14,7 @@ from ..models.bundle import Preprocessing
 from ..models.class_map import decode_class_map
 from ..models.exceptions import HeadraceError
 from ..models.preprocessing import placement
+from .filtering import Audits
 from .ledger import ON_TIME, Frame, Ledger, Outcome
 from .local import MAX_LABELS
 
@@ -63,6 +65,7 @@ class Report:
                 "labels": labels,
                 **self._boxes(frame),
                 **self._class_map(frame),
+                **({} if frame.presence is None else {"presence": round(frame.presence, 3), "empty": frame.empty}),
                 "latency_ms": None if frame.latency_s is None else _ms(frame.latency_s),
                 "deadline_ms": round(deadline_s * 1000, 3),
                 "timings_ms": {name: _ms(frame.timings[name]) for name in STAGES if name in frame.timings},
@@ -73,8 +76,12 @@ class Report:
             }
         )
 
-    def summary(self, ledger: Ledger, now: float) -> None:
-        """The last line; `on_time` counts the frames that were answered within the deadline, `ok` and `local`."""
+    def summary(self, ledger: Ledger, now: float, audits: Audits | None = None) -> None:
+        """The last line; `on_time` counts the frames that were answered within the deadline, `ok` and `local`.
+
+        With a filter, `audits` says in how many frames it saw nothing that were sent and answered nevertheless, and in
+        how many of those the server found something of interest.
+        """
         self._write(
             {
                 "event": "summary",
@@ -83,6 +90,7 @@ class Report:
                 "on_time": sum(ledger.outcomes[each] for each in ON_TIME),
                 "bytes": ledger.sent_bytes,
                 "duration_s": round(now - self.began, 3),
+                **({"audits": asdict(audits)} if audits else {}),
             }
         )
 
@@ -90,15 +98,12 @@ class Report:
         return self.labels[index] if index < len(self.labels) else ""
 
     def _boxes(self, frame: Frame) -> dict[str, Any]:
-        """Boxes in pixels of the captured frame; nothing for answers that have none."""
-        if not frame.boxes:
+        """Boxes in pixels of the captured frame, also where a detector found none; nothing for other answers."""
+        if not frame.boxes and "detection" not in frame.tails:
             return {}
-        how = placement(*frame.size, self.preprocessing) if self.preprocessing and all(frame.size) else None
         boxes = []
-        for box in frame.boxes:
-            corners = (box.left, box.top, box.right, box.bottom)
-            place = [round(x, 1) for x in (how.to_picture(*corners) if how else corners)]
-            label = self._label(box.index)
+        for box, corners in zip(frame.boxes, frame_corners(frame, self.preprocessing), strict=True):
+            label, place = self._label(box.index), [round(x, 1) for x in corners]
             boxes.append({"index": box.index, "label": label, "score": round(box.score, 5), "box": place})
         return {"boxes": boxes}
 
@@ -122,6 +127,25 @@ class Report:
             self._out.flush()
         except BrokenPipeError:
             self.unread = True
+
+
+def frame_corners(frame: Frame, how: Preprocessing | None) -> list[tuple[float, float, float, float]]:
+    """Left, top, right, bottom of a frame's boxes in pixels of the captured frame, within it.
+
+    Args:
+        frame: its boxes are in pixels of the backbone's input, unless the server has placed them.
+        how: says where the frame lies in that; None leaves the boxes as they are.
+    """
+    corners = [(box.left, box.top, box.right, box.bottom) for box in frame.boxes]
+    if how is None or frame.placed or not all(frame.size):
+        return corners
+    place, (width, height) = placement(*frame.size, how), frame.size
+    found = []
+    for each in corners:
+        left, top, right, bottom = place.to_picture(*each)
+        # In a letterbox's bars there is nothing to see.
+        found.append((max(left, 0.0), max(top, 0.0), min(right, float(width)), min(bottom, float(height))))
+    return found
 
 
 def _ms(seconds: float) -> float:

@@ -237,5 +237,6 @@ async def _tried(channel: grpc.aio.Channel) -> None:
 def _request(outgoing: Outgoing | Continuation) -> StreamRequest:
     if isinstance(outgoing, Continuation):
         return messages.continuation_request(outgoing)
-    frame = Frame(outgoing.packet, outgoing.remaining_ms, outgoing.slices_to_come, outgoing.patience_ms, outgoing.trace)
+    o = outgoing
+    frame = Frame(o.packet, o.remaining_ms, o.slices_to_come, o.patience_ms, o.trace, *o.size)
     return messages.frame_request(frame)

@@ -38,6 +38,8 @@ from .operating_point import Kind, OperatingPoint
 FORMAT = 2
 MANIFEST, TENSORS, EDGE_MANIFEST, UNCUT = "bundle.msgpack", "bundle.safetensors", "edge.msgpack", "uncut.onnx"
 REPAIR = "repair.safetensors"
+PRESENCE = "presence"
+"""Output of a head's graph, beside `latent`, where the bundle has a filter: the score float32 [1] of the frame."""
 MAX_MANIFEST_BYTES = 4 * 2**20
 MAX_TENSORS_BYTES = 64 * 2**20
 
@@ -129,6 +131,19 @@ class SplitSpec:
         return (self.latent_channels, *self.features[1:])
 
 
+@dataclass(frozen=True, slots=True)
+class FilterSpec:
+    """What the device may keep to itself: frames in which the filter sees nothing of these classes.
+
+    Attributes:
+        classes: indexes of the classes of interest, rising.
+        miss_rate: share of frames that hold one of them which it was allowed to miss, 0..1.
+    """
+
+    classes: tuple[int, ...]
+    miss_rate: float
+
+
 @dataclass(frozen=True)
 class Bundle:
     """See the module's docstring. The tensors of a split point:
@@ -139,6 +154,8 @@ class Bundle:
     `SPLIT/order` int32 [n], the components that are coded, as places in [K, H, W] laid flat, in order of
     importance; `SPLIT/cdf` int32 [T, L], `SPLIT/sizes` int32 [T] and `SPLIT/offsets` int32 [T], entropy tables; and per
     rate level `SPLIT/LEVEL/indexes` uint8 [n'], n' <= n, the table of each component in that order.
+    Where there is a filter, `SPLIT/filter/threshold` float32 [1] and `SPLIT/filter/...` float16, its layers (see
+    `detection.filter`).
     """
 
     name: str
@@ -153,6 +170,7 @@ class Bundle:
     folder: Path | None = None
     repair: Mapping[str, Array] = field(default_factory=dict)
     """Tensors float16 that only the server uses, named as `repaired` says; none where nothing was learned."""
+    filter: FilterSpec | None = None
 
     @cached_property
     def fingerprint(self) -> bytes:
@@ -165,6 +183,7 @@ class Bundle:
             "preprocessing": _plain(self.preprocessing),
             "splits": [{k: v for k, v in asdict(s).items() if k != "edge_share"} for s in self.splits],
             "operating_points": [p.identity() for p in self.operating_points],
+            **self._filter_fields(),
         }
         digest.update(msgpack.packb(shared))
         for name in sorted(self.tensors):
@@ -218,6 +237,13 @@ class Bundle:
         gain: npt.NDArray[np.float32] = self.tensors[f"{split}/gains"][level]
         return gain
 
+    def filter_threshold(self, split: str) -> float:
+        """The score below which a frame holds nothing of interest; only where there is a filter."""
+        return float(self._tensor(f"{split}/filter/threshold")[0])
+
+    def _filter_fields(self) -> dict[str, Any]:
+        return {"filter": asdict(self.filter)} if self.filter else {}
+
     def without_repair(self) -> Bundle:
         """The bundle as the edge gets it."""
         return replace(self, repair={})
@@ -260,6 +286,11 @@ class Bundle:
                 if not (self.tensors[f"{s.name}/{part}"] > 0).all():
                     raise BundleError(f"bundle {self.name}: one of the {part} of {s.name} is not positive")
             self._check_coding(s)
+            threshold = self.tensors.get(f"{s.name}/filter/threshold")
+            if self.filter and (threshold is None or threshold.shape != (1,) or threshold.dtype != np.float32):
+                raise BundleError(f"bundle {self.name} is damaged: {s.name} has no filter; learn it anew")
+        if self.filter and not all(0 <= i < len(self.labels) for i in self.filter.classes):
+            raise BundleError(f"bundle {self.name}: its filter is for classes that have no label")
         self._check_repair()
         return self
 
@@ -301,6 +332,7 @@ class Bundle:
             "splits": [asdict(s) for s in self.splits],
             "operating_points": [p.to_dict() for p in self.operating_points],
             "provenance": dict(self.provenance),
+            **self._filter_fields(),
             "fingerprint": self.fingerprint,
             **({"repair": hashlib.sha256(self._repair_file()).digest()} if self.repair else {}),
         }
@@ -350,6 +382,7 @@ class Bundle:
                 tensors=tensors,
                 provenance=manifest["provenance"],
                 folder=folder,
+                filter=_filter_spec(manifest["filter"]) if "filter" in manifest else None,
                 repair=_read_repair(folder / REPAIR, manifest["repair"]) if "repair" in manifest else {},
             )
         except (TypeError, KeyError, ValueError) as error:
@@ -430,6 +463,10 @@ def _preprocessing(given: Mapping[str, Any]) -> Preprocessing:
     return Preprocessing(**values)
 
 
+def _filter_spec(given: Mapping[str, Any]) -> FilterSpec:
+    return FilterSpec(tuple(int(i) for i in given["classes"]), float(given["miss_rate"]))
+
+
 def _split_spec(given: Mapping[str, Any]) -> SplitSpec:
     slices: Sequence[Sequence[int]] = given["slices"]
     return SplitSpec(**{**given, "features": tuple(given["features"]), "slices": tuple(tuple(s) for s in slices)})
@@ -438,6 +475,7 @@ def _split_spec(given: Mapping[str, Any]) -> SplitSpec:
 __all__ = [
     "BackboneSpec",
     "Bundle",
+    "FilterSpec",
     "Preprocessing",
     "SplitSpec",
     "head_file",

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from .backbones import Backbone, Chain
 from .bottleneck import Encoder
-from .bundle import UNCUT, Bundle, head_file
+from .bundle import PRESENCE, UNCUT, Bundle, head_file
+from .detection.filter import Presence, WithFilter
 from .edge_half import has_local, write_edge_manifest
 from .zoo.catalogue import backbone_of
 
@@ -35,8 +36,13 @@ def export_edge_half(bundle: Bundle, folder: Path, note: Callable[[str], None] =
     folder.mkdir(parents=True, exist_ok=True)
     for spec in bundle.splits:
         note(head_file(spec.name))
-        encoder = Encoder.of(bundle, spec.name)
-        write_onnx(backbone, Only(backbone.head(spec.name), encoder), "latent", folder / head_file(spec.name))
+        encoder: nn.Module = Encoder.of(bundle, spec.name)
+        path = folder / head_file(spec.name)
+        if bundle.filter is None:
+            write_onnx(backbone, Only(backbone.head(spec.name), encoder), "latent", path)
+        else:
+            encoder = WithFilter(encoder, Presence.of(bundle, spec.name))
+            write_onnx(backbone, Chain(backbone.head(spec.name), encoder).eval(), ("latent", PRESENCE), path)
     if has_local(bundle):
         note(UNCUT)
         write_onnx(backbone, Only(backbone.uncut), "scores", folder / UNCUT)
@@ -56,8 +62,15 @@ class Only(nn.Module):
         return output  # type: ignore[no-any-return]
 
 
-def write_onnx(backbone: Backbone, module: nn.Module, output: str, path: Path) -> None:
-    """Write a network that takes `pixels` uint8 [1, S, S, 3] as one ONNX file with its weights inside."""
+def write_onnx(backbone: Backbone, module: nn.Module, output: str | tuple[str, ...], path: Path) -> None:
+    """Write a network that takes `pixels` uint8 [1, S, S, 3] as one ONNX file with its weights inside.
+
+    Args:
+        backbone: says how large the pixels are.
+        module: gives one tensor, or a tuple.
+        output: name of what it gives, or of each part of it.
+        path: where to.
+    """
     size = backbone.preprocessing.size
     example = torch.zeros(1, size, size, 3, dtype=torch.uint8)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -69,7 +82,7 @@ def write_onnx(backbone: Backbone, module: nn.Module, output: str, path: Path) -
             (example,),
             path,
             input_names=["pixels"],
-            output_names=[output],
+            output_names=[output] if isinstance(output, str) else list(output),
             dynamo=True,
             external_data=False,
             verbose=False,

@@ -7,7 +7,7 @@ held-out photographs -> every operating point -> measured bytes and accuracy
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -35,13 +35,14 @@ from .bundle import Bundle, SplitSpec
 from .closed_form import fisher_gradients
 from .cutting.cuts import Cut
 from .cutting.maps import Packing
+from .detection.mosaic import mosaic
 from .exceptions import BackboneError, DataError
 from .export import Only, write_onnx
-from .fit import fit_map
-from .measure import find_pictures, measure, pixel_batches
+from .fit import BOX_DISTORTIONS, DISTORTIONS, fit_map
+from .measure import BATCH, find_pictures, load_pixels, measure, pixel_batches
 from .onnx_time import edge_milliseconds, image_milliseconds
 from .operating_point import Kind, OperatingPoint
-from .tasks import CLASSIFICATION
+from .tasks import CLASSIFICATION, DETECTION
 from .zoo.catalogue import load_backbone
 from .zoo.sources import Source
 
@@ -142,7 +143,7 @@ def fit_unmeasured(
     features: dict[str, list[Tensor]] = {name: [] for name in names}
     parts = _chain(backbone, names)
     with torch.inference_mode():
-        for pixels in pixel_batches(fit_on, backbone.preprocessing):
+        for pixels in calibration_batches(backbone, fit_on, seed):
             reached: tuple[Tensor, ...] = (pixels,)
             for name, part in parts:
                 reached = part(*reached)
@@ -155,7 +156,8 @@ def fit_unmeasured(
         batches = [b.clone() for b in features.pop(name)]
         done = partial(progress.advance, bar)
         gradients = fisher_gradients(backbone.tail(name), batches, seed, backbone.task.probe, done)
-        fitted = fit_map(torch.cat(batches), gradients)
+        distortions = BOX_DISTORTIONS if backbone.task.name == DETECTION else DISTORTIONS
+        fitted = fit_map(torch.cat(batches), gradients, distortions)
         specs.append(SplitSpec(name, fitted.features, fitted.latent_channels, fitted.slices))
         tensors |= {f"{name}/{key}": value for key, value in fitted.arrays.items()}
     return Bundle(
@@ -168,6 +170,18 @@ def fit_unmeasured(
         operating_points=_operating_points(specs, local=backbone.task.name == CLASSIFICATION),
         tensors=tensors,
     ).check()
+
+
+def calibration_batches(backbone: Backbone, paths: Sequence[Path], seed: int) -> Iterator[Tensor]:
+    """Photographs as pixels uint8 [B, S, S, 3]; of a detector's, every other one is replaced by a mosaic of four."""
+    if backbone.task.name != DETECTION:
+        yield from pixel_batches(paths, backbone.preprocessing)
+        return
+    how = backbone.preprocessing
+    for at in range(0, len(paths), BATCH):
+        end = min(at + BATCH, len(paths))
+        pixels = [mosaic(paths, how, seed, i) if i % 2 else load_pixels(paths[i], how) for i in range(at, end)]
+        yield torch.from_numpy(np.stack(pixels))
 
 
 def default_splits(backbone: Backbone) -> tuple[str, ...]:

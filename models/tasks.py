@@ -147,9 +147,14 @@ class Detection(Task):
     def agreement(self, answer: Answer, uncut: Answer) -> float:
         """F1 of the confident boxes against the uncut model's: same class, overlap of at least `MATCH_IOU`."""
         assert isinstance(answer, Boxes) and isinstance(uncut, Boxes)
+        hits, mine, theirs = self.matches(answer, uncut)
+        return 2 * hits / (mine + theirs) if mine + theirs else 1.0
+
+    def matches(self, answer: Boxes, uncut: Boxes) -> tuple[int, int, int]:
+        """Confident boxes that both have, those of the answer, and those of the uncut model."""
         mine, theirs = (self._confident(each) for each in (answer, uncut))
         if not len(mine[0]) or not len(theirs[0]):
-            return float(len(mine[0]) == len(theirs[0]))
+            return 0, len(mine[0]), len(theirs[0])
         overlap = box_iou(mine[1], theirs[1]) * (mine[0][:, None] == theirs[0][None])
         hits, free = 0, torch.ones(len(theirs[0]), dtype=torch.bool)
         for row in overlap:
@@ -157,7 +162,7 @@ class Detection(Task):
             if row[best] >= MATCH_IOU and free[best]:
                 free[best] = False
                 hits += 1
-        return 2 * hits / (len(mine[0]) + len(theirs[0]))
+        return hits, len(mine[0]), len(theirs[0])
 
     def _confident(self, boxes: Boxes) -> tuple[Tensor, Tensor]:
         kept = [i for i, s in enumerate(boxes.scores) if s >= self.confident]

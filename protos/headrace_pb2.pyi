@@ -53,18 +53,22 @@ class Welcome(_message.Message):
     def __init__(self, fingerprint: _Optional[bytes] = ..., max_packet_bytes: _Optional[int] = ..., max_in_flight: _Optional[int] = ..., server_version: _Optional[str] = ..., bundle: _Optional[str] = ..., operating_points: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Frame(_message.Message):
-    __slots__ = ("packet", "remaining_ms", "slices_to_come", "patience_ms", "trace")
+    __slots__ = ("packet", "remaining_ms", "slices_to_come", "patience_ms", "trace", "width", "height")
     PACKET_FIELD_NUMBER: _ClassVar[int]
     REMAINING_MS_FIELD_NUMBER: _ClassVar[int]
     SLICES_TO_COME_FIELD_NUMBER: _ClassVar[int]
     PATIENCE_MS_FIELD_NUMBER: _ClassVar[int]
     TRACE_FIELD_NUMBER: _ClassVar[int]
+    WIDTH_FIELD_NUMBER: _ClassVar[int]
+    HEIGHT_FIELD_NUMBER: _ClassVar[int]
     packet: bytes
     remaining_ms: int
     slices_to_come: int
     patience_ms: int
     trace: bytes
-    def __init__(self, packet: _Optional[bytes] = ..., remaining_ms: _Optional[int] = ..., slices_to_come: _Optional[int] = ..., patience_ms: _Optional[int] = ..., trace: _Optional[bytes] = ...) -> None: ...
+    width: int
+    height: int
+    def __init__(self, packet: _Optional[bytes] = ..., remaining_ms: _Optional[int] = ..., slices_to_come: _Optional[int] = ..., patience_ms: _Optional[int] = ..., trace: _Optional[bytes] = ..., width: _Optional[int] = ..., height: _Optional[int] = ...) -> None: ...
 
 class Continuation(_message.Message):
     __slots__ = ("frame_id", "slice", "crc", "cut")
@@ -131,16 +135,18 @@ class ClassMap(_message.Message):
     def __init__(self, width: _Optional[int] = ..., height: _Optional[int] = ..., png: _Optional[bytes] = ...) -> None: ...
 
 class TailOutput(_message.Message):
-    __slots__ = ("tail", "labels", "boxes", "class_map")
+    __slots__ = ("tail", "labels", "boxes", "class_map", "captured")
     TAIL_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
     BOXES_FIELD_NUMBER: _ClassVar[int]
     CLASS_MAP_FIELD_NUMBER: _ClassVar[int]
+    CAPTURED_FIELD_NUMBER: _ClassVar[int]
     tail: str
     labels: _containers.RepeatedCompositeFieldContainer[Label]
     boxes: _containers.RepeatedCompositeFieldContainer[Box]
     class_map: ClassMap
-    def __init__(self, tail: _Optional[str] = ..., labels: _Optional[_Iterable[_Union[Label, _Mapping]]] = ..., boxes: _Optional[_Iterable[_Union[Box, _Mapping]]] = ..., class_map: _Optional[_Union[ClassMap, _Mapping]] = ...) -> None: ...
+    captured: bool
+    def __init__(self, tail: _Optional[str] = ..., labels: _Optional[_Iterable[_Union[Label, _Mapping]]] = ..., boxes: _Optional[_Iterable[_Union[Box, _Mapping]]] = ..., class_map: _Optional[_Union[ClassMap, _Mapping]] = ..., captured: _Optional[bool] = ...) -> None: ...
 
 class Timing(_message.Message):
     __slots__ = ("queue_us", "decode_us", "tail_us", "total_us")

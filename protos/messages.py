@@ -70,6 +70,7 @@ class Frame:
         slices_to_come: how many follow, each as a `Continuation`.
         patience_ms: how long the server waits for them before it answers without.
         trace: the frame's trace id (16 bytes) and span id (8), or nothing when it is not traced.
+        width, height: of the frame as it was captured, in pixels; 0: not said.
     """
 
     packet: bytes
@@ -77,6 +78,8 @@ class Frame:
     slices_to_come: int = 0
     patience_ms: int = 0
     trace: bytes = b""
+    width: int = 0
+    height: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +102,7 @@ class Label:
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """Class index, score 0..1, corners in pixels: of the backbone's input on the wire, of the captured frame after."""
+    """Class index, score 0..1, corners in pixels; of what, `TailOutput.captured` says."""
 
     index: int
     score: float
@@ -120,12 +123,16 @@ class ClassMap:
 
 @dataclass(frozen=True, slots=True)
 class TailOutput:
-    """What one tail made of a packet: labels or boxes, best first, or a class map."""
+    """What one tail made of a packet: labels or boxes, best first, or a class map.
+
+    Boxes are in pixels of the captured frame where `captured` says so, else in those of the backbone's input.
+    """
 
     tail: str
     labels: tuple[Label, ...] = ()
     boxes: tuple[Box, ...] = ()
     class_map: ClassMap | None = None
+    captured: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +178,7 @@ def frame_request(frame: Frame) -> pb.StreamRequest:
     message = request.frame
     message.packet, message.remaining_ms = frame.packet, frame.remaining_ms
     message.slices_to_come, message.patience_ms = frame.slices_to_come, frame.patience_ms
-    message.trace = frame.trace
+    message.trace, message.width, message.height = frame.trace, frame.width, frame.height
     return request
 
 
@@ -185,7 +192,7 @@ def read_request(request: pb.StreamRequest) -> Hello | Frame | Continuation | No
     kind = request.WhichOneof("message")
     if kind == "frame":
         f = request.frame
-        return Frame(f.packet, f.remaining_ms, f.slices_to_come, f.patience_ms, f.trace)
+        return Frame(f.packet, f.remaining_ms, f.slices_to_come, f.patience_ms, f.trace, f.width, f.height)
     if kind == "continuation":
         c = request.continuation
         return Continuation(c.frame_id, c.slice, c.crc, c.cut)
@@ -248,7 +255,7 @@ def _fill(message: pb.Result, result: Result, total_us: int | None) -> None:
     message.message = result.message
     for output in result.outputs:
         added = message.outputs.add()
-        added.tail = output.tail
+        added.tail, added.captured = output.tail, output.captured
         for label in output.labels:
             of_label = added.labels.add()
             of_label.index, of_label.score = label.index, label.score
@@ -294,6 +301,7 @@ def _output(message: pb.TailOutput) -> TailOutput:
         tuple([Label(x.index, x.score) for x in message.labels]),
         tuple([Box(b.index, b.score, b.left, b.top, b.right, b.bottom) for b in message.boxes]),
         class_map,
+        message.captured,
     )
 
 
@@ -310,7 +318,13 @@ def infer_request(fingerprint: bytes, frame: Frame) -> pb.InferRequest:
     """The unary request for one packet under the bundle of that fingerprint."""
     return pb.InferRequest(
         fingerprint=fingerprint,
-        frame=pb.Frame(packet=frame.packet, remaining_ms=frame.remaining_ms, trace=frame.trace),
+        frame=pb.Frame(
+            packet=frame.packet,
+            remaining_ms=frame.remaining_ms,
+            trace=frame.trace,
+            width=frame.width,
+            height=frame.height,
+        ),
     )
 
 

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import structlog
 
+from ..models.bundle import Preprocessing
 from ..protos.messages import Frame
 from .admission import Admission, Place
 from .batcher import Batcher, Line
@@ -69,6 +70,7 @@ class Job:
     received: float
     deadline: float
     key: TailKey
+    preprocessing: Preprocessing
     answer: asyncio.Future[Answer]
     decode: Callable[[], Decoded] = _nothing
     decoded: Decoded | None = None

@@ -113,4 +113,6 @@ class Gathering:
         gone_ms = round((complete - self._received) * 1e3)
         # A deadline of 0 would mean that there is none.
         remaining = max(1, self._frame.remaining_ms - gone_ms) if self._frame.remaining_ms else 0
-        return Frame(packet, remaining, trace=self._frame.trace), complete
+        asked = self._frame
+        whole = Frame(packet, remaining, trace=asked.trace, width=asked.width, height=asked.height)
+        return whole, complete

@@ -31,6 +31,7 @@ from .dispatch import Answer, Decoded, Dispatcher, Job, expired_error
 from .engine import BatchSeconds, Engine, PacketInput, TailKey
 from .exceptions import FrameError, InferenceError
 from .metrics import Metrics
+from .placing import placed
 from .tracing import Stages, Tracer
 
 log = structlog.get_logger(__name__)
@@ -120,7 +121,9 @@ class Pipeline:
             self._metrics.answered(error.status)
             return self._failure(frame_id_of(frame.packet), error)
         self._idle.clear()
-        job = Job(place, frame, packet.frame_id, received, deadline, key, asyncio.get_running_loop().create_future())
+        answer = asyncio.get_running_loop().create_future()
+        how = decoder.bundle.preprocessing
+        job = Job(place, frame, packet.frame_id, received, deadline, key, how, answer)
         job.decode = partial(self._decode, job, decoder, packet, point, now - reading)
         return job
 
@@ -132,7 +135,8 @@ class Pipeline:
                 answer = await self._dispatcher.alone(job)
             else:
                 answer = await self._dispatcher.batched(job)
-            result = self._result(job, answer)
+            outputs = placed(answer.outputs, (job.frame.width, job.frame.height), job.preprocessing)
+            result = self._result(job, answer._replace(outputs=outputs))
         except FrameError as error:
             result = self._failure(job.frame_id, error)
         except Exception:

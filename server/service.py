@@ -139,8 +139,9 @@ class HeadraceService(messages.HeadraceServicer):
         _remember(self._answering)
         received = self.pipeline.clock()
         served = await self._find(request.fingerprint, context)
-        left = _remaining_ms(request.frame.remaining_ms, context)
-        frame = Frame(request.frame.packet, left, trace=request.frame.trace)
+        asked = request.frame
+        left = _remaining_ms(asked.remaining_ms, context)
+        frame = Frame(asked.packet, left, trace=asked.trace, width=asked.width, height=asked.height)
         with served.used():
             result = await self.pipeline.answer(served.decoder, frame, received, f"{peer_of(context)}/")
         if result.status is not Status.OK:

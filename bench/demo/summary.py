@@ -16,7 +16,7 @@ from rich.table import Table
 from ...models.bundle import Bundle
 from ..links.schedule import Phase
 from ..workload import Answers, Workload
-from . import scenario, timeline
+from . import detection, scenario, timeline
 from .references import Conditions, Reference, compute_times, replay_references, server_seconds
 from .tally import OUTCOMES, FrameRecord, Tally, tally
 
@@ -46,6 +46,7 @@ def conclude(
     half: Path,
     workload: Workload,
     answers: Answers,
+    detected: detection.Detected | None = None,
 ) -> int:
     """Replay the references, print the summary and write the files. Returns the exit code."""
     scenario.write_frames(output / "frames.jsonl", streamed)
@@ -72,11 +73,13 @@ def conclude(
         f"a device on which the uncut model takes {scenario.DEVICE_UNCUT_MS:g} ms",
     )
     complaints = streamed.complaints()
-    _write_summary(output / "summary.json", bundle, streamed, conditions, tallies, complaints)
+    _write_summary(output / "summary.json", bundle, streamed, conditions, tallies, complaints, detected)
     _print_phases(console, streamed.frames)
     _print_tallies(console, tallies)
     for text in (MEASURED, REPLAYED, AGREEMENT):
         console.print(text, style="bright_black", highlight=False)
+    if detected is not None:
+        detection.say(console, detected, output)
     captured = streamed.summary["frames"]
     for complaint in complaints:
         console.print(f"The sums do not add up: {complaint}", style="bold red")
@@ -119,6 +122,7 @@ def _write_summary(
     conditions: Conditions,
     tallies: Sequence[Tally],
     complaints: Sequence[str],
+    detected: detection.Detected | None,
 ) -> None:
     content = {
         "fingerprint": bundle.fingerprint.hex(),
@@ -138,6 +142,7 @@ def _write_summary(
         "compute_ms": {stage: round(s * 1000, 2) for stage, s in sorted(conditions.compute.median_s.items())},
         "server_ms": round(conditions.server_s * 1000, 2),
         "runs": [asdict(each) for each in tallies],
+        "detection": detected.summary() if detected is not None else None,
         "notes": [MEASURED, REPLAYED, AGREEMENT],
     }
     path.write_text(json.dumps(content, indent=2) + "\n")

@@ -23,9 +23,11 @@ from ..backbones import Backbone
 from ..bottleneck import Encoder
 from ..bundle import Bundle, Preprocessing
 from ..codec import Codec
+from ..detection.mosaic import mosaic
 from ..exceptions import DataError
 from ..preprocessing import prepare
 from ..quantiser import quantise
+from ..tasks import DETECTION
 
 COARSE = 2.0
 """How much more often the coarsest rate level is trained than the finest; those between go evenly."""
@@ -71,7 +73,8 @@ def make_crops(
     Args:
         backbone: any; its head and tail at `split` are run on `device`.
         split: split point.
-        paths: photographs; each gives the same number of crops, give or take one.
+        paths: photographs; each gives the same number of crops, give or take one. Of a detector's crops every other
+            one is a mosaic of four photographs.
         count: crops; fewer are made where they would take more than `MAX_BYTES`.
         seed: crop i is drawn from (seed, i) alone.
         folder: for the files; made if need be.
@@ -85,8 +88,13 @@ def make_crops(
     folder.mkdir(parents=True, exist_ok=True)
     head, tail = backbone.head(split).to(device), backbone.tail(split).to(device)
 
+    def picture(index: int) -> npt.NDArray[np.uint8]:
+        if backbone.task.name == DETECTION and index % 2:
+            return mosaic(paths, backbone.preprocessing, seed, index)
+        return _crop(paths[index % len(paths)], backbone.preprocessing, seed, index)
+
     def run(begin: int, end: int) -> list[npt.NDArray[np.float16]]:
-        pixels = np.stack([_crop(paths[i % len(paths)], backbone.preprocessing, seed, i) for i in range(begin, end)])
+        pixels = np.stack([picture(i) for i in range(begin, end)])
         with torch.inference_mode():
             (features,) = head(torch.from_numpy(pixels).to(device))
             return [_half(t) for t in (features, *tail(features))]

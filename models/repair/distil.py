@@ -52,6 +52,8 @@ CROPS_SHARE = 0.3
 """Share of the minutes after which no more crops are made."""
 SAVE_SECONDS = 30.0
 STATE = "student.safetensors"
+RARE = 1e-4
+"""Scores of a detector's candidates that are lower are not told apart."""
 TIMED = 6
 """Steps that are timed to tell how many fit."""
 
@@ -179,8 +181,9 @@ def distance(task: Task, outputs: Sequence[Tensor], wanted: Sequence[Tensor]) ->
     """How far each frame's outputs are from the uncut model's, float32 [B].
 
     Classes, of a frame or of its pixels, are compared by the Kullback-Leibler divergence (distillation:
-    Hinton et al., "Distilling the Knowledge in a Neural Network", 2015), candidates of a detector by squared errors
-    of their scores and, as far as the uncut model takes them for something, of their corners. Where the candidates
+    Hinton et al., "Distilling the Knowledge in a Neural Network", 2015), candidates of a detector by the divergence
+    of their scores, each a yes or no of its own, and, as far as the uncut model takes them for something, by squared
+    errors of their corners. Where the candidates
     themselves hang on the features (two-stage detectors) only what tells how sure the first stage is can be compared.
     """
     if isinstance(task, Segmentation):
@@ -193,7 +196,9 @@ def distance(task: Task, outputs: Sequence[Tensor], wanted: Sequence[Tensor]) ->
         weight = wanted[0].clamp_min(0).sqrt()
         weight = weight[..., None] if outputs[1].ndim == 4 else weight.amax(2, keepdim=True)
         corners = (outputs[1] - wanted[1]) * weight * (8 / task.size)  # as in the Fisher metric
-        return (outputs[0] - wanted[0]).square().flatten(1).sum(1) + corners.square().flatten(1).sum(1)
+        mine, theirs = (scores.clamp(RARE, 1 - RARE) for scores in (outputs[0], wanted[0]))
+        divergence = theirs * (theirs / mine).log() + (1 - theirs) * ((1 - theirs) / (1 - mine)).log()
+        return divergence.flatten(1).sum(1) + corners.square().flatten(1).sum(1)
     logarithms = wanted[0].clamp_min(1e-8).log() - outputs[0].clamp_min(1e-8).log()
     return (wanted[0] * logarithms).sum(1)
 

@@ -11,7 +11,7 @@ from ..tasks import Detection
 from .darknet import CLASSES, PACKAGE, SIZE, Regions, find_weights, load_weights, yolov2_tiny
 from .sources import Found, Source, with_weights
 
-SPLITS = ("pool4", "pool5")
+SPLITS = ("pool3", "pool4", "pool5")
 
 
 def load(source: Source) -> Found:

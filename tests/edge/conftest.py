@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,16 @@ import grpc
 import numpy as np
 import onnx
 import pytest
-from headrace.models.bundle import UNCUT, BackboneSpec, Bundle, Preprocessing, SplitSpec, head_file
+from headrace.models.bundle import (
+    PRESENCE,
+    UNCUT,
+    BackboneSpec,
+    Bundle,
+    FilterSpec,
+    Preprocessing,
+    SplitSpec,
+    head_file,
+)
 from headrace.models.edge_half import file_names, write_edge_manifest
 from headrace.models.exceptions import OperatingPointError
 from headrace.models.operating_point import Kind, OperatingPoint
@@ -79,6 +88,13 @@ def make_bundle(seed: int = 0) -> Bundle:
     ).check()
 
 
+def make_filtered(threshold: float, classes: tuple[int, ...] = (3,)) -> Bundle:
+    """The tiny bundle with a filter that takes a picture darker than `threshold`, 0..2, for empty."""
+    bundle = make_bundle()
+    tensors = {**bundle.tensors, "stage.1/filter/threshold": np.array([threshold], np.float32)}
+    return replace(bundle, tensors=tensors, filter=FilterSpec(classes, 0.02)).check()
+
+
 def write_edge_half(folder: Path, bundle: Bundle, work: int = 1) -> Path:
     """Save the bundle with graphs that compute something: an average pooling, and a matrix product behind it.
 
@@ -97,8 +113,14 @@ def write_edge_half(folder: Path, bundle: Bundle, work: int = 1) -> Path:
         helper.make_node("AveragePool", ["planes"], ["pooled"], kernel_shape=[cell, cell], strides=[cell, cell]),
     ]
     head = [*front, helper.make_node("Conv", ["pooled", "project"], ["latent"])]
+    more = {}
+    if bundle.filter is not None:
+        # How bright the picture is, 0..2.
+        head.append(helper.make_node("ReduceMean", ["scaled"], [PRESENCE], axes=[1, 2, 3], keepdims=0))
+        more[PRESENCE] = [1]
     for split in bundle.splits:
-        _save_graph(folder / head_file(split.name), head, [project, scale], "latent", [1, CHANNELS, PLACES, PLACES])
+        shapes = {"latent": [1, CHANNELS, PLACES, PLACES], **more}
+        _save_graph(folder / head_file(split.name), head, [project, scale], shapes)
     weights = [
         numpy_helper.from_array(rng.normal(size=(3 * PLACES * PLACES, 256)).astype(np.float32), "widen"),
         numpy_helper.from_array((rng.normal(size=(256, 256)) / 16).astype(np.float32), "square"),
@@ -117,17 +139,17 @@ def write_edge_half(folder: Path, bundle: Bundle, work: int = 1) -> Path:
     uncut.append(helper.make_node("ReduceMean", [f"w{work}"], ["mean"], axes=[0], keepdims=1))
     uncut.append(helper.make_node("MatMul", ["mean", "narrow"], ["logits"]))
     uncut.append(helper.make_node("Softmax", ["logits"], ["scores"], axis=1))
-    _save_graph(folder / UNCUT, uncut, [scale, *weights], "scores", [1, CLASSES])
+    _save_graph(folder / UNCUT, uncut, [scale, *weights], {"scores": [1, CLASSES]})
     write_edge_manifest(folder, bundle)
     return folder
 
 
-def _save_graph(path: Path, nodes: list[Any], weights: list[Any], output: str, shape: list[int]) -> None:
+def _save_graph(path: Path, nodes: list[Any], weights: list[Any], outputs: dict[str, list[int]]) -> None:
     graph = helper.make_graph(
         nodes,
         path.stem,
         [helper.make_tensor_value_info("pixels", TensorProto.UINT8, [1, SIZE, SIZE, 3])],
-        [helper.make_tensor_value_info(output, TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in outputs.items()],
         initializer=weights,
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
@@ -173,11 +195,13 @@ class ScriptedServer:
     Attributes:
         half: the edge half that it gives and whose fingerprint it greets with.
         answer: what becomes of a frame: status and message, or None for no answer ever.
+        outputs: of every answer.
         delay_s: before each answer.
     """
 
     half: Path
     answer: Callable[[int], tuple[Status, str] | None] = lambda _: (Status.OK, "")
+    outputs: tuple[TailOutput, ...] = (TailOutput("classification", (Label(3, 0.5), Label(1, 0.25))),)
     delay_s: float = 0.0
     max_in_flight: int = 16
     max_packet_bytes: int = 2**20
@@ -257,7 +281,7 @@ class _Service(messages.HeadraceServicer):
         if script.delay_s:
             await asyncio.sleep(script.delay_s)
         status, text = verdict
-        outputs = (TailOutput("classification", (Label(3, 0.5), Label(1, 0.25))),) if status is Status.OK else ()
+        outputs = script.outputs if status is Status.OK else ()
         result = Result(packet.frame_id, status, text, outputs, Timing(10, 20, 30, 100), 2, len(packet.slices))
         async with lock:
             await context.write(messages.result_response(result))

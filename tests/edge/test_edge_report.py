@@ -38,6 +38,16 @@ def test_boxes_are_in_pixels_of_the_captured_frame():
     assert (second["label"], second["box"]) == ("", [0.0, 0.0, 640.0, 480.0])
 
 
+def test_a_detector_that_found_nothing_says_so():
+    assert line_of(Frame(1, 0.0, 1.0, tails=("detection",)))["boxes"] == []
+
+
+def test_boxes_that_the_server_placed_stay_where_they_are():
+    how = Preprocessing(320, 320, 0.0, 255.0, "letterbox")
+    frame = Frame(1, 0.0, 1.0, boxes=(Box(2, 0.75, 10, 50, 110, 90),), size=(640, 480), placed=True)
+    assert line_of(frame, how)["boxes"][0]["box"] == [10, 50, 110, 90]
+
+
 def test_a_class_map_is_told_by_its_size_and_shares():
     classes = np.zeros((4, 6), np.uint8)
     classes[:, :2] = 2
