@@ -198,7 +198,7 @@ class ControlLoop:
     def choose(self, now: float, captured_at: float, *, compute_free_at: float) -> Choice:
         """The operating point for the frame captured at `captured_at`; the core is free at `compute_free_at`."""
         menu, prices = self._menu, self._prices
-        menu.update()
+        menu.update(self._link.wait_bits)
         self._count_capture(now, captured_at)
         start = max(now, compute_free_at)
         next_capture = captured_at + self.frame_interval_s
@@ -241,7 +241,7 @@ class ControlLoop:
             answer = math.inf
         else:
             middle = len(rates) // 2
-            transmit = float(menu.middle_bits[row]) * float(per_bit[middle])
+            transmit = (float(menu.middle_bits[row]) + self._link.wait_bits) * float(per_bit[middle])
             answer = max(ready, float(free[middle])) + transmit + self._link.there_and_back_s
         return Choice(point, p_on_time, answer - captured_at, self._link.rate_bps(now), probe)
 
@@ -334,15 +334,15 @@ class ControlLoop:
         if self._unreplayed:
             rate = self._link.measured_bps(now)
             seconds = self._menu.seconds.take(self._stage_of)
-            bits = 8.0 * (self._sizes.quantile(STEADY_Z) + self.settings.overhead_bytes)
+            bits = 8.0 * (self._sizes.quantile(STEADY_Z) + self.settings.overhead_bytes) + self._link.wait_bits
             for captured_at in self._unreplayed:
                 self._steady.frame(captured_at, seconds, bits, rate, self._link.there_and_back_s)
             self._unreplayed.clear()
 
     def _lookahead_inputs(self) -> tuple[Floats, Floats, float]:
         """Seconds and bits by point, and the way there and back: what the lookahead is solved for."""
-        self._menu.update()
-        bits = 8.0 * (self._sizes.quantile(self.settings.size_z) + self.settings.overhead_bytes)
+        self._menu.update(self._link.wait_bits)
+        bits = 8.0 * (self._sizes.quantile(self.settings.size_z) + self.settings.overhead_bytes) + self._link.wait_bits
         return self._menu.seconds[self._stage_of], bits, self._link.there_and_back_s
 
     def _wants_probe(self, now: float, best: int, p_on_time: float) -> bool:

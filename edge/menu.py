@@ -40,7 +40,7 @@ class Menu:
         kept: indexes of the points in the arrays, [kept]; a row is one of them.
         stage_of: their stages, [kept].
         accuracy: theirs, float64 [kept].
-        bits: packets with overhead, float64 [kept, scenarios]; 0 of local points.
+        bits: packets with overhead and wait, float64 [kept, scenarios]; 0 of local points.
         middle_bits: median packets without overhead, float64 [kept].
         seconds: compute, float64 [stages].
         spread: compute as a share of its expectation, float64 [scenarios].
@@ -67,6 +67,7 @@ class Menu:
         self._size_z = _shuffled_normal(scenarios, SIZE_STEPS, scenarios // 3)
         self._compute_z = _shuffled_normal(scenarios, COMPUTE_STEPS, scenarios // 2 + 1)
         self._versions = (-1, -1)
+        self._wait_bits = 0.0
         self.seconds = np.zeros(len(stages))
         self.spread = np.ones(scenarios)
         self.local_stages = sorted({int(stage_of[index]) for index in np.flatnonzero(self._is_local)})
@@ -83,21 +84,22 @@ class Menu:
         self._scale = self._sizes.scale[kept]
         self._spread = self._sizes.spread[kept]
         self._overhead = self._overhead_bits[kept][:, None]
+        self._is_sent = ~self.is_local[:, None]
         self._deviation = math.nan
         self.bits = np.zeros((len(kept), len(self._size_z)))
         self._scatter = np.ones_like(self.bits)
         self._versions = (-1, -1)
-        self.update()
+        self.update(self._wait_bits)
 
-    def update(self) -> None:
-        """Take in what was measured since."""
+    def update(self, wait_bits: float) -> None:
+        """Take in what was measured since; `wait_bits` come on top of every packet (see `link_view`)."""
         versions = (self._compute.version, self._sizes.version)
         if versions[0] != self._versions[0]:
             for index, stage in enumerate(self._stages):
                 self.seconds[index] = self._compute.seconds(stage)
             np.multiply(self._compute_z, self._compute.scatter, out=self.spread)
             self.spread += 1.0
-        if versions[1] != self._versions[1]:
+        if versions[1] != self._versions[1] or wait_bits != self._wait_bits:
             deviation = self._sizes.deviation
             if not abs(deviation - self._deviation) <= SPREAD_DRIFT * deviation:
                 np.exp(np.multiply.outer(self._spread * deviation, self._size_z), out=self._scatter)
@@ -105,12 +107,13 @@ class Menu:
             shift = self._scale * (self._sizes.level + self._sizes.own[self.stage_of])
             self.middle_bits = self._base * np.exp(shift)
             np.multiply(self._scatter, self.middle_bits[:, None], out=self.bits)
-            self.bits += self._overhead
+            self.bits += self._overhead + wait_bits * self._is_sent
+            self._wait_bits = wait_bits
         self._versions = versions
 
     def expected_bytes(self) -> Floats:
         """Mean packet with overhead, float64 [kept]."""
-        return np.asarray(self.bits.mean(axis=1) / 8.0, dtype=np.float64)
+        return np.asarray((self.bits.mean(axis=1) - self._wait_bits * ~self.is_local) / 8.0, dtype=np.float64)
 
 
 def smallest_probe(points: Sequence[OperatingPoint], seconds: Mapping[str, float], frame_interval_s: float) -> int:

@@ -5,7 +5,7 @@
 
 Both count an answer in time with the accuracy that the bundle's table states for its point, so that they can be
 compared. The simulation is given what the real run measured and the control loop does not choose: sizes of these very
-frames at every point, compute times by stage, the server's time.
+frames at every point, compute times by stage, how much longer or shorter than that each frame took, the server's time.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import statistics
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,11 +159,11 @@ def _compare(
     for line in lines:
         outcomes[line["outcome"]] = outcomes.get(line["outcome"], 0) + 1
     measured = sum(accuracy[line["point"]] for line in lines if line["outcome"] in ON_TIME) / len(lines)
-    seconds = workload.device_seconds(device_s) | _compute_seconds(points, lines)
+    seconds, factors = compute_factors(points, lines, workload.device_seconds(device_s))
     simulated = replay(
         points,
         workload.sizes(),
-        np.array([seconds[p.stage] for p in points]),
+        np.multiply.outer(factors, [seconds[p.stage] for p in points]),
         window.trace,
         delay_s=conditions.delay_s,
         deadline_s=deadline_s,
@@ -175,16 +175,32 @@ def _compare(
     return RealCell(window.trace.name, deadline_s, device_s, measured, simulated.score, outcomes)
 
 
-def _compute_seconds(points: Sequence[OperatingPoint], lines: Sequence[Line]) -> dict[str, float]:
-    """Median seconds of the stages that ran at least five times: what the emulated device really took for them."""
+def compute_factors(
+    points: Sequence[OperatingPoint], lines: Sequence[Line], profiled: Mapping[str, float]
+) -> tuple[dict[str, float], list[float]]:
+    """What the emulated device really took.
+
+    Args:
+        points: of the bundle.
+        lines: the edge's, of all frames.
+        profiled: seconds by stage, for stages that ran fewer than five times.
+
+    Returns:
+        Seconds by stage: the median of what was measured. And for each frame how many times its stage's seconds its own
+        compute took; 1 where nothing was computed.
+    """
     stage_of = {p.name: p.stage for p in points}
-    times: dict[str, list[float]] = {}
+    spent: list[tuple[str, float]] = []
     for line in lines:
-        spent = line["timings_ms"]
-        if line["point"] in stage_of and "compute" in spent:
-            each = sum(spent.get(part, 0.0) for part in COMPUTE) / 1000
-            times.setdefault(stage_of[line["point"]], []).append(each)
-    return {stage: statistics.median(each) for stage, each in times.items() if len(each) >= 5}
+        each, stage = line["timings_ms"], stage_of.get(line["point"], "")
+        took = sum(each.get(part, 0.0) for part in COMPUTE) / 1000 if "compute" in each else 0.0
+        spent.append((stage if took > 0 else "", took))
+    seconds = dict(profiled)
+    for stage in profiled:
+        measured = [took for ran, took in spent if ran == stage]
+        if len(measured) >= 5:
+            seconds[stage] = statistics.median(measured)
+    return seconds, [took / seconds[stage] if stage in seconds else 1.0 for stage, took in spent]
 
 
 def _server_seconds(lines: Sequence[Line], otherwise: float) -> float:
