@@ -5,12 +5,13 @@
 
 Both count an answer in time with the accuracy that the bundle's table states for its point, so that they can be
 compared. The simulation is given what the real run measured and the control loop does not choose: sizes of these very
-frames at every point, compute times by stage, how much longer or shorter than that each frame took, the server's time.
+frames at every point, compute times by stage, how much longer or shorter than that each frame took, the server's times.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -39,6 +40,7 @@ from .cells import Conditions
 from .simulate import replay
 
 PORT = 50051
+DOWN_BPS = 1e8
 ON_TIME = ("ok", "local")
 COMPUTE = ("prepare", "compute", "compress")
 
@@ -120,7 +122,8 @@ async def _measured(
     window, deadline_s, device_s = task
     cores = cores_beside_the_edge()
     async with AsyncExitStack() as stack:
-        spec = LinkSpec(up=window.trace, delay_s=conditions.delay_s)
+        # As in the simulation, answers come back unhindered: a recorded uplink's gaps are not the downlink's.
+        spec = LinkSpec(up=window.trace, down=DOWN_BPS, delay_s=conditions.delay_s)
         link = await open_link(emulator, spec, PORT, cores=cores)
         stack.push_async_callback(link.close)
         serve = {"bundles": bundle, "host": link.server_host, "port": PORT, "threads": max(1, len(cores))}
@@ -168,7 +171,7 @@ def _compare(
         delay_s=conditions.delay_s,
         deadline_s=deadline_s,
         fps=conditions.fps,
-        server_s=_server_seconds(lines, conditions.server_s),
+        server_s=server_seconds(lines, conditions.server_s),
         overhead_bytes=conditions.overhead_bytes,
         uncut_s=device_s,
     )
@@ -203,9 +206,12 @@ def compute_factors(
     return seconds, [took / seconds[stage] if stage in seconds else 1.0 for stage, took in spent]
 
 
-def _server_seconds(lines: Sequence[Line], otherwise: float) -> float:
-    found = [line["timings_ms"]["server"] / 1000 for line in lines if "server" in line["timings_ms"]]
-    return statistics.median(found) if found else otherwise
+def server_seconds(lines: Sequence[Line], otherwise: float) -> list[float]:
+    """How long the server held each frame; the median for frames that it did not have, `otherwise` if it had none."""
+    found = [line["timings_ms"].get("server", math.nan) / 1000 for line in lines]
+    known = [seconds for seconds in found if not math.isnan(seconds)]
+    middle = statistics.median(known) if known else otherwise
+    return [middle if math.isnan(seconds) else seconds for seconds in found]
 
 
 def _told(cell: RealCell) -> str:

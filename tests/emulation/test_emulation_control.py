@@ -6,7 +6,7 @@ import statistics
 
 import pytest
 from headrace.bench.control.cells import Conditions
-from headrace.bench.control.real import compute_factors, run_real
+from headrace.bench.control.real import compute_factors, run_real, server_seconds
 from headrace.bench.links.trace_set import Window
 from headrace.bench.links.traces import Trace
 from headrace.models.operating_point import Kind, OperatingPoint
@@ -28,6 +28,12 @@ def test_factors_are_each_frames_own_compute_over_its_stages_median() -> None:
     # The stage that ran often takes what it was measured to; the other what it was profiled to.
     assert seconds == {"local": 0.15, "blocks.3": pytest.approx(0.05)}
     assert factors == pytest.approx([1.0, 1.04, 0.96, 1.0, 3.0, 1.0, 1.0, 2.0])
+
+
+def test_server_holds_each_frame_as_long_as_it_did() -> None:
+    lines = [{"timings_ms": {"server": ms}} for ms in (10, 30, 20)] + [{"timings_ms": {}}]
+    assert server_seconds(lines, 0.5) == pytest.approx([0.01, 0.03, 0.02, 0.02])
+    assert server_seconds(lines[3:], 0.5) == [0.5]
 
 
 @pytest.mark.slow
