@@ -115,7 +115,9 @@ class ControlLoop:
         self._captured_at = -math.inf  # of the frame that was chosen for last
         self._chosen = self.points[0]
         self._expected: dict[int, tuple[float, float]] = {}  # frame id -> due, accuracy
-        self._probe_index = smallest_probe(points, start, frame_interval_s)
+        # A probe that is computed in half of the deadline can be an answer, too.
+        self._probe_limit_s = min(frame_interval_s, deadline_s / 2)
+        self._probe_index = smallest_probe(points, start, self._probe_limit_s)
         self._best_local = float(self._accuracy[is_local].max(initial=0.0))
         self._probing = Probing(settings.probe_interval_s, settings.probe_interval_max_s)
         self.server_queue_depth = 0
@@ -209,7 +211,7 @@ class ControlLoop:
             free = np.maximum(free, now) + held * per_bit
         finish = self._finish(start, free, per_bit)
         due = captured_at + self.deadline_s
-        on_time = (finish <= due - self._link.there_and_back_s) @ self._shares
+        on_time = (finish <= due - self._link.there_and_back_scenarios()) @ self._shares
         for row in menu.local:
             seconds = float(menu.seconds[menu.stage_of[row]])
             p = self._compute.p_within(due - start, seconds)
@@ -231,6 +233,7 @@ class ControlLoop:
         best, p_on_time = int(menu.kept[row]), float(on_time[row])
         probe = self._wants_probe(now, best, p_on_time)
         if probe:
+            self._probe_index = smallest_probe(self.points, self._stage_seconds(), self._probe_limit_s)
             best, p_on_time = self._probe_index, 0.0
             self._probing.sends(now, captured_at, oldest=self._link.oldest)
         self._chosen = point = self.points[best]
@@ -344,6 +347,10 @@ class ControlLoop:
         self._menu.update(self._link.wait_bits)
         bits = 8.0 * (self._sizes.quantile(self.settings.size_z) + self.settings.overhead_bytes) + self._link.wait_bits
         return self._menu.seconds[self._stage_of], bits, self._link.there_and_back_s
+
+    def _stage_seconds(self) -> dict[str, float]:
+        """Expected compute by stage."""
+        return dict(zip(self._stages, self._menu.seconds.tolist(), strict=True))
 
     def _wants_probe(self, now: float, best: int, p_on_time: float) -> bool:
         """Whether to send a probe in place of the best choice, which says nothing of the link."""

@@ -15,6 +15,7 @@ import numpy as np
 from .choice import ControlSettings
 from .estimator import RateEstimator, censored_bound
 from .measurement import Floats, HoldTime, InFlight, RoundTrip, Sent
+from .menu import HOLD_STEPS, shuffled
 
 SLOW, FAST = 0.1, 0.75
 """Shares of the rate's distribution by which slices that leave one by one are timed."""
@@ -55,7 +56,8 @@ class LinkView:
         # A rate at which the smallest packet takes a whole deadline.
         self._useless_bps = 8.0 * smallest_bytes / deadline_s
         self._round_trip = RoundTrip(settings.rtt_s, settings.rtt_window_s)
-        self._hold = HoldTime(settings.server_s)
+        self._hold = HoldTime(settings.server_s, settings.scenarios)
+        self._hold_order = shuffled(settings.scenarios, HOLD_STEPS, settings.scenarios // 4)
         self._flight = InFlight(settings.overhead_bytes)
         self._estimator = RateEstimator(
             prior_bps=settings.prior_bps, useless_bps=self._useless_bps, scenarios=settings.scenarios
@@ -135,6 +137,11 @@ class LinkView:
     def there_and_back_s(self) -> float:
         """Round trip and server, without transmission."""
         return self._round_trip.seconds + self._hold.high_s
+
+    def there_and_back_scenarios(self) -> Floats:
+        """The same in every scenario, paired with the rates in an order that has nothing to do with theirs."""
+        held: Floats = self._hold.scenarios[self._hold_order]
+        return held + self._round_trip.seconds
 
     def in_outage(self, now: float) -> bool:
         """Whether the stream is down, or nothing came back of a frame that was written more than a deadline ago."""

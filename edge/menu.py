@@ -22,7 +22,8 @@ from .measurement import ComputeTimes, Floats, PacketSizes
 
 Indexes = NDArray[np.intp]
 SPREAD_DRIFT = 0.02
-SIZE_STEPS, COMPUTE_STEPS = (7, 5, 3), (5, 3, 7)
+SIZE_STEPS, COMPUTE_STEPS, HOLD_STEPS = (7, 5, 3), (5, 3, 7), (3, 7, 5)
+"""Candidates for the stride of each shuffle; the first that has no divisor in common with the number of scenarios."""
 
 
 class Menu:
@@ -116,16 +117,20 @@ class Menu:
         return np.asarray((self.bits.mean(axis=1) - self._wait_bits * ~self.is_local) / 8.0, dtype=np.float64)
 
 
-def smallest_probe(points: Sequence[OperatingPoint], seconds: Mapping[str, float], frame_interval_s: float) -> int:
-    """Index of the smallest packet that is computed within a frame interval; else of the smallest that is sent at all;
-    -1 if nothing is. `seconds` by stage."""
+def smallest_probe(points: Sequence[OperatingPoint], seconds: Mapping[str, float], limit_s: float) -> int:
+    """Index of the smallest packet that is computed within a limit; else of the smallest that is sent at all; -1 if
+    nothing is. `seconds` by stage."""
     sent = [index for index, point in enumerate(points) if point.kind is not Kind.LOCAL]
-    quick = [index for index in sent if seconds[points[index].stage] <= frame_interval_s]
+    quick = [index for index in sent if seconds[points[index].stage] <= limit_s]
     return min(quick or sent, key=lambda index: points[index].bytes_p95, default=-1)
 
 
-def _shuffled_normal(count: int, steps: Sequence[int], offset: int) -> Floats:
-    """Standard normal quantiles in a fixed order that has nothing to do with theirs, float64 [count]."""
+def shuffled(count: int, steps: Sequence[int], offset: int) -> Indexes:
+    """0 to count - 1 in a fixed order that has nothing to do with theirs, [count]."""
     step = next((step for step in steps if math.gcd(step, count) == 1), 1)
-    order = (step * np.arange(count) + offset) % count
-    return np.array([NormalDist().inv_cdf((place + 0.5) / count) for place in order])
+    return (step * np.arange(count) + offset) % count
+
+
+def _shuffled_normal(count: int, steps: Sequence[int], offset: int) -> Floats:
+    """Standard normal quantiles in such an order, float64 [count]."""
+    return np.array([NormalDist().inv_cdf((place + 0.5) / count) for place in shuffled(count, steps, offset)])

@@ -41,6 +41,8 @@ from .simulate import replay
 
 PORT = 50051
 DOWN_BPS = 1e8
+MOST_ROUNDS = 12
+"""So often at most a run is simulated, each time with more of its packets really coded."""
 ON_TIME = ("ok", "local")
 COMPUTE = ("prepare", "compute", "compress")
 
@@ -163,18 +165,25 @@ def _compare(
         outcomes[line["outcome"]] = outcomes.get(line["outcome"], 0) + 1
     measured = sum(accuracy[line["point"]] for line in lines if line["outcome"] in ON_TIME) / len(lines)
     seconds, factors = compute_factors(points, lines, workload.device_seconds(device_s))
-    simulated = replay(
-        points,
-        workload.sizes(),
-        np.multiply.outer(factors, [seconds[p.stage] for p in points]),
-        window.trace,
-        delay_s=conditions.delay_s,
-        deadline_s=deadline_s,
-        fps=conditions.fps,
-        server_s=server_seconds(lines, conditions.server_s),
-        overhead_bytes=conditions.overhead_bytes,
-        uncut_s=device_s,
-    )
+    for _ in range(MOST_ROUNDS):
+        simulated = replay(
+            points,
+            workload.sizes(),
+            np.multiply.outer(factors, [seconds[p.stage] for p in points]),
+            window.trace,
+            delay_s=conditions.delay_s,
+            deadline_s=deadline_s,
+            fps=conditions.fps,
+            server_s=server_seconds(lines, conditions.server_s),
+            overhead_bytes=conditions.overhead_bytes,
+            uncut_s=device_s,
+        )
+        # Sizes are estimates until a frame has been coded at a point. The loop sees only those of its own choices.
+        chosen = [(record.frame, record.point) for record in simulated.records if record.point >= 0]
+        unknown = [pair for pair in chosen if not workload.known(pair)]
+        if not unknown:
+            break
+        workload.code(unknown)
     return RealCell(window.trace.name, deadline_s, device_s, measured, simulated.score, outcomes)
 
 
