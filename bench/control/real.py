@@ -5,7 +5,8 @@
 
 Both count an answer in time with the accuracy that the bundle's table states for its point, so that they can be
 compared. The simulation is given what the real run measured and the control loop does not choose: sizes of these very
-frames at every point, compute times by stage, how much longer or shorter than that each frame took, the server's times.
+frames, compute times by stage and how much longer or shorter than that each frame took, the server's times, and what
+the processes and the emulator add to every frame beside these: a few ms of scheduling, gRPC and relaying.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ from ..cores import all_cores, cores_beside_the_edge
 from ..links.emulators import Emulator, choose, open_link
 from ..links.spec import LinkSpec
 from ..links.trace_set import Window
+from ..links.traces import Trace
+from ..links.virtual_link import VirtualLink
 from ..processes import Process, Server
 from ..workload import Workload
 from .cells import Conditions
@@ -59,6 +62,7 @@ class RealCell:
         trace: name of the window.
         deadline_s, device_s: of the cell; the device by what the uncut model takes on it.
         measured, simulated: on-time accuracy, 0..1.
+        added_s: what the processes and the emulator added to every frame.
         outcomes: of the measured frames.
     """
 
@@ -67,6 +71,7 @@ class RealCell:
     device_s: float
     measured: float
     simulated: float
+    added_s: float
     outcomes: dict[str, int]
 
     @property
@@ -165,13 +170,14 @@ def _compare(
         outcomes[line["outcome"]] = outcomes.get(line["outcome"], 0) + 1
     measured = sum(accuracy[line["point"]] for line in lines if line["outcome"] in ON_TIME) / len(lines)
     seconds, factors = compute_factors(points, lines, workload.device_seconds(device_s))
+    added_s = added_seconds(lines, window.trace, conditions)
     for _ in range(MOST_ROUNDS):
         simulated = replay(
             points,
             workload.sizes(),
             np.multiply.outer(factors, [seconds[p.stage] for p in points]),
             window.trace,
-            delay_s=conditions.delay_s,
+            delay_s=conditions.delay_s + added_s / 2,
             deadline_s=deadline_s,
             fps=conditions.fps,
             server_s=server_seconds(lines, conditions.server_s),
@@ -184,7 +190,7 @@ def _compare(
         if not unknown:
             break
         workload.code(unknown)
-    return RealCell(window.trace.name, deadline_s, device_s, measured, simulated.score, outcomes)
+    return RealCell(window.trace.name, deadline_s, device_s, measured, simulated.score, added_s, outcomes)
 
 
 def compute_factors(
@@ -223,20 +229,39 @@ def server_seconds(lines: Sequence[Line], otherwise: float) -> list[float]:
     return [middle if math.isnan(seconds) else seconds for seconds in found]
 
 
+def added_seconds(lines: Sequence[Line], trace: Trace, conditions: Conditions) -> float:
+    """Median of what frames took over the times of their stages, the server and the link, which is reckoned anew from
+    the times at which they were written; at least 0. The first frame's capture is the trace's time 0."""
+    link = VirtualLink(trace, delay_s=conditions.delay_s, overhead_bytes=conditions.overhead_bytes)
+    over, written_s = [], 0.0
+    for line in lines:
+        spent = line["timings_ms"]
+        if not line["bytes"]:
+            continue
+        made_s = sum(spent.get(part, 0.0) for part in ("wait", *COMPUTE)) / 1000
+        captured_s = line["captured_s"] - lines[0]["captured_s"]
+        written_s = max(written_s, captured_s + made_s)
+        arrives_s = link.write(line["bytes"], written_s)
+        if "server" in spent and line["latency_ms"] is not None:
+            answered_s = arrives_s + spent["server"] / 1000 + conditions.delay_s
+            over.append(captured_s + line["latency_ms"] / 1000 - answered_s)
+    return max(statistics.median(over), 0.0) if over else 0.0
+
+
 def _told(cell: RealCell) -> str:
     outcomes = ", ".join(f"{name} {count}" for name, count in sorted(cell.outcomes.items()))
     return (
         f"{cell.trace}, {cell.deadline_s * 1000:g} ms, device {cell.device_s * 1000:g} ms: measured "
-        f"{cell.measured:.3f}, simulated {cell.simulated:.3f} ({outcomes})"
+        f"{cell.measured:.3f}, simulated {cell.simulated:.3f} ({outcomes}; {cell.added_s * 1000:.1f} ms more a frame)"
     )
 
 
 def real_table(cells: Sequence[RealCell]) -> Table:
     """Measured beside simulated on-time accuracy."""
     table = Table(title="real processes over the emulated link, and their simulation")
-    for title in ("link", "deadline", "device", "measured", "simulated", "difference"):
+    for title in ("link", "deadline", "device", "added", "measured", "simulated", "difference"):
         table.add_column(title, justify="left" if title == "link" else "right")
     for c in cells:
-        times = f"{c.deadline_s * 1000:g} ms", f"{c.device_s * 1000:g} ms"
+        times = f"{c.deadline_s * 1000:g} ms", f"{c.device_s * 1000:g} ms", f"{c.added_s * 1000:.1f} ms"
         table.add_row(c.trace, *times, f"{c.measured:.3f}", f"{c.simulated:.3f}", f"{c.difference:+.3f}")
     return table

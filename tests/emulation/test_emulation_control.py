@@ -6,7 +6,7 @@ import statistics
 
 import pytest
 from headrace.bench.control.cells import Conditions
-from headrace.bench.control.real import compute_factors, run_real, server_seconds
+from headrace.bench.control.real import added_seconds, compute_factors, run_real, server_seconds
 from headrace.bench.links.trace_set import Window
 from headrace.bench.links.traces import Trace
 from headrace.models.operating_point import Kind, OperatingPoint
@@ -34,6 +34,19 @@ def test_server_holds_each_frame_as_long_as_it_did() -> None:
     lines = [{"timings_ms": {"server": ms}} for ms in (10, 30, 20)] + [{"timings_ms": {}}]
     assert server_seconds(lines, 0.5) == pytest.approx([0.01, 0.03, 0.02, 0.02])
     assert server_seconds(lines[3:], 0.5) == [0.5]
+
+
+def test_what_the_processes_add_is_what_stages_server_and_link_do_not_explain() -> None:
+    """1000 bytes and 40 of overhead at 0.8 Mbit/s: 10.4 ms; 30 ms there and back, 10 ms of server, 20 ms of compute."""
+    trace, conditions = Trace.steps([(10.0, 0.8e6)]), Conditions()
+    timings = {"wait": 0.0, "compute": 20.0, "server": 10.0}
+    lines = [
+        {"captured_s": 5 + n / 10, "bytes": 1000, "latency_ms": 70.4 + over, "timings_ms": timings}
+        for n, over in enumerate([4.0, 5.0, 6.0, 90.0, 5.0])
+    ]
+    lines.append({"captured_s": 5.5, "bytes": 0, "latency_ms": 150.0, "timings_ms": {"compute": 150.0}})
+    assert added_seconds(lines, trace, conditions) == pytest.approx(0.005)
+    assert added_seconds(lines[5:], trace, conditions) == 0.0
 
 
 @pytest.mark.slow
