@@ -115,7 +115,9 @@ class ControlLoop:
         self._captured_at = -math.inf  # of the frame that was chosen for last
         self._chosen = self.points[0]
         self._expected: dict[int, tuple[float, float]] = {}  # frame id -> due, accuracy
-        self._probe_index = smallest_probe(points, start, frame_interval_s)
+        # A probe that is computed in half of the deadline can be an answer, too.
+        self._probe_limit_s = min(frame_interval_s, deadline_s / 2)
+        self._probe_index = smallest_probe(points, start, self._probe_limit_s)
         self._best_local = float(self._accuracy[is_local].max(initial=0.0))
         self._probing = Probing(settings.probe_interval_s, settings.probe_interval_max_s)
         self.server_queue_depth = 0
@@ -202,7 +204,7 @@ class ControlLoop:
         if (choice := self._nothing_to_weigh(now, captured_at, start)) is not None:
             return choice
         menu, prices = self._menu, self._prices
-        menu.update()
+        menu.update(self._link.wait_bits)
         next_capture = captured_at + self.frame_interval_s
         rates = self._link.scenarios(now)
         per_bit = 1.0 / rates
@@ -211,7 +213,7 @@ class ControlLoop:
             free = np.maximum(free, now) + held * per_bit
         finish = self._finish(start, free, per_bit)
         due = captured_at + self.deadline_s
-        on_time = (finish <= due - self._link.there_and_back_s) @ self._shares
+        on_time = (finish <= due - self._link.there_and_back_scenarios()) @ self._shares
         for row in menu.local:
             seconds = float(menu.seconds[menu.stage_of[row]])
             p = self._compute.p_within(due - start, seconds)
@@ -233,6 +235,7 @@ class ControlLoop:
         best, p_on_time = int(menu.kept[row]), float(on_time[row])
         probe = self._wants_probe(now, best, p_on_time)
         if probe:
+            self._probe_index = smallest_probe(self.points, self._stage_seconds(), self._probe_limit_s)
             best, p_on_time = self._probe_index, 0.0
             self._probing.sends(now, captured_at, oldest=self._link.oldest)
         self._chosen = point = self.points[best]
@@ -243,7 +246,7 @@ class ControlLoop:
             answer = math.inf
         else:
             middle = len(rates) // 2
-            transmit = float(menu.middle_bits[row]) * float(per_bit[middle])
+            transmit = (float(menu.middle_bits[row]) + self._link.wait_bits) * float(per_bit[middle])
             answer = max(ready, float(free[middle])) + transmit + self._link.there_and_back_s
         return Choice(point, p_on_time, answer - captured_at, self._link.rate_bps(now), probe)
 
@@ -260,13 +263,13 @@ class ControlLoop:
         link = self._link
         next_capture, due = captured_at + self.frame_interval_s, captured_at + self.deadline_s
         sent = link.sent_if_slow(now, start + demand.most_seconds, demand.most_bits)
-        if sent > min(next_capture, due - link.there_and_back_s) or start + demand.seconds > next_capture:
+        if sent > min(next_capture, due - link.most_there_and_back_s) or start + demand.seconds > next_capture:
             return None
         if link.in_outage(now) or link.in_flight >= self._most_in_flight:
             return None
         self._chosen = point = self.points[demand.point]
         rate = link.rate_bps(now)
-        answer = start + demand.seconds + demand.bits / rate + link.there_and_back_s
+        answer = start + demand.seconds + (demand.bits + link.wait_bits) / rate + link.there_and_back_s
         return Choice(point, 1.0, answer - captured_at, rate)
 
     def worth_writing(self, now: float, captured_at: float, size_bytes: int) -> bool:
@@ -361,16 +364,20 @@ class ControlLoop:
         if self._unreplayed:
             rate = self._link.measured_bps(now)
             seconds = self._menu.seconds.take(self._stage_of)
-            bits = 8.0 * (self._sizes.quantile(STEADY_Z) + self.settings.overhead_bytes)
+            bits = 8.0 * (self._sizes.quantile(STEADY_Z) + self.settings.overhead_bytes) + self._link.wait_bits
             for captured_at in self._unreplayed:
                 self._steady.frame(captured_at, seconds, bits, rate, self._link.there_and_back_s)
             self._unreplayed.clear()
 
     def _lookahead_inputs(self) -> tuple[Floats, Floats, float]:
         """Seconds and bits by point, and the way there and back: what the lookahead is solved for."""
-        self._menu.update()
-        bits = 8.0 * (self._sizes.quantile(self.settings.size_z) + self.settings.overhead_bytes)
+        self._menu.update(self._link.wait_bits)
+        bits = 8.0 * (self._sizes.quantile(self.settings.size_z) + self.settings.overhead_bytes) + self._link.wait_bits
         return self._menu.seconds[self._stage_of], bits, self._link.there_and_back_s
+
+    def _stage_seconds(self) -> dict[str, float]:
+        """Expected compute by stage."""
+        return dict(zip(self._stages, self._menu.seconds.tolist(), strict=True))
 
     def _wants_probe(self, now: float, best: int, p_on_time: float) -> bool:
         """Whether to send a probe in place of the best choice, which says nothing of the link."""

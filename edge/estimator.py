@@ -98,6 +98,11 @@ class RateEstimator:
         """The middle of the distribution, bounds left out."""
         return math.exp(self._mean)
 
+    @property
+    def spread(self) -> float:
+        """Standard deviation of the log-rate around what was expected, robust."""
+        return self._spread
+
     def add(self, sample: DeliverySample, now: float) -> None:
         """Take in one acknowledged frame."""
         rate = sample.rate_bps(self.resolution_s)

@@ -8,13 +8,14 @@ written, continued --> in flight --acknowledged--> round trip, hold time, rate
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from .choice import ControlSettings
 from .estimator import RateEstimator, censored_bound
 from .measurement import Floats, HoldTime, InFlight, RoundTrip, Sent
+from .menu import HOLD_STEPS, shuffled
 
 SLOW, FAST = 0.1, 0.75
 """Shares of the rate's distribution by which slices that leave one by one are timed."""
@@ -22,6 +23,9 @@ SURELY_FAST = 0.1
 """A link needs no look at its distribution if this share of its rate would still do."""
 USEFUL = 3.0
 """From so many times the useless rate on, a link is worth asking often."""
+WAIT_FROM, WAIT_BITS, MOST_WAIT_BITS = 0.25, 12_000.0, 12_000.0
+"""From this scatter of the log-rate on, a packet waits for its turn: so many bits by unit of scatter, and the most."""
+WAIT_GAIN = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +56,16 @@ class LinkView:
         # A rate at which the smallest packet takes a whole deadline.
         self._useless_bps = 8.0 * smallest_bytes / deadline_s
         self._round_trip = RoundTrip(settings.rtt_s, settings.rtt_window_s)
-        self._hold = HoldTime(settings.server_s)
+        self._hold = HoldTime(settings.server_s, settings.scenarios)
+        self._hold_order = shuffled(settings.scenarios, HOLD_STEPS, settings.scenarios // 4)
         self._flight = InFlight(settings.overhead_bytes)
         self._estimator = RateEstimator(
             prior_bps=settings.prior_bps, useless_bps=self._useless_bps, scenarios=settings.scenarios
         )
         self._last_bps = math.inf
         self._held_bits = 0.0
+        self.wait_bits = 0.0
+        """What waiting for the link's turn adds to a packet."""
 
     # What happens --------------------------------------------------------------------------------------------------
 
@@ -81,6 +88,7 @@ class LinkView:
         if answered is None:
             return None
         sent, sample = answered
+        sample = replace(sample, bits=sample.bits + self.wait_bits)
         self._last_bps = sample.rate_bps(self._estimator.resolution_s)
         self._hold.add(server_s)
         self._round_trip.add(sent.ready, ack, sent.bits, now)
@@ -93,6 +101,8 @@ class LinkView:
             self._estimator.forget()
         else:
             self._estimator.add(sample, now)
+        wait = min(max(self._estimator.spread - WAIT_FROM, 0.0) * WAIT_BITS, MOST_WAIT_BITS)
+        self.wait_bits += WAIT_GAIN * (wait - self.wait_bits)
         return Heard(is_back, self._estimator.median_bps > USEFUL * self._useless_bps)
 
     def on_round_trip(self, seconds: float, now: float) -> None:
@@ -128,6 +138,16 @@ class LinkView:
         """Round trip and server, without transmission."""
         return self._round_trip.seconds + self._hold.high_s
 
+    @property
+    def most_there_and_back_s(self) -> float:
+        """The same in the slowest scenario."""
+        return self._round_trip.seconds + self._hold.most_s
+
+    def there_and_back_scenarios(self) -> Floats:
+        """The same in every scenario, paired with the rates in an order that has nothing to do with theirs."""
+        held: Floats = self._hold.scenarios[self._hold_order]
+        return held + self._round_trip.seconds
+
     def in_outage(self, now: float) -> bool:
         """Whether the stream is down, or nothing came back of a frame that was written more than a deadline ago."""
         oldest = self._flight.oldest
@@ -152,13 +172,14 @@ class LinkView:
         free = np.full(len(per_bit), self._flight.begun(self._round_trip.seconds))
         for frame in self._flight.frames:
             np.maximum(free, frame.ready, out=free)
-            free += frame.bits * per_bit
+            free += (frame.bits + self.wait_bits) * per_bit
         return free
 
     def answer_if_fast(self, now: float, size_bytes: int) -> float:
         """When a packet written now is answered at about the best rate that may be hoped for."""
         per_bit = 1.0 / self.scenarios(now)[-2:-1]
-        finish = max(now, float(self.free(per_bit)[0])) + 8.0 * size_bytes * float(per_bit[0])
+        bits = 8.0 * size_bytes + self.wait_bits
+        finish = max(now, float(self.free(per_bit)[0])) + bits * float(per_bit[0])
         return finish + self.there_and_back_s
 
     def sent_if_slow(self, now: float, ready: float, bits: float) -> float:
@@ -169,8 +190,8 @@ class LinkView:
             return math.inf
         free = self._flight.begun(self._round_trip.seconds)
         for frame in self._flight.frames:
-            free = max(free, frame.ready) + frame.bits / rate
-        return max(ready, free) + bits / rate
+            free = max(free, frame.ready) + (frame.bits + self.wait_bits) / rate
+        return max(ready, free) + (bits + self.wait_bits) / rate
 
     def held(self, now: float, captured_at: float) -> float:
         """Bits of the frame before, which leaves in parts, that this one has to wait for; none where nothing would be
@@ -191,7 +212,7 @@ class LinkView:
     def fits(self, now: float, captured_at: float, size_bytes: int) -> bool:
         """Whether so many further bytes can be answered in time, if the link is as fast as it most likely is."""
         per_bit = self._per_bit(now, 0.5)
-        finish = max(now, self._free_at(per_bit)) + 8.0 * size_bytes * per_bit
+        finish = max(now, self._free_at(per_bit)) + (8.0 * size_bytes + self.wait_bits) * per_bit
         return self.connected and finish + self.there_and_back_s <= captured_at + self._deadline_s
 
     def next_part_at(self, now: float) -> float:
@@ -201,7 +222,7 @@ class LinkView:
 
     def patience_s(self, now: float, captured_at: float, size_bytes: int) -> float:
         """How long the server may wait for the rest of a frame whose first `size_bytes` are written now."""
-        arrives = now + 8.0 * size_bytes * self._per_bit(now, FAST)
+        arrives = now + (8.0 * size_bytes + self.wait_bits) * self._per_bit(now, FAST)
         return captured_at + self._deadline_s - arrives - self.there_and_back_s
 
     # ---------------------------------------------------------------------------------------------------------------
@@ -215,7 +236,9 @@ class LinkView:
         if oldest is None:
             return math.inf
         round_trip = self._round_trip.seconds
-        return censored_bound(oldest.bits, now - round_trip - self._hold.high_s - self._flight.begun(round_trip))
+        return censored_bound(
+            oldest.bits + self.wait_bits, now - round_trip - self._hold.high_s - self._flight.begun(round_trip)
+        )
 
     def _per_bit(self, now: float, share: float) -> float:
         """Seconds a bit at the rate that the link exceeds with probability 1 - share."""

@@ -330,23 +330,32 @@ class PacketSizes:
 
 
 class HoldTime:
-    """How long the server holds a frame, followed as TCP follows its round trip (RFC 6298): mean and mean deviation."""
+    """How long the server holds a frame: the distribution of what it did lately.
 
-    def __init__(self, start_s: float) -> None:
-        self._mean = start_s
-        self._deviation = start_s / 4
-        self._seen = False
+    A hiccup is one of a dozen values, and no more likely than that; a server that has become slower shows in three
+    frames, since no scenario is under the least of the last three.
+    """
+
+    WINDOW, AT_FIRST, NOW = 12, 2, 3
+    HIGH = 0.75
+
+    def __init__(self, start_s: float, scenarios: int = 16) -> None:
+        self._recent: deque[float] = deque([start_s] * self.AT_FIRST, maxlen=self.WINDOW)
+        self._shares = (np.arange(scenarios) + 0.5) / scenarios
+        self._read()
 
     def add(self, seconds: float) -> None:
         """One measured hold time."""
-        seconds = max(seconds, 0.0)
-        if not self._seen:
-            self._mean, self._deviation, self._seen = seconds, seconds / 8, True
-            return
-        self._deviation += (abs(seconds - self._mean) - self._deviation) / 4
-        self._mean += (seconds - self._mean) / 4
+        self._recent.append(max(seconds, 0.0))
+        self._read()
 
-    @property
-    def high_s(self) -> float:
+    def _read(self) -> None:
+        values = sorted(self._recent)
+        now = sorted(list(self._recent)[-self.NOW :])
+        places = (self._shares * len(values)).astype(np.intp)
+        self.scenarios: Floats = np.maximum(np.array(values)[places], now[0])
+        """Equally likely values, ascending, float64 [scenarios]."""
+        self.most_s = max(values[-1], now[0])
+        """The largest of the scenarios, or more."""
+        self.high_s = max(values[min(int(self.HIGH * len(values)), len(values) - 1)], now[len(now) // 2])
         """A value that most frames stay under."""
-        return self._mean + self._deviation

@@ -23,7 +23,8 @@ from .measurement import ComputeTimes, Floats, PacketSizes
 
 Indexes = NDArray[np.intp]
 SPREAD_DRIFT = 0.02
-SIZE_STEPS, COMPUTE_STEPS = (7, 5, 3), (5, 3, 7)
+SIZE_STEPS, COMPUTE_STEPS, HOLD_STEPS = (7, 5, 3), (5, 3, 7), (3, 7, 5)
+"""Candidates for the stride of each shuffle; the first that has no divisor in common with the number of scenarios."""
 
 
 class Demand(NamedTuple):
@@ -58,7 +59,7 @@ class Menu:
         kept: indexes of the points in the arrays, [kept]; a row is one of them.
         stage_of: their stages, [kept].
         accuracy: theirs, float64 [kept].
-        bits: packets with overhead, float64 [kept, scenarios]; 0 of local points.
+        bits: packets with overhead and wait, float64 [kept, scenarios]; 0 of local points.
         middle_bits: median packets without overhead, float64 [kept].
         seconds: compute, float64 [stages].
         spread: compute as a share of its expectation, float64 [scenarios].
@@ -87,6 +88,7 @@ class Menu:
         self._most_size_z, self._most_compute_z = float(self._size_z.max()), float(self._compute_z.max())
         self._overhead_bits_each = 8.0 * overhead_bytes
         self._versions = (-1, -1)
+        self._wait_bits = 0.0
         self.seconds = np.zeros(len(stages))
         self.spread = np.ones(scenarios)
         self.local_stages = sorted({int(stage_of[index]) for index in np.flatnonzero(self._is_local)})
@@ -108,21 +110,22 @@ class Menu:
         self._best_bits, self._best_scale = float(self._base[self._best]), float(self._scale[self._best])
         self._best_spread = float(self._spread[self._best])
         self._overhead = self._overhead_bits[kept][:, None]
+        self._is_sent = ~self.is_local[:, None]
         self._deviation = math.nan
         self.bits = np.zeros((len(kept), len(self._size_z)))
         self._scatter = np.ones_like(self.bits)
         self._versions = (-1, -1)
-        self.update()
+        self.update(self._wait_bits)
 
-    def update(self) -> None:
-        """Take in what was measured since."""
+    def update(self, wait_bits: float) -> None:
+        """Take in what was measured since; `wait_bits` come on top of every packet (see `link_view`)."""
         versions = (self._compute.version, self._sizes.version)
         if versions[0] != self._versions[0]:
             for index, stage in enumerate(self._stages):
                 self.seconds[index] = self._compute.seconds(stage)
             np.multiply(self._compute_z, self._compute.scatter, out=self.spread)
             self.spread += 1.0
-        if versions[1] != self._versions[1]:
+        if versions[1] != self._versions[1] or wait_bits != self._wait_bits:
             deviation = self._sizes.deviation
             if not abs(deviation - self._deviation) <= SPREAD_DRIFT * deviation:
                 np.exp(np.multiply.outer(self._spread * deviation, self._size_z), out=self._scatter)
@@ -130,7 +133,8 @@ class Menu:
             shift = self._scale * (self._sizes.level + self._sizes.own[self.stage_of])
             self.middle_bits = self._base * np.exp(shift)
             np.multiply(self._scatter, self.middle_bits[:, None], out=self.bits)
-            self.bits += self._overhead
+            self.bits += self._overhead + wait_bits * self._is_sent
+            self._wait_bits = wait_bits
         self._versions = versions
 
     def most_accurate(self) -> Demand | None:
@@ -152,19 +156,23 @@ class Menu:
 
     def expected_bytes(self) -> Floats:
         """Mean packet with overhead, float64 [kept]."""
-        return np.asarray(self.bits.mean(axis=1) / 8.0, dtype=np.float64)
+        return np.asarray((self.bits.mean(axis=1) - self._wait_bits * ~self.is_local) / 8.0, dtype=np.float64)
 
 
-def smallest_probe(points: Sequence[OperatingPoint], seconds: Mapping[str, float], frame_interval_s: float) -> int:
-    """Index of the smallest packet that is computed within a frame interval; else of the smallest that is sent at all;
-    -1 if nothing is. `seconds` by stage."""
+def smallest_probe(points: Sequence[OperatingPoint], seconds: Mapping[str, float], limit_s: float) -> int:
+    """Index of the smallest packet that is computed within a limit; else of the smallest that is sent at all; -1 if
+    nothing is. `seconds` by stage."""
     sent = [index for index, point in enumerate(points) if point.kind is not Kind.LOCAL]
-    quick = [index for index in sent if seconds[points[index].stage] <= frame_interval_s]
+    quick = [index for index in sent if seconds[points[index].stage] <= limit_s]
     return min(quick or sent, key=lambda index: points[index].bytes_p95, default=-1)
 
 
-def _shuffled_normal(count: int, steps: Sequence[int], offset: int) -> Floats:
-    """Standard normal quantiles in a fixed order that has nothing to do with theirs, float64 [count]."""
+def shuffled(count: int, steps: Sequence[int], offset: int) -> Indexes:
+    """0 to count - 1 in a fixed order that has nothing to do with theirs, [count]."""
     step = next((step for step in steps if math.gcd(step, count) == 1), 1)
-    order = (step * np.arange(count) + offset) % count
-    return np.array([NormalDist().inv_cdf((place + 0.5) / count) for place in order])
+    return (step * np.arange(count) + offset) % count
+
+
+def _shuffled_normal(count: int, steps: Sequence[int], offset: int) -> Floats:
+    """Standard normal quantiles in such an order, float64 [count]."""
+    return np.array([NormalDist().inv_cdf((place + 0.5) / count) for place in shuffled(count, steps, offset)])

@@ -353,8 +353,10 @@ class Pipeline:
         if remote and self.limits.lossless:
             self._waiting = frame
             return None
-        # What waited too long for a local answer makes room for a fresh frame, if that would be answered in time.
-        wasted = self._local_s <= self.limits.deadline_s and not self._in_time_locally(frame, now)
+        # What waited too long for a local answer makes room for a fresh frame, if that would be answered in time. And
+        # where no local answer ever is, the device stays free for the moment at which the link carries something again.
+        local_helps, link_may_help = self._local_s <= self.limits.deadline_s, self.connected and choice.p_on_time <= 0
+        wasted = (local_helps or link_may_help) and not self._in_time_locally(frame, now)
         if self._local is not None and not wasted:
             return self._compute(frame, self._local, now)
         if not self.connected or self.control.in_outage(now):

@@ -108,7 +108,7 @@ def replay(
     fixed: int | None = None,
     allowed: Sequence[int] | None = None,
     policy: Policy | None = None,
-    server_s: float = 0.0,
+    server_s: ArrayLike = 0.0,
     overhead_bytes: int = 0,
     agree: ArrayLike | None = None,
     start_s: float = 0.0,
@@ -131,7 +131,7 @@ def replay(
         fixed: index of the only point that is ever used, without any control; None: the control loop chooses.
         allowed: indexes that the loop may choose from; None: all.
         policy: who decides, in place of the loop or a fixed point.
-        server_s: service time of the server, which takes one frame at a time.
+        server_s: service time of the server, which takes one frame at a time; of all frames, or [frames].
         overhead_bytes: what the stream adds to every packet on the wire.
         agree: how right each answer is, 0..1, [frames, points]; None: each point's `accuracy`.
         start_s: the trace's time at which the first frame is captured.
@@ -254,7 +254,7 @@ class _Run:
         delay_s: float,
         deadline_s: float,
         interval_s: float,
-        server_s: float,
+        server_s: ArrayLike,
         disconnected_s: Sequence[tuple[float, float]],
     ) -> None:
         self._points = points
@@ -265,7 +265,7 @@ class _Run:
         self._delay_s = delay_s
         self._deadline_s = deadline_s
         self._interval_s = interval_s
-        self._server_s = server_s
+        self._server_s = np.broadcast_to(np.asarray(server_s, dtype=np.float64), len(table.sizes))
         self._changes = [(at, up) for stretch in disconnected_s for at, up in zip(stretch, (False, True), strict=True)]
         self._session = 0  # a frame of an earlier connection gets no answer
         self._records: list[FrameRecord | None] = [None] * len(table.sizes)
@@ -343,14 +343,15 @@ class _Run:
             self._policy.written(frame, size, now)
             arrived = self._link.write(size, now)
             begin = max(arrived, self._server_free)
-            self._server_free = begin + self._server_s
+            self._server_free = begin + float(self._server_s[frame])
             answer = self._server_free + self._delay_s
             heapq.heappush(self._events, (answer, _ANSWER, frame, self._server_free - arrived))
 
     def _answered(self, frame: int, now: float, held: float) -> None:
         if frame not in self._written or self._written[frame][0] != self._session:
             return
-        self._policy.result(frame, now, held, max(math.ceil(held / self._server_s) - 1, 0) if self._server_s > 0 else 0)
+        service = float(self._server_s[frame])
+        self._policy.result(frame, now, held, max(math.ceil(held / service) - 1, 0) if service > 0 else 0)
         in_time = now - self._captured_at(frame) <= self._deadline_s + 1e-9
         self._settle(frame, "ok" if in_time else "late", "", now)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import numpy as np
 import pytest
 from headrace.bench.control.simulate import FrameRecord, Replay, replay
@@ -108,6 +110,39 @@ def test_second_of_other_traffic_in_the_buffer() -> None:
     assert good(between(result, 21.5, 30.0)) > 0.95
     calm = run(flat, 40, 0.25)
     assert sum(r.score for r in between(result, 21.5, 40.0)) > 0.97 * sum(r.score for r in between(calm, 21.5, 40.0))
+
+
+class LoseOne(random.Random):
+    """Loses the segment with this number and no other."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(0)
+        self.left = number
+
+    def random(self) -> float:
+        self.left -= 1
+        return 0.0 if self.left == 0 else 1.0
+
+
+def test_lost_segment_holds_up_those_behind_it_and_is_no_slow_link() -> None:
+    """Head-of-line blocking: a tail that is lost is missed after two round trips of 160 ms, and the frames behind it
+    wait for it. From the fourth frame after that on, all is as if it had never been."""
+    flat = Trace.steps([(60.0, RATE)])
+    clean = run(flat, 20, 0.4, VirtualLink(flat, delay_s=0.08))
+    link = VirtualLink(flat, delay_s=0.08, loss=0.5, seed=LoseOne(140))
+    blocked = run(flat, 20, 0.4, link)
+    assert link.lost == 1
+    held_up = [
+        a.frame
+        for a, b in zip(blocked.records, clean.records, strict=True)
+        if (b.outcome == "ok" and a.outcome == "ok" and a.latency_s > b.latency_s + 0.1) or a.outcome == "late"
+    ]
+    assert 1 <= len(held_up) <= 5
+    first, last = held_up[0], held_up[-1]
+    assert last - first == len(held_up) - 1
+    back = between(blocked, (last + 4) / FPS, 20.0)
+    assert good(back) == 1.0
+    assert mean_score(back) > mean_score(between(clean, (last + 4) / FPS, 20.0)) - 0.01
 
 
 @pytest.mark.parametrize("deadline_s", [0.2, 0.4])

@@ -210,8 +210,25 @@ def test_packet_sizes_follow_what_comes_out() -> None:
 
 def test_hold_time_follows_the_server() -> None:
     hold = HoldTime(0.02)
+    assert hold.high_s == 0.02
     hold.add(0.01)
-    assert hold.high_s == pytest.approx(0.01125)
-    for _ in range(30):
+    assert hold.scenarios[0] == pytest.approx(0.01)
+    assert hold.scenarios[-1] == hold.high_s == 0.02
+    for _ in range(HoldTime.WINDOW):
+        hold.add(0.01)
+    assert hold.scenarios == pytest.approx(np.full(16, 0.01))
+    for _ in range(3):
         hold.add(0.2)
-    assert hold.high_s == pytest.approx(0.2, rel=0.01)
+    assert hold.scenarios == pytest.approx(np.full(16, 0.2))
+    assert hold.high_s == 0.2
+
+
+def test_hiccup_of_the_server_is_as_likely_as_it_was_and_no_more() -> None:
+    """The very first frame is held for longer than the deadline: that is no reason to send nothing any more."""
+    hold = HoldTime(0.02)
+    hold.add(0.17)
+    assert (hold.scenarios < 0.03).mean() > 0.6
+    for _ in range(11):
+        hold.add(0.02)
+    assert hold.high_s == 0.02
+    assert 0.85 <= (hold.scenarios < 0.03).mean() < 1

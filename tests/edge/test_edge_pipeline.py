@@ -284,6 +284,18 @@ def test_a_device_that_is_always_too_slow_still_computes_so_that_it_is_measured_
     assert rig.outcomes() == [(0, Outcome.LATE, "")]
 
 
+def test_a_device_that_is_too_slow_to_answer_stays_free_while_there_is_a_stream():
+    """It would answer 0.15 s late, and what is captured meanwhile not at all, though the link may be back by then."""
+    rig = Rig(local_s=0.4)
+    rig.control.choice = Choice(LOCAL, p_on_time=0.0)
+    rig.pipeline.captured(PICTURE, 0.0)
+    assert rig.pipeline.take_up(0.0) is None
+    assert rig.outcomes() == [(0, Outcome.DROPPED, "stale")]
+    rig.control.choice = Choice(LOCAL, p_on_time=0.1)  # what the loop thinks possible is tried
+    rig.pipeline.captured(PICTURE, 0.1)
+    assert rig.pipeline.take_up(0.1).local
+
+
 def test_a_fixed_remote_point_drops_frames_in_an_outage():
     rig = Rig(points=(FEATURE,), connected=False)
     rig.pipeline.captured(PICTURE, 0.0)

@@ -1,6 +1,7 @@
 """Unmodified server and edge over the best link under real packets: every frame has exactly one outcome.
 
-The short form is a link that loses packets; the whole one has a bloated queue, outages and recorded links too.
+The short form is a link that loses packets, one whose queue is bloated and one that is out for two seconds; the whole
+one has more of each, all of them together, and recorded links.
 """
 
 from __future__ import annotations
@@ -79,14 +80,14 @@ async def test_heavy_loss_and_jitter(over):
     assert counts["ok"] + counts["local"] > 0.5 * sum(counts.values())
 
 
-@pytest.mark.slow
-async def test_a_bloated_queue_does_not_stay_full(over):
+@pytest.mark.parametrize("frames", [8, pytest.param(20, marks=pytest.mark.slow)])
+async def test_a_bloated_queue_does_not_stay_full(over, frames):
     """1 s of queue at the bottleneck, and a rate that falls to a sixteenth: the loop stops filling the queue."""
     link, edge = await over(LinkSpec(up=8e6, delay_s=0.02, queue_bytes=1_000_000))
-    narrow_from = await edge.until(outcome("ok", count=20))
+    narrow_from = await edge.until(outcome("ok", count=frames))
     link.set_rate(500e3)  # the queue now holds 16 s
-    settled = await edge.until(outcome("ok", "local", "late", "dropped", count=24), narrow_from)
-    await edge.until(outcome("ok", count=16), settled)
+    settled = await edge.until(outcome("ok", "local", "late", "dropped", count=frames + 4), narrow_from)
+    await edge.until(outcome("ok", count=frames - 4), settled)
     await finish(edge)
     later = edge.counts(settled)
     assert later["ok"] + later["local"] > 0.6 * sum(later.values())
@@ -96,13 +97,13 @@ async def test_a_bloated_queue_does_not_stay_full(over):
         assert record.up_counts.overflowed == 0
 
 
-@pytest.mark.slow
-async def test_outages_of_seconds_are_answered_locally_and_the_stream_recovers(over):
+@pytest.mark.parametrize(("outages", "frames"), [(1, 6), pytest.param(2, 10, marks=pytest.mark.slow)])
+async def test_outages_of_seconds_are_answered_locally_and_the_stream_recovers(over, outages, frames):
     link, edge = await over(LinkSpec(up=4e6, delay_s=0.01))
     seen = await edge.until(outcome("ok", count=8))
-    for _ in range(2):
+    for _ in range(outages):
         link.set_rate(0)
-        seen = await edge.until(outcome("local", count=10), seen)
+        seen = await edge.until(outcome("local", count=frames), seen)
         link.set_rate(4e6)
         seen = await edge.until(outcome("ok", count=8), seen)
     await finish(edge)
