@@ -138,6 +138,11 @@ class LinkView:
         """Round trip and server, without transmission."""
         return self._round_trip.seconds + self._hold.high_s
 
+    @property
+    def there_and_back_most_s(self) -> float:
+        """The same in the scenario in which it is longest."""
+        return self._round_trip.seconds + float(self._hold.scenarios[-1])
+
     def there_and_back_scenarios(self) -> Floats:
         """The same in every scenario, paired with the rates in an order that has nothing to do with theirs."""
         held: Floats = self._hold.scenarios[self._hold_order]
@@ -176,6 +181,17 @@ class LinkView:
         bits = 8.0 * size_bytes + self.wait_bits
         finish = max(now, float(self.free(per_bit)[0])) + bits * float(per_bit[0])
         return finish + self.there_and_back_s
+
+    def sent_if_slow(self, now: float, ready: float, bits: float) -> float:
+        """When the link has sent so much that is ready at `ready`, in the slowest scenario or before; infinite while
+        nothing is known of the link, or a frame that leaves in parts is under way."""
+        rate = self._estimator.slowest_bps(now, self._bound(now))
+        if rate <= 0.0 or self._held_bits:
+            return math.inf
+        free = self._flight.begun(self._round_trip.seconds)
+        for frame in self._flight.frames:
+            free = max(free, frame.ready) + (frame.bits + self.wait_bits) / rate
+        return max(ready, free) + (bits + self.wait_bits) / rate
 
     def held(self, now: float, captured_at: float) -> float:
         """Bits of the frame before, which leaves in parts, that this one has to wait for; none where nothing would be
