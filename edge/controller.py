@@ -213,7 +213,7 @@ class ControlLoop:
             free = np.maximum(free, now) + held * per_bit
         finish = self._finish(start, free, per_bit)
         due = captured_at + self.deadline_s
-        on_time = (finish <= due - self._link.there_and_back_scenarios()) @ self._shares
+        on_time = (finish <= due - self._link.there_and_back_scenarios) @ self._shares
         for row in menu.local:
             seconds = float(menu.seconds[menu.stage_of[row]])
             p = self._compute.p_within(due - start, seconds)

@@ -66,6 +66,7 @@ class LinkView:
         self._held_bits = 0.0
         self.wait_bits = 0.0
         """What waiting for the link's turn adds to a packet."""
+        self._read_there_and_back()
 
     # What happens --------------------------------------------------------------------------------------------------
 
@@ -103,11 +104,13 @@ class LinkView:
             self._estimator.add(sample, now)
         wait = min(max(self._estimator.spread - WAIT_FROM, 0.0) * WAIT_BITS, MOST_WAIT_BITS)
         self.wait_bits += WAIT_GAIN * (wait - self.wait_bits)
+        self._read_there_and_back()
         return Heard(is_back, self._estimator.median_bps > USEFUL * self._useless_bps)
 
     def on_round_trip(self, seconds: float, now: float) -> None:
         """A round trip of something tiny was timed."""
         self._round_trip.add_timed(seconds, now)
+        self._read_there_and_back()
 
     def connect(self) -> None:
         """The stream is up (again)."""
@@ -142,11 +145,6 @@ class LinkView:
     def most_there_and_back_s(self) -> float:
         """The same in the slowest scenario."""
         return self._round_trip.seconds + self._hold.most_s
-
-    def there_and_back_scenarios(self) -> Floats:
-        """The same in every scenario, paired with the rates in an order that has nothing to do with theirs."""
-        held: Floats = self._hold.scenarios[self._hold_order]
-        return held + self._round_trip.seconds
 
     def in_outage(self, now: float) -> bool:
         """Whether the stream is down, or nothing came back of a frame that was written more than a deadline ago."""
@@ -226,6 +224,11 @@ class LinkView:
         return captured_at + self._deadline_s - arrives - self.there_and_back_s
 
     # ---------------------------------------------------------------------------------------------------------------
+
+    def _read_there_and_back(self) -> None:
+        held: Floats = self._hold.scenarios[self._hold_order]
+        self.there_and_back_scenarios: Floats = held + self._round_trip.seconds
+        """`there_and_back_s` by scenario, in an order that has nothing to do with the rates', float64 [scenarios]."""
 
     @property
     def _outage_after_s(self) -> float:

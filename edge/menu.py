@@ -111,6 +111,7 @@ class Menu:
         self._best_spread = float(self._spread[self._best])
         self._overhead = self._overhead_bits[kept][:, None]
         self._is_sent = ~self.is_local[:, None]
+        self._added = self._overhead + self._wait_bits * self._is_sent
         self._deviation = math.nan
         self.bits = np.zeros((len(kept), len(self._size_z)))
         self._scatter = np.ones_like(self.bits)
@@ -133,8 +134,9 @@ class Menu:
             shift = self._scale * (self._sizes.level + self._sizes.own[self.stage_of])
             self.middle_bits = self._base * np.exp(shift)
             np.multiply(self._scatter, self.middle_bits[:, None], out=self.bits)
-            self.bits += self._overhead + wait_bits * self._is_sent
-            self._wait_bits = wait_bits
+            if wait_bits != self._wait_bits:
+                self._added, self._wait_bits = self._overhead + wait_bits * self._is_sent, wait_bits
+            self.bits += self._added
         self._versions = versions
 
     def most_accurate(self) -> Demand | None:
