@@ -41,6 +41,11 @@ from .tracing import Tracer
 
 log = structlog.get_logger(__name__)
 
+SWITCH_S = 0.0001
+"""How long one thread may hold Python's lock while another one wants it, in seconds. A tail takes it again after every
+operator: with the default of 5 ms, an event loop that is busy refusing would let it wait that long a hundred times a
+batch."""
+
 GOODBYE_S = 1.0
 """What connections get to close in order after a drain; watchers of the health service stay until then."""
 
@@ -304,6 +309,7 @@ def run(settings: ServerSettings) -> int:
         Exit code: 0 after a drain that answered everything, 1 when it could not start or had to give frames up.
     """
     configure_logging(settings.log_level, settings.log_format)
+    sys.setswitchinterval(SWITCH_S)
     # Read by OpenMP when PyTorch is loaded. Its threads otherwise spin between operators: on a machine that is shared
     # (with an edge in the demo) tails then took five times as long, and the event loop waited for a core.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
