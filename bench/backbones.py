@@ -32,7 +32,7 @@ from ..models.exceptions import HeadraceError
 from ..models.export import Only, write_onnx
 from ..models.operating_point import Kind, OperatingPoint
 from ..models.preprocessing import prepare
-from ..models.split import default_splits, fit_unmeasured
+from ..models.split import default_splits, fit_unmeasured, packs
 from ..models.tasks import Answer, Boxes, ClassMap, Labels
 from ..models.zoo.catalogue import load_backbone
 from ..models.zoo.sources import Source
@@ -125,9 +125,9 @@ def run(names: Sequence[str] = (), output: Path | None = None) -> int:
             row = examine(source, frames, Path(scratch) / "half")
             rows.append(row)
             console.print(_line(row), highlight=False, soft_wrap=True)
-    if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(table(rows))
+            if output is not None:  # after each: who stops it has what was found so far
+                output.parent.mkdir(parents=True, exist_ok=True)
+                output.write_text(table(rows))
     failed = [r.name for r in rows if r.reason and r.name.removeprefix("torchvision/") not in REFUSED]
     if failed:
         console.print(f"failed: {', '.join(failed)}", highlight=False)
@@ -192,13 +192,14 @@ def examine(source: Source, frames: Sequence[Path], folder: Path) -> Row:
 
 
 def _to_prove(backbone: Backbone, cut: Cut) -> list[Cut]:
-    """All cuts, or as many as the time allows, evenly spread, with the one that is sent."""
+    """All cuts that can be sent, or as many as the time allows, evenly spread, with the one that is sent."""
+    cuts = [c for c in backbone.cuts if packs(c)]
     a_cut = 8 * backbone.costs.all_seconds  # head and tail, a batch of 1 and one of 3
     count = max(3, int(PROOF_SECONDS / a_cut))
-    if count >= len(backbone.cuts):
-        return list(backbone.cuts)
-    places = np.linspace(0, len(backbone.cuts) - 1, count).astype(int).tolist()
-    return [c for i, c in enumerate(backbone.cuts) if i in places or c is cut]
+    if count >= len(cuts):
+        return cuts
+    places = np.linspace(0, len(cuts) - 1, count).astype(int).tolist()
+    return [c for i, c in enumerate(cuts) if i in places or c is cut]
 
 
 def _edge(backbone: Backbone, bundle: Bundle, split: str, frame: Path, folder: Path) -> tuple[bytes, float, Tensor]:

@@ -172,18 +172,18 @@ def fit_unmeasured(
 
 def default_splits(backbone: Backbone) -> tuple[str, ...]:
     """Split points when none are named: the source's own, or the narrowest near a quarter, half and three quarters of
-    the compute, of single maps where there are any. Empty where no cut's maps can be packed."""
+    the compute, of single maps where there are any near. Empty where no cut's maps can be packed."""
     if backbone.parts.splits:
         return backbone.parts.splits
-    usable = [c for c in backbone.cuts if c.shapes[0][1:] != (1, 1) and _packs(c)]
-    cuts = [c for c in usable if len(c.maps) == 1] or usable
-    if not cuts:
+    usable = [c for c in backbone.cuts if c.shapes[0][1:] != (1, 1) and packs(c)]
+    if not usable:
         return ()
-    chosen = {_near(backbone, cuts, share) for share in DEFAULT_SHARES}
+    chosen = {_near(backbone, usable, share) for share in DEFAULT_SHARES}
     return tuple(c.name for c in sorted(chosen, key=lambda c: c.index))
 
 
-def _packs(cut: Cut) -> bool:
+def packs(cut: Cut) -> bool:
+    """Whether the maps that cross there can be packed into one."""
     try:
         Packing(cut.shapes)
     except BackboneError:
@@ -192,10 +192,10 @@ def _packs(cut: Cut) -> bool:
 
 
 def _near(backbone: Backbone, cuts: Sequence[Cut], share: float) -> Cut:
-    """The narrowest cut near a share of the multiply-accumulates, or the nearest one."""
+    """The narrowest cut near a share of the multiply-accumulates, of a single map if it can be; or the nearest."""
     off = {c: abs(backbone.costs.macs_share(c) - share) for c in cuts}
     near = [c for c in cuts if off[c] <= SHARE_REACH] or [min(cuts, key=off.__getitem__)]
-    return min(near, key=lambda c: (c.elements, off[c]))
+    return min(near, key=lambda c: (len(c.maps) > 1, c.elements, off[c]))
 
 
 def _bundle_name(name: str) -> str:

@@ -138,7 +138,7 @@ def ray(port: int, batch: int) -> None:
     serve.run(deployment.bind(), name="tail", route_prefix="/")
     say(event="ready", address=f"127.0.0.1:{port}")
     signal.sigwait({signal.SIGTERM, signal.SIGINT})
-    serve.shutdown()  # type: ignore[no-untyped-call]
+    serve.shutdown()
     ray_core.shutdown()
 
 
