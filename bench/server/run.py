@@ -163,8 +163,9 @@ async def _measure(plan: Plan, place: Place, console: Console) -> Found:
             for kind in turns:
                 began = time.perf_counter()
                 await _turn(kind, plan, place, bare, material, small, found)
-                console.print(f"  {NAMES[kind]} had its turn, {time.perf_counter() - began:.0f} s", style="dim")
-            console.print(f"round {number + 1}: {_round_text(found)}")
+                names = {"headrace": ("bare", "headrace", "headrace saturated"), "null": ("headrace null",)}
+                said = _round_text(found, names.get(kind, (kind, f"{kind} null")))
+                console.print(f"round {number + 1}, {NAMES[kind]}: {said} (took {time.perf_counter() - began:.0f} s)")
     found.ratio("over_bare_loop", "headrace saturated", "bare")
     for kind, name in (("litserve", "litserve"), ("ray", "ray_serve")):
         found.ratio(f"over_{name}", "headrace", kind)
@@ -308,8 +309,8 @@ def smallest() -> Material:
     return Material((packet,))
 
 
-def _round_text(found: Found) -> str:
-    names: Sequence[str] = [n for n in found.rounds if not n.endswith("p99 ms")]
+def _round_text(found: Found, names: Sequence[str]) -> str:
+    """The latest figures of these names."""
     parts = []
     for name in names:
         p99 = found.rounds.get(f"{name} p99 ms")
