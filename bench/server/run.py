@@ -141,9 +141,15 @@ def run(plan: Plan, json_file: Path | None = None) -> int:
 
 
 async def _measure(plan: Plan, place: Place, console: Console) -> Found:
-    measuring = asyncio.current_task()
-    if measuring is not None:
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, measuring.cancel)
+    measuring, loop = asyncio.current_task(), asyncio.get_running_loop()
+
+    def stop() -> None:
+        # Once: `timeout`, for one, sends it twice, and the second time would cut the cleaning up short.
+        loop.add_signal_handler(signal.SIGTERM, lambda: None)
+        if measuring is not None:
+            measuring.cancel()
+
+    loop.add_signal_handler(signal.SIGTERM, stop)
     found = Found()
     rivals = [kind for kind in plan.rivals if installed(kind)]
     for kind in plan.rivals:
