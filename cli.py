@@ -515,7 +515,7 @@ def bench_fleet(
     """What a fleet needs: a capacity model with constants measured here, checked by a simulation in virtual time.
 
     The simulation runs the real control loop of every device over a recorded link, and the real admission and batching
-    of every server. 100,000 devices take some minutes on one core.
+    of every server. 100,000 devices take tens of minutes on one core.
     """
     from .bench.fleet.run import Plan, run
 

@@ -141,9 +141,15 @@ def run(plan: Plan, json_file: Path | None = None) -> int:
 
 
 async def _measure(plan: Plan, place: Place, console: Console) -> Found:
-    measuring = asyncio.current_task()
-    if measuring is not None:
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, measuring.cancel)
+    measuring, loop = asyncio.current_task(), asyncio.get_running_loop()
+
+    def stop() -> None:
+        # Once: `timeout`, for one, sends it twice, and the second time would cut the cleaning up short.
+        loop.add_signal_handler(signal.SIGTERM, lambda: None)
+        if measuring is not None:
+            measuring.cancel()
+
+    loop.add_signal_handler(signal.SIGTERM, stop)
     found = Found()
     rivals = [kind for kind in plan.rivals if installed(kind)]
     for kind in plan.rivals:
@@ -163,8 +169,9 @@ async def _measure(plan: Plan, place: Place, console: Console) -> Found:
             for kind in turns:
                 began = time.perf_counter()
                 await _turn(kind, plan, place, bare, material, small, found)
-                console.print(f"  {NAMES[kind]} had its turn, {time.perf_counter() - began:.0f} s", style="dim")
-            console.print(f"round {number + 1}: {_round_text(found)}")
+                names = {"headrace": ("bare", "headrace", "headrace saturated"), "null": ("headrace null",)}
+                said = _round_text(found, names.get(kind, (kind, f"{kind} null")))
+                console.print(f"round {number + 1}, {NAMES[kind]}: {said} (took {time.perf_counter() - began:.0f} s)")
     found.ratio("over_bare_loop", "headrace saturated", "bare")
     for kind, name in (("litserve", "litserve"), ("ray", "ray_serve")):
         found.ratio(f"over_{name}", "headrace", kind)
@@ -308,8 +315,8 @@ def smallest() -> Material:
     return Material((packet,))
 
 
-def _round_text(found: Found) -> str:
-    names: Sequence[str] = [n for n in found.rounds if not n.endswith("p99 ms")]
+def _round_text(found: Found, names: Sequence[str]) -> str:
+    """The latest figures of these names."""
     parts = []
     for name in names:
         p99 = found.rounds.get(f"{name} p99 ms")
