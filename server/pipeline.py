@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import structlog
@@ -90,7 +90,7 @@ class Pipeline:
             device: whose share of the server it takes.
 
         Returns:
-            Its result, whatever its status. `Timing.total_us` is still open: `handed_over` fills it in.
+            Its result, whatever its status. `Timing.total_us` is still open: who hands it to gRPC knows it.
         """
         entered = self.enter(decoder, frame, received, device)
         return entered if isinstance(entered, Result) else await self.go_on(entered)
@@ -149,7 +149,8 @@ class Pipeline:
             return
         job.left = True
         job.place.leave()
-        self._metrics.answered(result.status if result else None)
+        # Counted a turn of the loop later: the result leaves first.
+        asyncio.get_running_loop().call_soon(self._metrics.answered, result.status if result else None)
         if not self.admission.open:
             self._idle.set()
 
@@ -197,11 +198,11 @@ class Pipeline:
     def _result(self, job: Job, answer: Answer) -> Result:
         decoded = answer.decoded
         waited = max(0.0, answer.began - job.received - decoded.seconds)
-        self._metrics.queue.observe(waited)
+        asyncio.get_running_loop().call_soon(self._metrics.queue.observe, waited)
         if self._tracer is not None and job.frame.trace:
             done = Stages(job.received, decoded.seconds, answer.began, answer.seconds, self.clock())
             self._tracer.answered(job.frame.trace, done)
-        timing = Timing(queue_us=_us(waited), decode_us=_us(decoded.seconds), tail_us=_us(answer.seconds))
+        timing = Timing(queue_us=micros(waited), decode_us=micros(decoded.seconds), tail_us=micros(answer.seconds))
         return Result(
             job.frame_id,
             Status.OK,
@@ -223,10 +224,6 @@ class Pipeline:
         )
 
 
-def handed_over(result: Result, received: float, now: float) -> Result:
-    """The result as it is handed to gRPC: with the time since its frame was received."""
-    return replace(result, timing=replace(result.timing, total_us=_us(now - received)))
-
-
-def _us(seconds: float) -> int:
+def micros(seconds: float) -> int:
+    """Microseconds as the wire holds them, at most 2**32 - 1."""
     return min(round(seconds * 1e6), 2**32 - 1)

@@ -31,7 +31,7 @@ from .edge_halves import EdgeHalves
 from .exceptions import DrainingError, EdgeHalfError, FrameError, FullError, InvalidError, Reason
 from .gathering import Budget, Gathering
 from .metrics import Metrics
-from .pipeline import Pipeline, handed_over
+from .pipeline import Pipeline, micros
 
 log = structlog.get_logger(__name__)
 
@@ -138,7 +138,7 @@ class HeadraceService(messages.HeadraceServicer):
             if result.retry_ms:
                 context.set_trailing_metadata(((PUSHBACK, str(result.retry_ms)),))
             await _abort(context, CODES[result.status], result.message)
-        return messages.result_message(handed_over(result, received, self.pipeline.clock()))
+        return messages.result_message(result, micros(self.pipeline.clock() - received))
 
     async def GetBundle(self, request: messages.GetBundleRequest, context: Context) -> None:  # noqa: N802
         """The edge's half of a bundle, file by file, the manifest last."""
@@ -295,6 +295,10 @@ class Session:
             task = asyncio.create_task(self._answer(entered, received))
             self._tasks.add(task)
             task.add_done_callback(partial(self._done, entered))
+            # The frame comes before the preparation for the next one: its task takes the first turn of the loop, the
+            # thread that it hands the frame to gets the interpreter in the second.
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
 
     def _enter(self, frame: Frame, received: float) -> Job | Gathering | Result:
         """Admit a frame, or begin to gather it, or refuse it: known before more is read."""
@@ -344,7 +348,8 @@ class Session:
 
     async def _write(self, result: Result, received: float) -> None:
         async with self._writing:
-            await self._context.write(messages.result_response(handed_over(result, received, self._pipeline.clock())))
+            total_us = micros(self._pipeline.clock() - received)  # up to where it is handed to gRPC
+            await self._context.write(messages.result_response(result, total_us))
 
     def _stopping(self) -> FrameError:
         if self._pipeline.admission.draining:
