@@ -323,8 +323,12 @@ def run(settings: ServerSettings) -> int:
 async def _serve(settings: ServerSettings) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for each in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(each, stop.set)
+
+    def listen_to_signals() -> None:
+        for each in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(each, stop.set)
+
+    listen_to_signals()
     server = Server(settings)
     starting = asyncio.create_task(server.start())
     stopping = asyncio.create_task(stop.wait())
@@ -336,6 +340,8 @@ async def _serve(settings: ServerSettings) -> int:
             await starting
         return 0
     starting.result()
+    # Once more: what was loaded may have put handlers of its own in their place (Ray's abort after three seconds).
+    listen_to_signals()
     listening = {
         "event": "listening",
         "address": server.address,

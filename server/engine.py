@@ -9,7 +9,6 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple, Protocol, TypeAlias, TypeVar
@@ -165,8 +164,7 @@ class LocalEngine(Engine):
         """
         self._load, self._set_up, self._max_batch = load, set_up, max_batch
         self._tails: dict[TailKey, Tail] = {}
-        self._thread = _Thread("tail")
-        self._loading = ThreadPoolExecutor(1, thread_name_prefix="load")
+        self._thread, self._loading = _Thread("tail"), _Thread("load")
 
     async def start(self) -> None:
         """Make the settings of the engine's thread."""
@@ -174,8 +172,7 @@ class LocalEngine(Engine):
 
     async def load(self, bundle: Bundle) -> Mapping[TailKey, BatchSeconds]:
         """Make a bundle's tails beside the engine's thread, and warm them up in it, between others' batches."""
-        loop = asyncio.get_running_loop()
-        tails = await loop.run_in_executor(self._loading, self._load, bundle)
+        tails = await self._loading.call(lambda: self._load(bundle))
         measured: dict[TailKey, dict[int, float]] = {}
         for key, tail in tails.items():
             measured[key] = {}
@@ -201,7 +198,7 @@ class LocalEngine(Engine):
 
     async def close(self) -> None:
         """End the threads."""
-        await asyncio.to_thread(self._loading.shutdown)
+        await self._loading.close()
         await self._thread.close()
 
     def _run(self, key: TailKey, inputs: Sequence[TailInput]) -> EngineResult:

@@ -10,6 +10,8 @@ import importlib.util
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -192,3 +194,23 @@ async def test_a_replica_that_is_killed_under_load_loses_no_admitted_frame(
         while len(now := {await engine._handle.process_id.remote() for _ in range(40)}) < 2:
             await asyncio.sleep(0.5)
     assert now > pids
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install 'headrace[ray]'")
+@pytest.mark.timeout(600)
+def test_sigterm_ends_a_front_end_on_ray_with_0(tmp_path: Path) -> None:
+    """Ray has a signal handler of its own, which would end the process after three seconds by SIGABRT."""
+    command = ["serve", "--port", "0", "--engine", "ray", "--ray-replicas", "1", "--cache-dir", str(tmp_path)]
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "headrace.cli", *command], stdout=subprocess.PIPE, stderr=log, text=True
+        )
+    try:
+        assert process.stdout is not None
+        assert "listening" in process.stdout.readline(), (tmp_path / "log").read_text()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(120) == 0, (tmp_path / "log").read_text()
+    finally:
+        process.kill()
+        process.wait()
+    assert "Traceback" not in (tmp_path / "log").read_text()
