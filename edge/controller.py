@@ -24,30 +24,24 @@ import numpy as np
 from ..models.exceptions import OperatingPointError
 from ..models.operating_point import Kind, OperatingPoint
 from .choice import Choice, ControlSettings
-from .estimator import RateEstimator, censored_bound
+from .link_view import LinkView
 from .lookahead import Lookahead
-from .measurement import ComputeTimes, Floats, HoldTime, InFlight, PacketSizes, RoundTrip
+from .measurement import ComputeTimes, Floats, PacketSizes
 from .menu import Menu, smallest_probe
 from .objective import Prices
+from .probing import Probing
 from .steady import NOBODY, SteadyExperts
 
 __all__ = ["Choice", "ControlLoop", "ControlSettings"]
 
 LEAST_P = 0.02
 """A chance smaller than this is none: better to leave the core idle until the next frame."""
-SLOW, FAST = 0.1, 0.75
-"""Shares of the rate's distribution by which slices that leave one by one are timed."""
-SURELY_FAST = 0.1
-"""A link needs no look at its distribution if this share of its rate would still do."""
 MOST_EXPECTED = 256
 """Answers that are waited for at once; those of more frames than that never came."""
 MOST_MISSED = 4
 """More frames than that at once are a pause, not a core that is behind."""
 STEADY_Z = 0.5
 """What a point would have come to is worked out with packets this many standard deviations over their median."""
-USEFUL = 3.0
-"""From so many times the useless rate on, a link is worth asking often."""
-FREE_PROBE = 0.2  # probes that take nobody's place go out at this share of the interval
 
 
 class ControlLoop:
@@ -96,17 +90,8 @@ class ControlLoop:
         self._local = [index for index, point in enumerate(points) if point.kind is Kind.LOCAL]
         self._compute = ComputeTimes(start)
         self._sizes = PacketSizes(points, self._stage_of, len(stages))
-        self._round_trip = RoundTrip(settings.rtt_s, settings.rtt_window_s)
-        self._hold = HoldTime(settings.server_s)
-        self._flight = InFlight(settings.overhead_bytes)
         sent_sizes = [point.bytes_median for point in points if point.kind is not Kind.LOCAL]
-        # A rate at which the smallest packet takes a whole deadline.
-        self._smallest_bytes = min(sent_sizes, default=0.0)
-        self._useless_bps = 8.0 * self._smallest_bytes / deadline_s
-        self._held_bits = 0.0
-        self._estimator = RateEstimator(
-            prior_bps=settings.prior_bps, useless_bps=self._useless_bps, scenarios=settings.scenarios
-        )
+        self._link = LinkView(settings, deadline_s=deadline_s, smallest_bytes=min(sent_sizes, default=0.0))
         self._menu = Menu(
             points,
             self._stage_of,
@@ -125,7 +110,6 @@ class ControlLoop:
             seconds_scale=frame_interval_s,
         )
         self._steady = SteadyExperts(self._accuracy, is_local, deadline_s=deadline_s, frame_interval_s=frame_interval_s)
-        self._rate_bps = math.inf  # as last measured
         self._shares = np.full(settings.scenarios, 1.0 / settings.scenarios)
         self._unreplayed: list[float] = []  # when the frames were captured that the experts have not had
         self._captured_at = -math.inf  # of the frame that was chosen for last
@@ -133,10 +117,7 @@ class ControlLoop:
         self._expected: dict[int, tuple[float, float]] = {}  # frame id -> due, accuracy
         self._probe_index = smallest_probe(points, start, frame_interval_s)
         self._best_local = float(self._accuracy[is_local].max(initial=0.0))
-        self._connected = True
-        self._probe_at = -math.inf  # when the link was last heard of or asked
-        self._probe_wait_s = settings.probe_interval_s
-        self._probing: float | None = None  # captured_at of the frame that is a probe
+        self._probing = Probing(settings.probe_interval_s, settings.probe_interval_max_s)
         self.server_queue_depth = 0
         self._lookahead = Lookahead(
             self._accuracy,
@@ -168,7 +149,7 @@ class ControlLoop:
 
     def on_written(self, frame_id: int, size_bytes: int, now: float) -> None:
         """A packet was handed to the stream."""
-        self._flight.written(frame_id, size_bytes, now)
+        self._link.written(frame_id, size_bytes, now)
         self._prices.sent(size_bytes + self.settings.overhead_bytes)
         if len(self._expected) >= MOST_EXPECTED:
             self._expected.pop(next(iter(self._expected)))
@@ -176,49 +157,27 @@ class ControlLoop:
 
     def on_result(self, frame_id: int, now: float, *, server_s: float, queue_depth: int) -> None:
         """A result came, whatever its status. `server_s`: how long the server held the frame."""
-        ack = now - max(server_s, 0.0)
-        answered = self._flight.acknowledged(frame_id, ack, self._round_trip.seconds)
+        heard = self._link.acknowledged(frame_id, now, server_s)
         self.server_queue_depth = queue_depth
         due, accuracy = self._expected.pop(frame_id, (-math.inf, 0.0))
         if now <= due:
             self._answered(accuracy)
-        if answered is None:
-            return
-        sent, sample = answered
-        self._rate_bps = sample.rate_bps(self._estimator.resolution_s)
-        self._hold.add(server_s)
-        self._round_trip.add(sent.ready, ack, sent.bits, now)
-        known = self._estimator.known
-        could_send = not known or self._estimator.median_bps > self._useless_bps
-        is_back = could_send and now - sent.ready > self._outage_after_s
-        if is_back and known and sample.bits < self._useless_bps * sample.transmit_s:
-            # At such a rate nothing could be sent, and a moment ago it could: the frame sat out an outage, which says
-            # nothing of the rate after it. If the next one is like that too, it is the link's rate.
-            self._estimator.forget()
-        else:
-            self._estimator.add(sample, now)
-        self._probe_at = -math.inf if is_back else now
-        if self._prices.free and self._estimator.median_bps > USEFUL * self._useless_bps:
-            self._probe_wait_s = self.settings.probe_interval_s
+        if heard is not None:
+            self._probing.heard(now, after_outage=heard.after_outage, often=self._prices.free and heard.useful)
 
     def on_round_trip(self, seconds: float, now: float) -> None:
         """A round trip of something tiny (the stream's greeting) was timed."""
-        self._round_trip.add_timed(seconds, now)
+        self._link.on_round_trip(seconds, now)
 
     def on_connected(self, now: float) -> None:  # noqa: ARG002
         """The stream is up (again)."""
-        self._connected = True
-        self._flight.clear()
+        self._link.connect()
         self._expected.clear()
-        self._estimator.forget()
-        self._probe_wait_s = self.settings.probe_interval_s
-        self._probe_at = -math.inf
+        self._probing.restart()
 
     def on_disconnected(self, now: float) -> None:  # noqa: ARG002
         """The stream is down: only local answers until `on_connected`; what was in flight is lost."""
-        self._connected = False
-        self._held_bits = 0.0
-        self._flight.clear()
+        self._link.disconnect()
         self._expected.clear()
 
     # What the pipeline asks ----------------------------------------------------------------------------------------
@@ -226,34 +185,33 @@ class ControlLoop:
     @property
     def in_flight(self) -> int:
         """Frames that were written and are not answered."""
-        return len(self._flight)
+        return self._link.in_flight
 
     def rate_bps(self, now: float) -> float:
         """Median estimate of the link's rate, the censored bound applied; infinite while unknown. For display."""
-        if not self._estimator.known:
-            return math.inf
-        return min(self._estimator.median_bps, self._bound(now))
+        return self._link.rate_bps(now)
 
     def in_outage(self, now: float) -> bool:
         """Whether the stream is down, or nothing came back of a frame that was written more than a deadline ago."""
-        oldest = self._flight.oldest
-        return not self._connected or (oldest is not None and now - oldest.ready > self._outage_after_s)
+        return self._link.in_outage(now)
 
     def choose(self, now: float, captured_at: float, *, compute_free_at: float) -> Choice:
         """The operating point for the frame captured at `captured_at`; the core is free at `compute_free_at`."""
-        menu, prices = self._menu, self._prices
-        menu.update()
         self._count_capture(now, captured_at)
         start = max(now, compute_free_at)
+        if (choice := self._nothing_to_weigh(now, captured_at, start)) is not None:
+            return choice
+        menu, prices = self._menu, self._prices
+        menu.update()
         next_capture = captured_at + self.frame_interval_s
-        rates = self._estimator.scenarios(now, self._bound(now))
+        rates = self._link.scenarios(now)
         per_bit = 1.0 / rates
-        free = self._link_free(per_bit)
-        if (held := self._held(now, captured_at)) > 0:
+        free = self._link.free(per_bit)
+        if (held := self._link.held(now, captured_at)) > 0:
             free = np.maximum(free, now) + held * per_bit
         finish = self._finish(start, free, per_bit)
         due = captured_at + self.deadline_s
-        on_time = (finish <= due - self._there_and_back_s) @ self._shares
+        on_time = (finish <= due - self._link.there_and_back_s) @ self._shares
         for row in menu.local:
             seconds = float(menu.seconds[menu.stage_of[row]])
             p = self._compute.p_within(due - start, seconds)
@@ -266,7 +224,7 @@ class ControlLoop:
             dear = ~menu.is_local & (menu.expected_bytes() > prices.affordable_bytes)
             value[dear] = -math.inf
             on_time[dear] = 0.0
-        if self.in_outage(now) or len(self._flight) >= self._most_in_flight:
+        if self._link.in_outage(now) or self._link.in_flight >= self._most_in_flight:
             value[~menu.is_local] = -math.inf
             on_time[~menu.is_local] = 0.0
         row = int(value.argmax())
@@ -276,40 +234,58 @@ class ControlLoop:
         probe = self._wants_probe(now, best, p_on_time)
         if probe:
             best, p_on_time = self._probe_index, 0.0
-            self._probing = captured_at
+            self._probing.sends(now, captured_at, oldest=self._link.oldest)
         self._chosen = point = self.points[best]
         ready = start + float(menu.seconds[self._stage_of[best]])
         if point.kind is Kind.LOCAL:
             answer = ready
-        elif probe or not self._connected:
+        elif probe or not self._link.connected:
             answer = math.inf
         else:
             middle = len(rates) // 2
             transmit = float(menu.middle_bits[row]) * float(per_bit[middle])
-            answer = max(ready, float(free[middle])) + transmit + self._there_and_back_s
-        return Choice(point, p_on_time, answer - captured_at, self.rate_bps(now), probe)
+            answer = max(ready, float(free[middle])) + transmit + self._link.there_and_back_s
+        return Choice(point, p_on_time, answer - captured_at, self._link.rate_bps(now), probe)
+
+    def _nothing_to_weigh(self, now: float, captured_at: float, start: float) -> Choice | None:
+        """The most accurate point, if even the worst scenario has it in time and leaves core and link free for the next
+        frame: then no other one can be worth more. None if that is not so, or if not only accuracy counts.
+
+        On a good link every choice is of this kind. It is the answer that weighing gives, for a tenth of its time: a
+        decision comes between two frames' compute, and what it touches has to be fetched into the caches anew.
+        """
+        demand = self._menu.most_accurate()
+        if demand is None or not self._prices.free or self._steady.leader not in (NOBODY, demand.point):
+            return None
+        link = self._link
+        next_capture, due = captured_at + self.frame_interval_s, captured_at + self.deadline_s
+        sent = link.sent_if_slow(now, start + demand.most_seconds, demand.most_bits)
+        if sent > min(next_capture, due - link.there_and_back_s) or start + demand.seconds > next_capture:
+            return None
+        if link.in_outage(now) or link.in_flight >= self._most_in_flight:
+            return None
+        self._chosen = point = self.points[demand.point]
+        rate = link.rate_bps(now)
+        answer = start + demand.seconds + demand.bits / rate + link.there_and_back_s
+        return Choice(point, 1.0, answer - captured_at, rate)
 
     def worth_writing(self, now: float, captured_at: float, size_bytes: int) -> bool:
         """Whether a coded frame can still be answered in time, if the link is as fast as may be hoped. Else drop it."""
-        if not self._connected:
+        if not self._link.connected:
             return False
-        if self._probing == captured_at:
+        if self._probing.frame == captured_at:
             return True
         if size_bytes + self.settings.overhead_bytes > self._prices.affordable_bytes:
             return False
-        rates = self._estimator.scenarios(now, self._bound(now))
-        per_bit = 1.0 / rates[-2:-1]
+        due = captured_at + self.deadline_s
         bits = 8.0 * (size_bytes + self.settings.overhead_bytes)
-        finish = max(now, float(self._link_free(per_bit)[0])) + bits * float(per_bit[0])
-        if finish + self._there_and_back_s <= captured_at + self.deadline_s:
+        if self._link.sent_if_slow(now, now, bits) + self._link.there_and_back_s <= due:
+            return True
+        if self._link.answer_if_fast(now, size_bytes + self.settings.overhead_bytes) <= due:
             return True
         # A packet that is ready costs nothing but its bytes. If the link has not been heard of for a while, they are
         # well spent: who drops every frame for being late at an old estimate never learns a new one.
-        if len(self._flight) or now < self._probe_at + FREE_PROBE * self._probe_wait_s:
-            return False
-        self._probe_at = now
-        self._probe_wait_s = min(2 * self._probe_wait_s, self.settings.probe_interval_max_s)
-        return True
+        return self._link.oldest is None and self._probing.takes_late_packet(now)
 
     def _finish(self, start: float, free: Floats, per_bit: Floats) -> Floats:
         """When the link has sent each point's packet, float64 [points, scenarios]; of local ones, when it is free."""
@@ -323,84 +299,39 @@ class ControlLoop:
         finish += begin.take(menu.stage_of, axis=0)
         return np.asarray(finish, dtype=np.float64)
 
-    def _held(self, now: float, captured_at: float) -> float:
-        """Bits of the frame before, which leaves in parts, that this one has to wait for; none where nothing would be
-        in time behind them, since they will be given up then."""
-        if self._held_bits and not self.fits(now, captured_at, round(self._held_bits / 8 + self._smallest_bytes)):
-            self._held_bits = 0.0
-        return self._held_bits
-
-    # A frame that leaves in parts, so that its rest can be given up ------------------------------------------------
+    # A frame that leaves in parts, so that its rest can be given up: what `parts` asks of the link ------------------
 
     def in_parts(self, now: float, size_bytes: int) -> bool:
         """Whether a packet's slices should leave one by one: a slow scenario needs long for all of them."""
-        seconds, bits = self.settings.parts_from_s, 8.0 * size_bytes
-        if bits < seconds * self.rate_bps(now) * SURELY_FAST:
-            return False
-        return bits * self._per_bit(now, SLOW) > seconds
+        return self._link.in_parts(now, size_bytes, self.settings.parts_from_s)
 
     def fits(self, now: float, captured_at: float, size_bytes: int) -> bool:
         """Whether so many further bytes can be answered in time, if the link is as fast as it most likely is."""
-        per_bit = self._per_bit(now, 0.5)
-        finish = max(now, self._free_at(per_bit)) + 8.0 * size_bytes * per_bit
-        return self._connected and finish + self._there_and_back_s <= captured_at + self.deadline_s
+        return self._link.fits(now, captured_at, size_bytes)
 
     def next_part_at(self, now: float) -> float:
-        """When the next slice may leave: when a fast link would have sent what is on its way. So the link is never
-        idle for long, and the estimate can rise."""
-        return max(now, self._free_at(self._per_bit(now, FAST)))
+        """When the next slice may leave."""
+        return self._link.next_part_at(now)
 
     def patience_s(self, now: float, captured_at: float, size_bytes: int) -> float:
         """How long the server may wait for the rest of a frame whose first `size_bytes` are written now."""
-        arrives = now + 8.0 * size_bytes * self._per_bit(now, FAST)
-        return captured_at + self.deadline_s - arrives - self._there_and_back_s
+        return self._link.patience_s(now, captured_at, size_bytes)
 
     def on_continued(self, frame_id: int, size_bytes: int, now: float) -> None:  # noqa: ARG002
         """One more slice of a frame was handed to the stream."""
-        self._flight.continued(frame_id, size_bytes)
+        self._link.continued(frame_id, size_bytes)
 
     def on_held(self, size_bytes: int) -> None:
         """So much of a frame that leaves in parts has still to leave; what comes after it waits for that too."""
-        self._held_bits = 8.0 * size_bytes
+        self._link.on_held(size_bytes)
 
     # ---------------------------------------------------------------------------------------------------------------
-
-    def _per_bit(self, now: float, share: float) -> float:
-        """Seconds a bit at the rate that the link exceeds with probability 1 - share."""
-        rates = self._estimator.scenarios(now, self._bound(now))
-        return 1.0 / float(rates[min(int(share * len(rates)), len(rates) - 1)])
-
-    def _free_at(self, per_bit: float) -> float:
-        return float(self._link_free(np.array([per_bit]))[0])
-
-    @property
-    def _there_and_back_s(self) -> float:
-        return self._round_trip.seconds + self._hold.high_s
-
-    @property
-    def _outage_after_s(self) -> float:
-        return self.deadline_s + self._round_trip.seconds
 
     @property
     def _most_in_flight(self) -> int:
         if self.settings.max_in_flight > 0:
             return self.settings.max_in_flight
         return math.ceil(self.deadline_s / self.frame_interval_s) + 1
-
-    def _bound(self, now: float) -> float:
-        oldest = self._flight.oldest
-        if oldest is None:
-            return math.inf
-        round_trip = self._round_trip.seconds
-        return censored_bound(oldest.bits, now - round_trip - self._hold.high_s - self._flight.begun(round_trip))
-
-    def _link_free(self, per_bit: Floats) -> Floats:
-        """When the link will have sent what is in flight, by scenario; `per_bit` in seconds."""
-        free = np.full(len(per_bit), self._flight.begun(self._round_trip.seconds))
-        for frame in self._flight.frames:
-            np.maximum(free, frame.ready, out=free)
-            free += frame.bits * per_bit
-        return free
 
     def _answered(self, accuracy: float) -> None:
         self._prices.answered(accuracy)
@@ -428,36 +359,28 @@ class ControlLoop:
         """Let the experts have the frames before the one that was chosen for last. Done after a frame's compute: no
         decision waits for it, and more is known of the link."""
         if self._unreplayed:
-            rate = min(self._rate_bps, self._bound(now))
+            rate = self._link.measured_bps(now)
             seconds = self._menu.seconds.take(self._stage_of)
             bits = 8.0 * (self._sizes.quantile(STEADY_Z) + self.settings.overhead_bytes)
             for captured_at in self._unreplayed:
-                self._steady.frame(captured_at, seconds, bits, rate, self._there_and_back_s)
+                self._steady.frame(captured_at, seconds, bits, rate, self._link.there_and_back_s)
             self._unreplayed.clear()
 
     def _lookahead_inputs(self) -> tuple[Floats, Floats, float]:
         """Seconds and bits by point, and the way there and back: what the lookahead is solved for."""
         self._menu.update()
         bits = 8.0 * (self._sizes.quantile(self.settings.size_z) + self.settings.overhead_bytes)
-        return self._menu.seconds[self._stage_of], bits, self._there_and_back_s
+        return self._menu.seconds[self._stage_of], bits, self._link.there_and_back_s
 
     def _wants_probe(self, now: float, best: int, p_on_time: float) -> bool:
         """Whether to send a probe in place of the best choice, which says nothing of the link."""
         if best not in self._local and p_on_time > 0:
             return False
-        # A frame that would be dropped anyway costs nothing but its bytes.
-        oldest = self._flight.oldest
-        wait = self._probe_wait_s * (FREE_PROBE if p_on_time <= 0 and oldest is None else 1.0)
-        if self._probe_index < 0 or not self._connected or now < self._probe_at + wait:
+        if self._probe_index < 0 or not self._link.connected:
             return False
-        longest = self.settings.probe_interval_max_s
-        if oldest is not None and now - oldest.ready <= longest:
-            return False  # that frame is the probe: its answer will come when the link is back
+        if not self._probing.is_due(now, instead_of_nothing=p_on_time <= 0, oldest=self._link.oldest):
+            return False
         # Where a local answer costs the next frame nothing, no link could do better: there is nothing to learn.
         seconds = float(self._menu.seconds[self._stage_of[best]])
         local_is_free = best in self._local and seconds <= self.frame_interval_s
-        if local_is_free and self._best_local >= float(self._accuracy.max()):
-            return False
-        self._probe_at = now
-        self._probe_wait_s = longest if oldest is not None else min(2 * self._probe_wait_s, longest)
-        return True
+        return not (local_is_free and self._best_local >= float(self._accuracy.max()))

@@ -105,6 +105,10 @@ class Driver:
     def _on_computed(self, frame: Frame, result: Encoded | LocalAnswer | None, error: Exception | None) -> None:
         if isinstance(result, Encoded):
             self.pipeline.encoded(frame, result, self._clock())
+            if self.stream is not None and self.pipeline.has_packets:
+                self.stream.wake()
+                self._loop.call_soon(self._pump)  # after the packet is written: it has waited for longest
+                return
         elif isinstance(result, LocalAnswer):
             self.pipeline.answered_locally(frame, result, self._clock())
         elif isinstance(error, AbandonedError):

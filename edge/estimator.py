@@ -85,6 +85,7 @@ class RateEstimator:
         self._normal = np.array([NormalDist().inv_cdf(share) for share in shares])
         self._shares = shares
         self._log_shares = np.log(shares)
+        self._lowest_log_share = float(self._log_shares[0])
         self._quantiles = self._read_quantiles()
 
     @property
@@ -155,6 +156,16 @@ class RateEstimator:
         moved = log_bound + self._log_shares * np.minimum(np.maximum(excess, 0.0), self.lindy)
         return np.sort(np.exp(np.where(excess > 0.0, moved, log_rates)))
 
+    def slowest_bps(self, now: float, bound_bps: float = math.inf) -> float:
+        """A rate that none of the `scenarios` lies under, without working them out; 0 while nothing is known."""
+        if not self._known:
+            return 0.0
+        age = self._age_spread(now)
+        log_rate = self._mean + self.optimism * age + self._lowest * math.sqrt(1.0 + (age / self._spread) ** 2)
+        if bound_bps < math.inf:
+            log_rate = min(log_rate, math.log(max(bound_bps, 1.0)) + self._lowest_log_share * self.lindy)
+        return math.exp(log_rate)
+
     def _age_spread(self, now: float) -> float:
         return min(self.walk * math.sqrt(max(now - self._sampled_at, 0.0)), self._prior_spread)
 
@@ -165,6 +176,7 @@ class RateEstimator:
         self._spread = float(ordered[-1 - quarter] - ordered[quarter]) / 1.35 + self.LEAST_SPREAD
         places = self._shares * len(ordered) - 0.5
         quantiles = np.interp(places, np.arange(len(ordered)), ordered) + self.LEAST_SPREAD * self._normal
+        self._lowest = float(quantiles[0])
         return np.asarray(quantiles, dtype=np.float64)
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from statistics import NormalDist
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,23 @@ from .measurement import ComputeTimes, Floats, PacketSizes
 Indexes = NDArray[np.intp]
 SPREAD_DRIFT = 0.02
 SIZE_STEPS, COMPUTE_STEPS = (7, 5, 3), (5, 3, 7)
+
+
+class Demand(NamedTuple):
+    """What a point takes.
+
+    Attributes:
+        point: which one.
+        seconds, most_seconds: its compute, expected and in the worst scenario.
+        bits: its median packet without overhead.
+        most_bits: the packet in the worst scenario, with overhead.
+    """
+
+    point: int
+    seconds: float
+    most_seconds: float
+    bits: float
+    most_bits: float
 
 
 class Menu:
@@ -66,6 +84,8 @@ class Menu:
         self._overhead_bits = np.where(self._is_local, 0.0, 8.0 * overhead_bytes)
         self._size_z = _shuffled_normal(scenarios, SIZE_STEPS, scenarios // 3)
         self._compute_z = _shuffled_normal(scenarios, COMPUTE_STEPS, scenarios // 2 + 1)
+        self._most_size_z, self._most_compute_z = float(self._size_z.max()), float(self._compute_z.max())
+        self._overhead_bits_each = 8.0 * overhead_bytes
         self._versions = (-1, -1)
         self.seconds = np.zeros(len(stages))
         self.spread = np.ones(scenarios)
@@ -78,10 +98,15 @@ class Menu:
         self.stage_of = self._all_stage_of[kept]
         self.accuracy = self._accuracy[kept]
         self.is_local = self._is_local[kept]
+        self._best = int(self.accuracy.argmax())
         self.local = [int(row) for row in np.flatnonzero(self.is_local)]
+        self._best_at = int(kept[self._best])
+        self._best_stage = int(self.stage_of[self._best])
         self._base = 8.0 * self._sizes.median[kept]
         self._scale = self._sizes.scale[kept]
         self._spread = self._sizes.spread[kept]
+        self._best_bits, self._best_scale = float(self._base[self._best]), float(self._scale[self._best])
+        self._best_spread = float(self._spread[self._best])
         self._overhead = self._overhead_bits[kept][:, None]
         self._deviation = math.nan
         self.bits = np.zeros((len(kept), len(self._size_z)))
@@ -107,6 +132,23 @@ class Menu:
             np.multiply(self._scatter, self.middle_bits[:, None], out=self.bits)
             self.bits += self._overhead
         self._versions = versions
+
+    def most_accurate(self) -> Demand | None:
+        """What the most accurate point takes, from a few numbers and not from the arrays; None if it sends nothing."""
+        if self.is_local[self._best]:
+            return None
+        sizes, compute = self._sizes, self._compute
+        seconds = compute.seconds(self._stages[self._best_stage])
+        shift = self._best_scale * (sizes.level + float(sizes.own[self._best_stage]))
+        bits = self._best_bits * math.exp(shift)
+        largest = math.exp(self._best_spread * sizes.deviation * (1.0 + SPREAD_DRIFT) * self._most_size_z)
+        return Demand(
+            self._best_at,
+            seconds,
+            seconds * (1.0 + self._most_compute_z * compute.scatter),
+            bits,
+            bits * largest + self._overhead_bits_each,
+        )
 
     def expected_bytes(self) -> Floats:
         """Mean packet with overhead, float64 [kept]."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import cast
 
 from google.protobuf.message import DecodeError
 
@@ -169,16 +170,13 @@ def hello_request(hello: Hello) -> pb.StreamRequest:
 
 def frame_request(frame: Frame) -> pb.StreamRequest:
     """A frame as a request of the stream."""
-    return pb.StreamRequest(
-        frame=pb.Frame(
-            packet=frame.packet,
-            remaining_ms=frame.remaining_ms,
-            slices_to_come=frame.slices_to_come,
-            patience_ms=frame.patience_ms,
-            width=frame.width,
-            height=frame.height,
-        )
-    )
+    request = pb.StreamRequest()
+    message = request.frame
+    message.packet, message.remaining_ms = frame.packet, frame.remaining_ms
+    message.slices_to_come, message.patience_ms = frame.slices_to_come, frame.patience_ms
+    if frame.width:
+        message.width, message.height = frame.width, frame.height
+    return request
 
 
 def continuation_request(c: Continuation) -> pb.StreamRequest:
@@ -215,9 +213,11 @@ def welcome_response(welcome: Welcome) -> pb.StreamResponse:
     )
 
 
-def result_response(result: Result) -> pb.StreamResponse:
-    """A result as a response of the stream."""
-    return pb.StreamResponse(result=result_message(result))
+def result_response(result: Result, total_us: int | None = None) -> pb.StreamResponse:
+    """A result as a response of the stream; `total_us` in place of what its timing holds."""
+    response = pb.StreamResponse()
+    _fill(response.result, result, total_us)
+    return response
 
 
 def read_response(response: pb.StreamResponse) -> Welcome | Result | None:
@@ -238,40 +238,36 @@ def read_response(response: pb.StreamResponse) -> Welcome | Result | None:
     return None
 
 
-def result_message(result: Result) -> pb.Result:
-    """A result as its message."""
-    return pb.Result(
-        frame_id=result.frame_id,
-        status=pb.Status.Name(int(result.status)),
-        message=result.message,
-        outputs=[
-            pb.TailOutput(
-                tail=o.tail,
-                captured=o.captured,
-                class_map=_class_map_message(o.class_map),
-                labels=[pb.Label(index=x.index, score=x.score) for x in o.labels],
-                boxes=[
-                    pb.Box(index=b.index, score=b.score, left=b.left, top=b.top, right=b.right, bottom=b.bottom)
-                    for b in o.boxes
-                ],
-            )
-            for o in result.outputs
-        ],
-        timing=pb.Timing(
-            queue_us=result.timing.queue_us,
-            decode_us=result.timing.decode_us,
-            tail_us=result.timing.tail_us,
-            total_us=result.timing.total_us,
-        ),
-        queue_depth=result.queue_depth,
-        slices=result.slices,
-    )
+def result_message(result: Result, total_us: int | None = None) -> pb.Result:
+    """A result as its message; `total_us` in place of what its timing holds."""
+    message = pb.Result()
+    _fill(message, result, total_us)
+    return message
 
 
-def _class_map_message(class_map: ClassMap | None) -> pb.ClassMap | None:
-    if class_map is None:
-        return None
-    return pb.ClassMap(width=class_map.width, height=class_map.height, png=class_map.png)
+def _fill(message: pb.Result, result: Result, total_us: int | None) -> None:
+    # Field by field: a frame waits for this, and built from nested messages that are copied it takes twice as long.
+    message.frame_id = result.frame_id
+    message.status = cast("pb.Status", int(result.status))
+    message.message = result.message
+    for output in result.outputs:
+        added = message.outputs.add()
+        added.tail, added.captured = output.tail, output.captured
+        for label in output.labels:
+            of_label = added.labels.add()
+            of_label.index, of_label.score = label.index, label.score
+        for box in output.boxes:
+            of_box = added.boxes.add()
+            of_box.index, of_box.score = box.index, box.score
+            of_box.left, of_box.top, of_box.right, of_box.bottom = box.left, box.top, box.right, box.bottom
+        if output.class_map is not None:
+            class_map = output.class_map
+            added.class_map.width, added.class_map.height = class_map.width, class_map.height
+            added.class_map.png = class_map.png
+    timing, ours = message.timing, result.timing
+    timing.queue_us, timing.decode_us, timing.tail_us = ours.queue_us, ours.decode_us, ours.tail_us
+    timing.total_us = ours.total_us if total_us is None else total_us
+    message.queue_depth, message.slices = result.queue_depth, result.slices
 
 
 def read_result(message: pb.Result) -> Result:
@@ -285,19 +281,23 @@ def read_result(message: pb.Result) -> Result:
         message.frame_id,
         status,
         message.message,
-        tuple(
-            TailOutput(
-                o.tail,
-                tuple(Label(x.index, x.score) for x in o.labels),
-                tuple(Box(b.index, b.score, b.left, b.top, b.right, b.bottom) for b in o.boxes),
-                ClassMap(o.class_map.width, o.class_map.height, o.class_map.png) if o.HasField("class_map") else None,
-                o.captured,
-            )
-            for o in message.outputs
-        ),
+        tuple([_output(output) for output in message.outputs]),
         Timing(t.queue_us, t.decode_us, t.tail_us, t.total_us),
         message.queue_depth,
         message.slices,
+    )
+
+
+def _output(message: pb.TailOutput) -> TailOutput:
+    class_map = None
+    if message.HasField("class_map"):
+        class_map = ClassMap(message.class_map.width, message.class_map.height, message.class_map.png)
+    return TailOutput(
+        message.tail,
+        tuple([Label(x.index, x.score) for x in message.labels]),
+        tuple([Box(b.index, b.score, b.left, b.top, b.right, b.bottom) for b in message.boxes]),
+        class_map,
+        message.captured,
     )
 
 

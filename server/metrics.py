@@ -62,6 +62,12 @@ class Metrics:
         self.received_frames.inc()
         self.received_bytes.inc(size)
 
+    def ran_alone(self, decode_s: float, tail_s: float) -> None:
+        """A frame was a batch of its own, and decoded where its tail ran."""
+        self.decode.observe(decode_s)
+        self.batch_size.observe(1)
+        self.tail.observe(tail_s)
+
     def answered(self, status: Status | None) -> None:
         """A frame got its answer; None: its caller went away."""
         self._answered[CANCELLED if status is None else status.name.lower()].inc()

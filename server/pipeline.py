@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -107,7 +107,7 @@ class Pipeline:
             received: when it came, by `clock`.
 
         Returns:
-            Its result, whatever its status. `Timing.total_us` is still open: `handed_over` fills it in.
+            Its result, whatever its status. `Timing.total_us` is still open: who hands it to gRPC knows it.
         """
         self._metrics.received(len(frame.packet))
         frame_id = frame_id_of(frame.packet)
@@ -128,7 +128,8 @@ class Pipeline:
             log.exception("a frame failed", frame=frame_id)
             result = self._failure(frame_id, InferenceError("the server failed on this frame; its log says why"))
         finally:
-            self._metrics.answered(result.status if result else None)  # None: the caller went away
+            # The caller went away if there is none. Counted a turn of the loop later: the result leaves first.
+            asyncio.get_running_loop().call_soon(self._metrics.answered, result.status if result else None)
         return result
 
     def refuse(self, frame: Frame, error: FrameError) -> Result:
@@ -197,9 +198,7 @@ class Pipeline:
         except Exception as error:
             log.exception("a frame failed in its tail")
             raise InferenceError("the tail failed on this frame; the server's log says why") from error
-        self._metrics.decode.observe(decoded.seconds)
-        self._metrics.batch_size.observe(1)
-        self._metrics.tail.observe(done.seconds)
+        asyncio.get_running_loop().call_soon(self._metrics.ran_alone, decoded.seconds, done.seconds)
         return decoded, Answer(done.outputs[0], began + decoded.seconds, done.seconds, self.admission.waiting)
 
     async def _batch_and_tail(self, place: Place, decoded: Decoded, deadline: float) -> Answer:
@@ -251,8 +250,8 @@ class Pipeline:
 
     def _result(self, frame_id: int, received: float, decoded: Decoded, answer: Answer) -> Result:
         waited = max(0.0, answer.began - received - decoded.seconds)
-        self._metrics.queue.observe(waited)
-        timing = Timing(queue_us=_us(waited), decode_us=_us(decoded.seconds), tail_us=_us(answer.seconds))
+        asyncio.get_running_loop().call_soon(self._metrics.queue.observe, waited)
+        timing = Timing(queue_us=micros(waited), decode_us=micros(decoded.seconds), tail_us=micros(answer.seconds))
         return Result(
             frame_id,
             Status.OK,
@@ -266,12 +265,8 @@ class Pipeline:
         return Result(frame_id, error.status, str(error), queue_depth=self.admission.waiting)
 
 
-def handed_over(result: Result, received: float, now: float) -> Result:
-    """The result as it is handed to gRPC: with the time since its frame was received."""
-    return replace(result, timing=replace(result.timing, total_us=_us(now - received)))
-
-
-def _us(seconds: float) -> int:
+def micros(seconds: float) -> int:
+    """Microseconds as the wire holds them, at most 2**32 - 1."""
     return min(round(seconds * 1e6), 2**32 - 1)
 
 

@@ -27,7 +27,7 @@ from .edge_halves import EdgeHalves
 from .exceptions import DrainingError, EdgeHalfError, FrameError, FullError, InvalidError
 from .gathering import Gathering
 from .metrics import Metrics
-from .pipeline import Pipeline, handed_over
+from .pipeline import Pipeline, micros
 
 log = structlog.get_logger(__name__)
 
@@ -106,7 +106,7 @@ class HeadraceService(messages.HeadraceServicer):
         result = await self.pipeline.answer(decoder, frame, received)
         if result.status is not Status.OK:
             await _abort(context, CODES[result.status], result.message)
-        return messages.result_message(handed_over(result, received, self.pipeline.clock()))
+        return messages.result_message(result, micros(self.pipeline.clock() - received))
 
     async def GetBundle(self, request: messages.GetBundleRequest, context: Context) -> None:  # noqa: N802
         """The edge's half of a bundle, file by file, the manifest last."""
@@ -250,6 +250,10 @@ class Session:
             task = asyncio.create_task(self._answer(frame, received, self._gather(frame, received)))
             self._tasks.add(task)
             task.add_done_callback(self._done)
+            # The frame comes before the preparation for the next one: its task takes the first turn of the loop, the
+            # thread that it hands the frame to gets the interpreter in the second.
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
 
     def _gather(self, frame: Frame, received: float) -> Gathering | FrameError | None:
         """Whoever collects the slices that follow; None for a frame that is whole. Known before more is read."""
@@ -287,7 +291,8 @@ class Session:
 
     async def _write(self, result: Result, received: float) -> None:
         async with self._writing:
-            await self._context.write(messages.result_response(handed_over(result, received, self._pipeline.clock())))
+            total_us = micros(self._pipeline.clock() - received)  # up to where it is handed to gRPC
+            await self._context.write(messages.result_response(result, total_us))
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

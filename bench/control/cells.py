@@ -3,6 +3,7 @@
     for each window of each trace, deadline and device:
         the loop | causal oracle | best fixed point | EWMA | WebP with its own quality | local    ->  / optimum
 
+WebP alone is given twice: with this very loop to choose its quality (the strongest rival of its kind), and with EWMA.
 All runs of one cell share the frames: the same packet sizes, compute times and link. Sizes are drawn from the bundle's
 table (log-normal, by its median and 95th percentile), alike between neighbouring frames and between points of one
 frame, as pictures are. An answer counts with its point's accuracy if it is in time.
@@ -28,8 +29,8 @@ from .simulate import Replay, best_fixed, replay
 
 Floats = NDArray[np.float64]
 LOOP, ORACLE, BEST_FIXED, WEBP, LOCAL = "loop", "causal oracle", "best fixed", "adaptive webp", "local"
-EWMA, EWMA_NO_QUEUE = "ewma", "ewma, no queue"
-POLICIES = (LOOP, ORACLE, BEST_FIXED, EWMA, EWMA_NO_QUEUE, WEBP, LOCAL)
+EWMA, EWMA_NO_QUEUE, EWMA_WEBP = "ewma", "ewma, no queue", "ewma webp"
+POLICIES = (LOOP, ORACLE, BEST_FIXED, EWMA, EWMA_NO_QUEUE, WEBP, EWMA_WEBP, LOCAL)
 Z95 = 1.6449
 SCENE_S = 1.0
 """How long the camera sees much the same."""
@@ -166,10 +167,10 @@ def run_cell(
         index, found = best_fixed(points, sizes, compute, window.trace, **every)  # type: ignore[arg-type]
         return Row.of(found, points[index].name)
 
-    def ewma(queue: bool) -> Row:
+    def ewma(queue: bool, allowed: Sequence[int]) -> Row:
         rival = Ewma(
-            points,
-            np.median(compute, axis=0),
+            [points[index] for index in allowed],
+            np.median(compute, axis=0)[list(allowed)],
             deadline_s=deadline_s,
             max_in_flight=most_in_flight(deadline_s, c.fps),
             round_trip_s=2 * c.delay_s,
@@ -178,17 +179,19 @@ def run_cell(
         )
         return run(policy=rival)
 
+    every_point = range(len(points))
     webp = [index for index, point in enumerate(points) if point.codec == "webp"]
     local = [index for index, point in enumerate(points) if point.kind is Kind.LOCAL]
     ways: dict[str, Callable[[], Row]] = {
         LOOP: run,
         ORACLE: lambda: run(policy=CausalOracle(points, sizes, compute, window.trace, **every)),  # type: ignore[arg-type]
         BEST_FIXED: fixed,
-        EWMA: lambda: ewma(True),
-        EWMA_NO_QUEUE: lambda: ewma(False),
+        EWMA: lambda: ewma(True, every_point),
+        EWMA_NO_QUEUE: lambda: ewma(False, every_point),
     }
     if webp:
         ways[WEBP] = lambda: run(allowed=webp)
+        ways[EWMA_WEBP] = lambda: ewma(True, webp)
     if local:
         ways[LOCAL] = lambda: run(fixed=local[0])
     rows = {name: way() for name, way in ways.items() if name in policies}

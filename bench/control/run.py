@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from ...models.exceptions import DataError
 from ...models.operating_point import OperatingPoint
 from ..links.trace_set import Window, read_windows, square_wave
 from .cells import Cell, Conditions, decision_us, run_cell
+from .kept import KEPT_FILE, KeptCells
 from .real import RealCell, real_table, run_real
 from .report import CSV_FILE, PNG_FILE, summary, table, write_csv, write_json, write_picture
 
@@ -34,6 +36,7 @@ class Plan:
         bundle: folder of the bundle, for cells that are run for real.
         real: so many cells, evenly spread, are also run with real processes over an emulated link.
         emulator: of that link: "auto" or a name.
+        resume: take over the cells that an earlier run left in the output folder.
     """
 
     points: tuple[OperatingPoint, ...]
@@ -43,6 +46,7 @@ class Plan:
     bundle: Path = Path()
     real: int = 0
     emulator: str = "auto"
+    resume: bool = False
 
     @classmethod
     def of(
@@ -62,6 +66,7 @@ class Plan:
         jobs: int,
         real: int = 0,
         emulator: str = "auto",
+        resume: bool = False,
     ) -> Plan:
         """From the command's flags. The square wave 8 <-> 0.3 Mbit/s comes after the recorded links.
 
@@ -88,22 +93,25 @@ class Plan:
             seed=seed,
         )
         points, links = Bundle.load(bundle).operating_points, (*found[::every], square_wave())
-        return cls(points, links, conditions, jobs, bundle, real, emulator)
+        return cls(points, links, conditions, jobs, bundle, real, emulator, resume)
 
 
 def run(plan: Plan, output: Path, json: Path | None, console: Console | None = None) -> int:
     """Measure, print the table and write the files; returns 0."""
     console = console or Console(highlight=False)
-    cells = list(track(_cells(plan), "replaying", total=_count(plan), console=Console(stderr=True)))
+    output.mkdir(parents=True, exist_ok=True)
+    kept = KeptCells(output / KEPT_FILE, plan.points, plan.conditions, resume=plan.resume)
+    if len(kept):
+        console.print(f"{output / KEPT_FILE}: {len(kept)} cells are taken over", highlight=False, soft_wrap=True)
+    cells = list(track(_cells(plan, kept), "replaying", total=_count(plan), console=Console(stderr=True)))
     cost = decision_us(plan.points, plan.windows[0], plan.conditions)
     console.print(table(cells))
     figures = summary(cells, cost)
     for name in (
         "mean_of_optimum", "worst_of_optimum", "minus_best_fixed", "worst_set_minus_best_fixed", "over_adaptive_webp",
-        "decision_us",
+        "over_ewma_webp", "optimum_over_adaptive_webp", "decision_us",
     ):  # fmt: skip
         console.print(f"{name:28} {figures[name]}")
-    output.mkdir(parents=True, exist_ok=True)
     write_csv(cells, output / CSV_FILE)
     write_picture(cells, output / PNG_FILE)
     console.print(f"{output / CSV_FILE}, {output / PNG_FILE}")
@@ -130,14 +138,22 @@ def _count(plan: Plan) -> int:
     return len(_tasks(plan))
 
 
-def _cells(plan: Plan) -> Iterator[Cell]:
+def _cells(plan: Plan, kept: KeptCells) -> Iterator[Cell]:
+    """All cells in order, those that are not kept measured now, and kept."""
     tasks = _tasks(plan)
-    if plan.jobs == 1:
-        for task in tasks:
-            yield run_cell(plan.points, *task, plan.conditions)
-        return
-    with ProcessPoolExecutor(plan.jobs) as pool:
-        yield from pool.map(_one, itertools.repeat(plan.points), tasks, itertools.repeat(plan.conditions), chunksize=4)
+    before = [kept.get((w.group, w.trace.name, deadline, device)) for w, deadline, device in tasks]
+    new = [task for task, cell in zip(tasks, before, strict=True) if cell is None]
+    with ExitStack() as stack:
+        measured = (run_cell(plan.points, *task, plan.conditions) for task in new)
+        if plan.jobs > 1:
+            pool = stack.enter_context(ProcessPoolExecutor(plan.jobs))
+            arguments = itertools.repeat(plan.points), new, itertools.repeat(plan.conditions)
+            measured = pool.map(_one, *arguments, chunksize=4)  # type: ignore[assignment]
+        for found in before:
+            cell = found or next(measured)
+            if found is None:
+                kept.add(cell)
+            yield cell
 
 
 def _one(points: Sequence[OperatingPoint], task: Task, conditions: Conditions) -> Cell:

@@ -26,7 +26,7 @@ from ...models.exceptions import DataError
 from ..exceptions import LinkError
 from .emulators import choose, open_link
 from .listening import listening_on
-from .namespaces import die_with_parent
+from .namespaces import dying_with_parent
 from .proxy import TcpProxyLink
 from .record import EmulatedLink, LinkRecord, SideCounts
 from .spec import LinkSpec
@@ -184,11 +184,11 @@ async def _process(
     for name, value in values.items():
         filled = [word.replace(name, value) for word in filled]
     process = await asyncio.create_subprocess_exec(
+        *dying_with_parent(),
         *prefix,
         *filled,
         stdin=asyncio.subprocess.DEVNULL,
         stdout=sys.stderr.fileno() if to_stderr else None,
-        preexec_fn=die_with_parent,
     )
     try:
         yield process

@@ -31,7 +31,6 @@ _FOLDER = Path("/run/netns")
 _NAME = re.compile(r"headrace-(\d+)-(\d+)-\d+-(?:edge|server)")
 _numbers = itertools.count()
 _CLONE_NEWNET = 0x40000000
-_PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 T = TypeVar("T")
 
@@ -196,9 +195,12 @@ def run_tool(command: Sequence[str]) -> str:
     return done.stdout
 
 
-def die_with_parent() -> None:
-    """For a child process, before it becomes another program: it is killed when its parent is."""
-    _libc.prctl(_PR_SET_PDEATHSIG, 9)
+def dying_with_parent() -> tuple[str, ...]:
+    """What stands before a command so that it is killed when its parent is; nothing where util-linux is missing.
+
+    Not `preexec_fn`: it makes Python fork, and gRPC's threads, where the parent has some, now and then abort the child.
+    """
+    return ("setpriv", "--pdeathsig", "KILL") if shutil.which("setpriv") else ()
 
 
 def _started(pid: int) -> str:

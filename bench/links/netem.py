@@ -22,7 +22,7 @@ from pathlib import Path
 
 from ..cores import keep_to
 from ..exceptions import LinkError
-from .namespaces import ADDRESSES, ENDS, End, Namespaces, die_with_parent, ip, run_tool
+from .namespaces import ADDRESSES, ENDS, End, Namespaces, ip, run_tool
 from .record import RECORD_BIN_S, LinkRecord, SideCounts
 from .spec import MTU_BYTES, SIDES, LinkSpec, Side
 
@@ -164,7 +164,6 @@ class _Shaper:
             *("tc", "-n", self._namespace, "-force", "-batch", "-"),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.DEVNULL,
-            preexec_fn=die_with_parent,
         )
         keep_to(self._tc.pid, cores)
 

@@ -26,7 +26,7 @@ from pathlib import Path
 
 from ..cores import keep_to
 from ..exceptions import LinkError
-from .namespaces import ADDRESSES, ENDS, End, Namespaces, die_with_parent
+from .namespaces import ADDRESSES, ENDS, End, Namespaces
 from .packet_queue import PacketQueue
 from .record import RECORD_BIN_S, LinkRecord
 from .spec import SIDES, LinkSpec
@@ -83,7 +83,6 @@ class TunRelayLink:
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 pass_fds=devices,
-                preexec_fn=die_with_parent,
                 limit=2**24,
             )
             keep_to(process.pid, cores)

@@ -27,6 +27,15 @@ def test_a_few_rows_through_the_command_s_own_function(tmp_path, capsys):
     assert any(line.startswith("- torchvision/maskrcnn_resnet50_fpn answers with more than boxes") for line in lines)
 
 
+@pytest.mark.parametrize("name", ["efficientnet_lite1", pytest.param("efficientnet_lite2", marks=pytest.mark.slow)])
+def test_weights_that_a_package_brings_are_used(name, tmp_path):
+    page = tmp_path / "backbones.md"
+    assert run([name], page) == 0
+    (row,) = [line.split(" | ") for line in page.read_text().splitlines() if line.startswith(f"| {name}")]
+    assert row[2] == "package"
+    assert float(row[-1].rstrip(" |").split(", ")[1]) == 1, "the stream's answer is PyTorch's"
+
+
 def test_an_unknown_name_is_a_failure(tmp_path):
     assert run(["timm/test_resnte"], tmp_path / "page.md") == 1
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import math
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from headrace.bench.control.cells import (
     ORACLE,
     POLICIES,
     WEBP,
+    Cell,
     Conditions,
     decision_us,
     draw_workload,
@@ -160,6 +163,41 @@ def test_the_command_writes_table_csv_picture_and_json(tmp_path: Path) -> None:
     assert wanted <= figures.keys()
     assert len(figures["traces"]) == 2
     assert wanted - {"decision_us"} <= figures["traces"][0].keys()
+
+
+def test_a_run_is_taken_up_where_it_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    conditions = Conditions(deadlines_s=(0.2,), devices_s=(0.15, 0.5), seconds=3.0)
+    plan = Plan(tuple(POINTS), (fading(), square_wave()), conditions)
+    console = Console(width=200, file=(tmp_path / "log").open("w"))
+    run(plan, tmp_path / "whole", tmp_path / "whole.json", console)
+    lines = (tmp_path / "whole" / "cells.jsonl").read_text().splitlines(keepends=True)
+    assert len(lines) == 1 + 4
+    (tmp_path / "cut").mkdir()
+    kept = tmp_path / "cut" / "cells.jsonl"
+    kept.write_text("".join(lines[:3]) + lines[3][:100])  # ended in the midst of the third cell
+    measured: list[str] = []
+
+    def counted(*arguments: Any) -> Cell:
+        measured.append(arguments[1].trace.name)
+        return run_cell(*arguments)
+
+    monkeypatch.setattr("headrace.bench.control.run.run_cell", counted)
+    resumed = replace(plan, resume=True)
+    run(resumed, tmp_path / "cut", tmp_path / "cut.json", console)
+    assert measured == [SQUARE_WAVE] * 2
+    whole, cut = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("whole", "cut"))
+    assert whole["traces"] == cut["traces"]
+    assert kept.read_text() == "".join(lines)
+    # Of another measurement nothing is taken over, and without the flag neither.
+    other = replace(resumed, conditions=replace(conditions, fps=5.0))
+    with pytest.raises(DataError, match="measured with other fps"):
+        run(other, tmp_path / "cut", None, console)
+    kept.write_text("no cells\n")
+    with pytest.raises(DataError, match="holds no measured cells"):
+        run(resumed, tmp_path / "cut", None, console)
+    measured.clear()
+    run(plan, tmp_path / "cut", None, console)
+    assert len(measured) == 4
 
 
 @pytest.mark.parametrize("wrong", [{"deadlines_ms": "a"}, {"deadlines_ms": "0"}, {"every": 0}, {"fps": 0.0}])
