@@ -37,7 +37,7 @@ class OperatingPoint:
         codec: "webp" or "jpeg" (`image` only, else "").
         bytes_median, bytes_p95: whole packets as they were measured, in bytes (0 for `local`).
         accuracy: share of held-out photographs for which the answer equals the uncut model's, 0..1.
-        edge_share: the edge's compute as a share of the uncut model's time in the same engine; a start value
+        edge_share: the edge's compute, entropy coding included, as a share of the uncut model's time; a start value
             until the device has been measured.
     """
 

@@ -40,7 +40,7 @@ from .exceptions import BackboneError, DataError
 from .export import Only, write_onnx
 from .fit import BOX_DISTORTIONS, DISTORTIONS, fit_map
 from .measure import BATCH, find_pictures, load_pixels, measure, pixel_batches
-from .onnx_time import edge_milliseconds, image_milliseconds
+from .onnx_time import coding_milliseconds, edge_milliseconds, image_milliseconds
 from .operating_point import Kind, OperatingPoint
 from .tasks import CLASSIFICATION, DETECTION
 from .zoo.catalogue import load_backbone
@@ -273,7 +273,8 @@ def _operating_points(specs: Sequence[SplitSpec], local: bool) -> tuple[Operatin
 
 
 def _timed(backbone: Backbone, bundle: Bundle, progress: Progress) -> Bundle:
-    """Shares of the uncut model's time, in ONNX Runtime on one core, interleaved."""
+    """Shares of the uncut model's time, in ONNX Runtime on one core, interleaved; an operating point's with the coding
+    of its packet, at the middle rate level."""
     bar = progress.add_task("compute shares", total=len(bundle.splits) + 2)
     whole = bundle.task == CLASSIFICATION
     with TemporaryDirectory() as folder:
@@ -286,6 +287,7 @@ def _timed(backbone: Backbone, bundle: Bundle, progress: Progress) -> Bundle:
             write_onnx(backbone, head, "latent", paths[spec.name])
             progress.advance(bar)
         times = edge_milliseconds(paths)
+        coding = {spec.name: coding_milliseconds(bundle, spec, paths[spec.name]) for spec in bundle.splits}
         for codec in IMAGE_QUALITIES:
             times[codec] = image_milliseconds(codec, backbone.preprocessing.size)
         progress.advance(bar)
@@ -293,10 +295,11 @@ def _timed(backbone: Backbone, bundle: Bundle, progress: Progress) -> Bundle:
         # What chooses boxes does not run in ONNX Runtime; its share is taken from PyTorch.
         times["uncut"] /= backbone.costs.traced_share
     share = {name: t / times["uncut"] for name, t in times.items()}
+    on_the_edge = {name: s + coding.get(name, 0.0) / times["uncut"] for name, s in share.items()}
     return replace(
         bundle,
         splits=tuple(replace(s, edge_share=share[s.name]) for s in bundle.splits),
-        operating_points=tuple(replace(p, edge_share=share.get(p.stage, 1.0)) for p in bundle.operating_points),
+        operating_points=tuple(replace(p, edge_share=on_the_edge.get(p.stage, 1.0)) for p in bundle.operating_points),
     )
 
 
