@@ -42,6 +42,11 @@ PRESENCE = "presence"
 """Output of a head's graph, beside `latent`, where the bundle has a filter: the score float32 [1] of the frame."""
 MAX_MANIFEST_BYTES = 4 * 2**20
 MAX_TENSORS_BYTES = 64 * 2**20
+COMPACT_FROM = 4 * 10**6
+"""A bundle with larger tensors than this keeps its matrices and maps in half precision."""
+HALVED = ("mean", "weights", "encoder", "decoder")
+HALF_LARGEST = 60_000.0
+NARROW_FROM = 4096
 
 FITS = ("crop", "stretch", "letterbox")
 INTERPOLATIONS = ("bicubic", "bilinear", "lanczos", "nearest")
@@ -340,13 +345,26 @@ class Bundle:
     def save(self, folder: Path) -> None:
         """Write manifest and tensors into `folder`, which is made if need be."""
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {k: np.ascontiguousarray(v) for k, v in self.tensors.items()}
+        tensors = {k: _narrow(np.ascontiguousarray(v)) for k, v in self.tensors.items()}
         (folder / TENSORS).write_bytes(save_tensors(tensors))
         # What an earlier bundle left there would be taken for this one's by nobody, but would be shipped with it.
         (folder / REPAIR).unlink(missing_ok=True)
         if self.repair:
             (folder / REPAIR).write_bytes(self._repair_file())
         (folder / MANIFEST).write_bytes(msgpack.packb(self.manifest()))
+
+    def compact(self) -> Bundle:
+        """The same with its matrices and maps rounded to half precision where they take more than `COMPACT_FROM` bytes
+        together; `save` then needs half the bytes for them."""
+        if sum(v.nbytes for v in self.tensors.values()) <= COMPACT_FROM:
+            return self
+        rounded = {
+            k: v.astype(np.float16).astype(np.float32)
+            if v.dtype == np.float32 and k.rpartition("/")[2] in HALVED and np.abs(v).max() < HALF_LARGEST
+            else v
+            for k, v in self.tensors.items()
+        }
+        return replace(self, tensors=rounded)
 
     def _repair_file(self) -> bytes:
         data: bytes = save_tensors({k: np.ascontiguousarray(v) for k, v in self.repair.items()})
@@ -367,7 +385,8 @@ class Bundle:
                 "make it anew with `headrace split`"
             )
         try:
-            tensors = load_tensors(read_limited(folder / TENSORS, MAX_TENSORS_BYTES))
+            stored = load_tensors(read_limited(folder / TENSORS, MAX_TENSORS_BYTES))
+            tensors = {k: v.astype(np.float32) if v.dtype == np.float16 else v for k, v in stored.items()}
         except (SafetensorError, ValueError, KeyError) as error:
             raise BundleError(f"{folder / TENSORS} is not a safetensors file: {error}") from error
         try:
@@ -394,6 +413,15 @@ class Bundle:
                 f"{short(manifest.get('fingerprint') or b'')}); the bundle is damaged, fetch it again"
             )
         return bundle
+
+
+def _narrow(array: Array) -> Array:
+    """As it is stored: float16 in place of float32 where that loses nothing. Small arrays are not worth the look."""
+    if array.dtype != np.float32 or array.nbytes < NARROW_FROM:
+        return array
+    with np.errstate(over="ignore"):
+        half = array.astype(np.float16)
+    return half if np.array_equal(half.astype(np.float32), array) else array
 
 
 def short(fingerprint: bytes) -> str:

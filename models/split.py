@@ -128,7 +128,7 @@ def fit(
         BackboneError: a split point is unknown, its maps cannot be packed, or it does not join exactly.
     """
     progress = progress or Progress(disable=True)
-    bundle = fit_unmeasured(backbone, names, fit_on, seed, progress)
+    bundle = fit_unmeasured(backbone, names, fit_on, seed, progress).compact()
     return measured_points(backbone, _timed(backbone, bundle, progress), held_out, progress).check()
 
 

@@ -141,3 +141,20 @@ def test_the_committed_bundle_is_small_and_complete():
             assert 0 < point.accuracy <= 1
     assert {p.codec for p in bundle.operating_points if p.kind is Kind.IMAGE} == {"webp", "jpeg"}
     assert {"command", "data", "seed"} <= bundle.provenance.keys()
+
+
+def test_a_large_bundle_keeps_matrices_in_half_precision(small_bundle, tmp_path, monkeypatch):
+    bundle = small_bundle
+    monkeypatch.setattr("headrace.models.bundle.NARROW_FROM", 0)
+    bundle.save(tmp_path / "small")
+    assert bundle.compact() is bundle, "a small one is as it was"
+    monkeypatch.setattr("headrace.models.bundle.COMPACT_FROM", 0)
+    compact = bundle.compact()
+    compact.save(tmp_path / "compact")
+    loaded = Bundle.load(tmp_path / "compact")
+    assert loaded.fingerprint == compact.fingerprint != bundle.fingerprint
+    for name, array in bundle.tensors.items():
+        assert loaded.tensors[name].dtype == array.dtype
+        np.testing.assert_allclose(loaded.tensors[name], array, rtol=1e-3, atol=1e-3)
+    sizes = [(tmp_path / n / "bundle.safetensors").stat().st_size for n in ("small", "compact")]
+    assert sizes[1] < sizes[0]
