@@ -101,7 +101,8 @@ def _masses(counts: npt.NDArray[np.float64]) -> tuple[int, npt.NDArray[np.float6
     masses = (1 - LAPLACE_WEIGHT) * seen / total + LAPLACE_WEIGHT * laplace / laplace.sum()
     # Entries at both ends that are worth less than an escape only make the table longer.
     kept = np.flatnonzero(masses >= TAIL_MASS / 4)
-    first, last = min(int(kept[0]), reach), max(int(kept[-1]), reach)
+    # Zero always has one; it is the only one where every symbol that was seen is far outside.
+    first, last = (min(int(kept[0]), reach), max(int(kept[-1]), reach)) if len(kept) else (reach, reach)
     outside = masses[:first].sum() + masses[last + 1 :].sum() + counts[reach + 1 :].sum() / total
     return int(grid[first]), np.append(masses[first : last + 1], outside + TAIL_MASS)
 

@@ -80,3 +80,14 @@ def test_tables_are_distributions_however_wide(spread):
 def test_nothing_counted_is_refused():
     with pytest.raises(ValueError, match="no symbols"):
         TableCounts().freeze()
+
+
+def test_symbols_that_are_all_far_outside_escape():
+    symbols = np.full((20, 4), 10**6, np.int32)
+    classes = scale_classes(symbols)
+    counts = TableCounts()
+    counts.add(symbols, classes)
+    tables, where = counts.freeze()
+    coder = SymbolCoder(tables, where[classes], (1, 2, 3, 4))
+    assert tables.cdf.shape[1] < 10
+    assert (coder.decode(coder.encode(symbols[0])) == symbols[0]).all()
