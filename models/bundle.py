@@ -345,7 +345,7 @@ class Bundle:
     def save(self, folder: Path) -> None:
         """Write manifest and tensors into `folder`, which is made if need be."""
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {k: _narrow(np.ascontiguousarray(v)) for k, v in self.tensors.items()}
+        tensors = {k: _narrow(k, np.ascontiguousarray(v)) for k, v in self.tensors.items()}
         (folder / TENSORS).write_bytes(save_tensors(tensors))
         # What an earlier bundle left there would be taken for this one's by nobody, but would be shipped with it.
         (folder / REPAIR).unlink(missing_ok=True)
@@ -360,7 +360,7 @@ class Bundle:
             return self
         rounded = {
             k: v.astype(np.float16).astype(np.float32)
-            if v.dtype == np.float32 and k.rpartition("/")[2] in HALVED and np.abs(v).max() < HALF_LARGEST
+            if v.dtype == np.float32 and _halved(k) and np.abs(v).max() < HALF_LARGEST
             else v
             for k, v in self.tensors.items()
         }
@@ -386,7 +386,7 @@ class Bundle:
             )
         try:
             stored = load_tensors(read_limited(folder / TENSORS, MAX_TENSORS_BYTES))
-            tensors = {k: v.astype(np.float32) if v.dtype == np.float16 else v for k, v in stored.items()}
+            tensors = {k: _widened(k, v) for k, v in stored.items()}
         except (SafetensorError, ValueError, KeyError) as error:
             raise BundleError(f"{folder / TENSORS} is not a safetensors file: {error}") from error
         try:
@@ -415,9 +415,19 @@ class Bundle:
         return bundle
 
 
-def _narrow(array: Array) -> Array:
+def _halved(name: str) -> bool:
+    # A filter's layers are float16 in themselves.
+    return name.rpartition("/")[2] in HALVED and "/filter/" not in name
+
+
+def _widened(name: str, stored: Array) -> Array:
+    """The inverse of `_narrow`."""
+    return stored.astype(np.float32) if stored.dtype == np.float16 and _halved(name) else stored
+
+
+def _narrow(name: str, array: Array) -> Array:
     """As it is stored: float16 in place of float32 where that loses nothing. Small arrays are not worth the look."""
-    if array.dtype != np.float32 or array.nbytes < NARROW_FROM:
+    if array.dtype != np.float32 or array.nbytes < NARROW_FROM or not _halved(name):
         return array
     with np.errstate(over="ignore"):
         half = array.astype(np.float16)
