@@ -138,13 +138,17 @@ class Running:
         """Until the queue has that depth; there is no event for it that a client could see."""
         await self._until("headrace_server_queue_depth", frames)
 
+    async def decoded(self, frames: int) -> None:
+        """Until that many frames have been decoded by the threads that do so ahead of a batch."""
+        await self._until("headrace_server_stage_duration_seconds_count", frames, {"stage": "decode"})
+
     async def service_has_streams(self, streams: int) -> None:
         """Until the server has that many streams."""
         await self._until("headrace_server_streams", streams)
 
-    async def _until(self, metric: str, value: float) -> None:
+    async def _until(self, metric: str, value: float, labels: dict[str, str] | None = None) -> None:
         async with asyncio.timeout(30):
-            while self.server.metrics.registry.get_sample_value(metric) != value:
+            while self.server.metrics.registry.get_sample_value(metric, labels or {}) != value:
                 await asyncio.sleep(0.002)
 
     def count(self, status: str) -> int:

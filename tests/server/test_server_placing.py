@@ -48,7 +48,7 @@ def test_extreme_sizes_give_boxes_within_the_frame(size, how):
 
 
 def test_size_and_word_of_it_travel():
-    frame = Frame(b"packet", 7, 2, 3, 640, 480)
+    frame = Frame(b"packet", 7, 2, 3, width=640, height=480)
     assert messages.read_request(messages.frame_request(frame)) == frame
     asked = messages.infer_request(b"f" * 32, frame).frame
     assert (asked.width, asked.height) == (640, 480)

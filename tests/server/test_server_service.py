@@ -46,7 +46,8 @@ async def test_timings_are_durations_by_the_servers_clock(start: Any, make_packe
     await stream.send(make_packet(1))
     await server.engine.began.get()
     await stream.send(make_packet(2))
-    await stream.send(b"broken")  # decoded after frame 2: its result says that frame 2 waits
+    await server.decoded(2)
+    await stream.send(b"broken")  # its result says that frame 2 waits
     broken = await stream.result()
     assert (broken.status, broken.queue_depth) == (Status.INVALID, 1)
     server.clock.now += 0.040
@@ -154,6 +155,7 @@ async def test_what_waits_is_batched_across_rate_levels_and_prefixes(start: Any,
     await other.send(make_packet(5, "blocks.3@5"))
     await other.send(b"broken")
     assert (await other.result()).status is Status.INVALID
+    await server.decoded(5)
     server.engine.gate.set()
     assert {(await one.result()).frame_id for _ in range(4)} == {1, 2, 3, 4}
     assert (await other.result()).frame_id == 5
