@@ -168,7 +168,8 @@ def examine(source: Source, frames: Sequence[Path], folder: Path) -> Row:
         output = _server(backbone, bundle, cut.name, packet)
         agreement = _agreement(backbone, bundle, cut.name, latent, output)
     except HeadraceError as problem:
-        return Row(source.name, reason=str(problem), seconds=time.perf_counter() - began)
+        reason = str(problem) if source.name in str(problem) else f"{source.name}: {problem}"
+        return Row(source.name, reason=reason, seconds=time.perf_counter() - began)
     return Row(
         name=backbone.spec.name,
         task=backbone.task.name,
@@ -284,7 +285,8 @@ PAGE = """# Backbones that were cut
 Written by `headrace bench backbones --output docs/backbones.md`. Each row was cut, fitted on a few frames, and one
 frame went all the way: the edge's ONNX head, a packet, the server's decoder and tail, the result message. Weights are
 a package's where one has them; `random` ones are drawn with a seed, since they cannot be fetched everywhere: then
-packets are as large as noise makes them, and answers mean nothing.
+packets are as large as noise makes them, and answers mean nothing. A packet of 14 bytes holds zeros only: many a net
+with random weights says the same whatever it sees, and what does not change the answer is not sent.
 
 - *cuts*: places to cut, of those with several maps in brackets; `headrace split NAME --list` shows them all.
 - *joined*: largest difference between head and tail joined and the model as it was given, in batches of 1 and 3,
