@@ -35,6 +35,9 @@ class SteadyExperts:
         doubt: by how much the loop's last score is raised per frame while it is not used, so that it is tried again.
     """
 
+    LATELY, FAILS = 0.1, 0.6
+    """Where the last ten frames or so came to less than this share of what the replay says, it is followed no longer: a
+    device that stood still for a second makes the loop look worse than a replay that knows of no such thing."""
     NOISE = 0.7
     """By so many standard deviations of the mean it must be better, beside the margin."""
 
@@ -60,7 +63,7 @@ class SteadyExperts:
         self.loop = 0.0
         """What the loop came to, while it was used."""
         self._credit = 0.0
-        self._followed = 0.0
+        self._followed = self._lately = 0.0
         self.leader = NOBODY
         """The point to follow, or `NOBODY`."""
 
@@ -95,6 +98,7 @@ class SteadyExperts:
             self.loop += gain * (self._credit - self.loop)
         else:
             self._followed += gain * (self._credit - self._followed)
+            self._lately += self.LATELY * (self._credit - self._lately)
             self.loop += self._doubt
         self._credit = 0.0
         self._lead()
@@ -107,6 +111,9 @@ class SteadyExperts:
             score = float(self.scores[best])
             noise = math.sqrt(max(score * (1.0 - score), 0.0) / self._memory)
             if score > self.loop + self._margin + self.NOISE * noise:
-                self.leader, self._followed = best, score
+                self.leader, self._followed, self._lately = best, score, score
         elif self._followed < self.loop:
             self.leader = NOBODY
+        elif self._lately < self.FAILS * self.scores[self.leader]:
+            # The replay does not see what really happens. The loop gets the benefit of the doubt for a while.
+            self.leader, self.loop = NOBODY, float(self.scores.max())

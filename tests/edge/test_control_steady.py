@@ -88,3 +88,18 @@ def test_loop_is_tried_again_some_day() -> None:
         left.append(experts.leader == NOBODY)
     assert not any(left[:90])
     assert any(left[90:]), "0.8 and 100 times 0.001 of doubt"
+
+
+def test_a_replay_that_is_far_from_what_happens_is_left_at_once_and_not_taken_up_again() -> None:
+    """The loop had a bad time, say on a core that stood still, so that its score is low and the leader's own would stay
+    above it for long."""
+    experts = make(memory=150)
+    at = frames(experts, [8e6] * 150, 0.4)
+    assert experts.leader == 0
+    left = 0
+    while experts.leader == 0:
+        at = frames(experts, [8e6], 0.3, begin=at)
+        left += 1
+    assert left <= 15
+    at = frames(experts, [8e6] * 30, 0.85, begin=at)
+    assert experts.leader == NOBODY
