@@ -470,6 +470,18 @@ def bench_overhead(
     raise typer.Exit(run(frames, json))
 
 
+@bench_app.command("switch")
+def bench_switch(
+    bundle: BundleFolder = COMMITTED,
+    rounds: Annotated[int, typer.Option(help="Times that every operating point is changed to.")] = 25,
+    json: JsonFile = None,
+) -> None:
+    """What changing the operating point between two frames costs the device: time beyond a frame's own, and memory."""
+    from .bench.switch import run
+
+    raise typer.Exit(run(bundle, rounds, json))
+
+
 @bench_app.command("server")
 def bench_server(
     devices: Annotated[int, typer.Option(help="Emulated devices, each with a connection of its own.")] = 32,
