@@ -135,7 +135,7 @@ class Bench:
         engine, other = self.engine(), self.engine()
         rng, count = np.random.default_rng(seed), len(self.points)
         shape = (rounds, count)
-        timed = Timed(*(np.zeros(shape) for _ in range(3)), np.empty(shape, np.object_))
+        timed = Timed(np.zeros(shape), np.zeros(shape), np.zeros(shape), np.empty(shape, np.object_))
         for r in range(rounds):
             for i, point in enumerate(self.points):
                 before = self._another(point, rng, r)
