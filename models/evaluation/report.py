@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -89,45 +89,17 @@ def _point(row: Row) -> dict[str, Any]:
 
 def print_tables(console: Console, found: Measurements, result: Mapping[str, Any]) -> None:
     """Every point; bytes at the ratios; split points; rate differences."""
-    uncut = found.costs.uncut
-    title = f"{result['images']} photographs, uncut top-1 {found.uncut_top1:.3f} in {uncut.ms:.1f} ms"
-    table = _table(f"{title}, {uncut.gmac:.3f} GMAC", "operating point")
-    for column in ("bytes", "top-1", "relative", "95 %", "ms", "/ uncut", "coded/entropy"):
-        table.add_column(column, justify="right")
-    for r in found.rows:
-        over = f"{r.slice_bytes / r.entropy_bytes:.3f}" if r.entropy_bytes else ""
-        ends = "" if r.relative_low is None else f"{r.relative_low:.3f} to {r.relative_high:.3f}"
-        times = ("", "") if r.head_ms is None else (f"{r.head_ms:.1f}", f"{r.share_of_uncut:.3f}")
-        table.add_row(r.name, f"{r.mean_bytes:.0f}", f"{r.top1:.3f}", f"{r.relative:.3f}", ends, *times, over)
-    console.print(table)
-
-    table = _table("bytes of the cheapest measured point [95 %], on the convex hull", "of the uncut accuracy")
-    for ratio in RATIOS:
-        table.add_column(key(ratio), justify="right")
-    for family in result["at"][key(RATIOS[0])]:
-        by_ratio = [{part: result[part][key(r)][family] for part in PARTS} for r in RATIOS]
-        limit = f" (<= {LIMITS[family]:.2f} of the time)" if LIMITS.get(family, 1) < 1 else ""
-        table.add_row(f"{family}{limit}", *(_cell(each) for each in by_ratio))
-    for split, at in result["at_split"].items():
-        for family in at[key(RATIOS[0])]:
-            name = f"{split}" if family == FEATURE else f"{split}, {family}"
-            if family == FEATURE and split in result["splits"]:
-                there = result["splits"][split]
-                table.add_row(name, *(_cell({part: there[part][key(r)] for part in PARTS}) for r in RATIOS))
-            else:
-                table.add_row(name, *(_bytes(at[key(r)][family]) for r in RATIOS))
-    console.print(table)
-
-    table = _table("head and encoder, one core", "split point")
-    for column in ("GMAC", "ms", "share of the uncut time"):
-        table.add_column(column, justify="right")
+    console.print(_points_table(found))
+    for part, title in (
+        ("at", "bytes of the cheapest measured point that reaches a share of the uncut top-1, 95 %"),
+        ("at_hull", "the same on each convex hull (frames divided between two points), 95 %"),
+    ):
+        console.print(_bytes_table(found, result, part, title))
+    table = _table("head and encoder, one core", "split point", "GMAC", "ms", "/ uncut")
     for split, cost in found.costs.splits.items():
         table.add_row(split, f"{cost.gmac:.4f}", f"{cost.ms:.2f}", f"{cost.share_of_uncut:.3f}")
     console.print(table)
-
-    table = _table("BD-rate: bytes for the same accuracy, over the accuracies in common", "")
-    for codec in QUALITIES:
-        table.add_column(f"against {codec}", justify="right")
+    table = _table("BD-rate, in brackets the relative accuracies in common", "", *QUALITIES)
     for ours, against in result["bd_rate"].items():
         table.add_row(ours, *(_difference(each) for each in against.values()))
     console.print(table)
@@ -135,28 +107,57 @@ def print_tables(console: Console, found: Measurements, result: Mapping[str, Any
     console.print(f"coded size over the tables' entropy: {over['total']:.3f} in all, {over['worst']:.3f} at worst")
 
 
-def _table(title: str, first: str) -> Table:
-    table = Table(title=title)
-    table.add_column(first)
+def _points_table(found: Measurements) -> Table:
+    uncut = found.costs.uncut
+    table = _table(
+        f"{len(found.uncut_right)} photographs, uncut top-1 {found.uncut_top1:.3f} in {uncut.ms:.1f} ms, "
+        f"{uncut.gmac:.3f} GMAC",
+        *("operating point", "bytes", "relative", "95 %", "ms", "/ uncut", "coded/entropy"),
+    )
+    for r in found.rows:
+        over = f"{r.slice_bytes / r.entropy_bytes:.3f}" if r.entropy_bytes else ""
+        ends = "" if r.relative_low is None else f"{r.relative_low:.2f}–{r.relative_high:.2f}"
+        times = ("", "") if r.head_ms is None else (f"{r.head_ms:.1f}", f"{r.share_of_uncut:.3f}")
+        table.add_row(r.name, f"{r.mean_bytes:.0f}", f"{r.relative:.3f}", ends, *times, over)
     return table
 
 
-def _bytes(value: float | None) -> str:
-    return NONE if value is None else f"{value:.0f}"
+def _bytes_table(found: Measurements, result: Mapping[str, Any], part: str, title: str) -> Table:
+    table = _table(title, "", *map(key, RATIOS))
+    for family, chosen in found.families.items():
+        if chosen or family in LIMITS:
+            limit = f" (time <= {LIMITS[family]:.2f})" if LIMITS.get(family, 1) < 1 else ""
+            each = ((result[part][key(r)][family], result[f"{part}_ci"][key(r)][family]) for r in RATIOS)
+            table.add_row(f"{family}{limit}", *(_cell(*ends) for ends in each))
+    for split, there in found.split_families.items():
+        for family, chosen in there.items():
+            if chosen:
+                at = found.bytes_at(chosen)
+                name = split if family == FEATURE else f"{split}, {family}"
+                table.add_row(name, *(_cell(at[part][key(r)], at[f"{part}_ci"][key(r)]) for r in RATIOS))
+    return table
 
 
-def _cell(found: Mapping[str, Any]) -> str:
-    """`454 [430 to 481], 447`."""
-    if found["at"] is None:
+def _table(title: str, first: str, *others: str) -> Table:
+    table = Table(title=title)
+    table.add_column(first)
+    for column in others:
+        table.add_column(column, justify="right")
+    return table
+
+
+def _cell(value: float | None, ends: Sequence[float | None] | None) -> str:
+    """`454 (430–481)`."""
+    if value is None:
         return NONE
-    low, high = found["at_ci"]
-    return f"{_bytes(found['at'])} \\[{_bytes(low)} to {_bytes(high)}], {_bytes(found['at_hull'])}"
+    low, high = (NONE if end is None else f"{end:.0f}" for end in ends or (None, None))
+    return f"{value:.0f} ({low}–{high})"
 
 
 def _difference(found: Mapping[str, float] | None) -> str:
     if found is None:
         return NONE
-    return f"{found['percent']:+.1f} % ({found['lowest']:.2f} to {found['highest']:.2f})"
+    return f"{found['percent']:+.1f} % ({found['lowest']:.2f}–{found['highest']:.2f})"
 
 
 def write_files(found: Measurements, folder: Path, title: str) -> None:
