@@ -206,7 +206,7 @@ def _draw(result: Mapping[str, Any], path: Path) -> None:
         yscale="log",
         xlabel="head and encoder, share of the uncut model's time on one core",
         ylabel="bytes a photograph",
-        xlim=(0, 1),
+        xlim=(0, max([1.0, *(p["share_of_uncut"] for p in result["points"])])),
     )
     axes.legend()
     axes.grid(alpha=0.3)

@@ -43,10 +43,11 @@ class Resampled:
         """
         photographs = len(uncut_right)
         counts = np.random.default_rng(seed).multinomial(photographs, np.full(photographs, 1 / photographs), resamples)
-        weights = counts.astype(np.float64) / photographs
+        weights = counts.astype(np.float64)
         uncut = weights @ uncut_right
         weights, uncut = weights[uncut > 0], uncut[uncut > 0]
-        self.bytes = weights @ packet_bytes
+        self.bytes = weights @ packet_bytes / photographs
+        # Of whole numbers, so that what reaches a ratio exactly does.
         self.relative = (weights @ right) / uncut[:, None]
 
 

@@ -162,7 +162,8 @@ class Measurements:
             slice_bytes=sample.slice_bytes,
             entropy_bytes=sample.entropy_bytes,
             top1=top1,
-            relative=top1 / self.uncut_top1 if self.uncut_top1 else 0.0,
+            # Of whole numbers, so that what reaches a ratio exactly does.
+            relative=float(sample.right.sum() / self.uncut_right.sum()) if self.uncut_right.any() else 0.0,
             relative_low=low,
             relative_high=high,
             head_ms=head_ms,
