@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import os
 import time
 import tracemalloc
 from collections.abc import Callable, Sequence
@@ -236,7 +237,7 @@ def edge_half(folder: Path) -> Path:
 def resident_bytes() -> int:
     """Resident memory of this process; 0 where the system does not tell."""
     try:
-        return int(STATM.read_text().split()[1]) * 4096
+        return int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
         return 0
 

@@ -133,10 +133,16 @@ class Measurements:
             for split in splits
         }
 
+    @cached_property
+    def _bytes_at(self) -> dict[tuple[int, ...], dict[str, dict[str, Any]]]:
+        return {}
+
     def bytes_at(self, chosen: Sequence[int]) -> dict[str, dict[str, Any]]:
         """What reaching the ratios takes with the chosen rows: `at` (cheapest measured point), `at_hull` (on the convex
         hull), and the intervals of both, `at_ci` and `at_hull_ci`; each by ratio."""
-        found: dict[str, dict[str, Any]] = {"at": {}, "at_hull": {}, "at_ci": {}, "at_hull_ci": {}}
+        if (found := self._bytes_at.get(tuple(chosen))) is not None:
+            return found
+        found = self._bytes_at[tuple(chosen)] = {"at": {}, "at_hull": {}, "at_ci": {}, "at_hull_ci": {}}
         bytes_ = np.array([self.rows[i].mean_bytes for i in chosen], np.float64)
         relative = np.array([self.rows[i].relative for i in chosen], np.float64)
         again_bytes, again_relative = self.resampled.bytes[:, chosen], self.resampled.relative[:, chosen]
