@@ -453,8 +453,12 @@ def eval_rd(
     at: Annotated[
         list[str] | None, typer.Option(help="Split point for the baselines; the bundle's own by default.")
     ] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder for rate-accuracy.csv and rate-accuracy.png.")] = None,
 ) -> None:
-    """Bytes against accuracy for every operating point, beside JPEG and WebP on the same photographs."""
+    """Bytes against accuracy for every operating point, beside JPEG, WebP and AVIF on the same photographs.
+
+    With 95 % intervals, BD-rates, and what head and encoder of every split point compute.
+    """
     from .models.bundle import Bundle
     from .models.evaluate import Others, evaluate_rate_distortion
 
@@ -465,7 +469,32 @@ def eval_rd(
         if calibration is None:
             raise DataError("--baselines needs --calibration, a folder of photographs such as the bundle was made from")
         others = TrainingFree(calibration, photographs, tuple(at or ()))
-    evaluate_rate_distortion(Bundle.load(bundle), data, limit, json, others=others)
+    evaluate_rate_distortion(Bundle.load(bundle), data, limit, json, others=others, output=output)
+
+
+@eval_app.command("front")
+def eval_front(
+    data: Annotated[Path | None, typer.Option(help="Folder of labelled photographs, as for `eval rd`.")] = None,
+    measured: Annotated[
+        Path | None, typer.Option("--from", help="What `eval rd --json` wrote, instead of measuring again.")
+    ] = None,
+    bundle: BundleFolder = COMMITTED,
+    limit: Annotated[int, typer.Option(help="At most this many photographs; 0 for all.")] = 0,
+    json: JsonFile = None,
+    output: Annotated[Path | None, typer.Option(help="Folder for front.csv and front.png.")] = None,
+) -> None:
+    """Bytes for 0.95 (0.98, 0.90) of the uncut accuracy against the device's compute, one point a split point."""
+    from .models.bundle import Bundle
+    from .models.evaluate import evaluate_rate_distortion
+    from .models.evaluation.front import read_rd, report_front
+    from .models.evaluation.plots import need_matplotlib
+
+    if (data is None) == (measured is None):
+        raise DataError("give either --data, a folder of photographs, or --from, a file that `eval rd --json` wrote")
+    if output is not None:
+        need_matplotlib()
+    found = read_rd(measured) if measured else evaluate_rate_distortion(Bundle.load(bundle), data or Path(), limit)
+    report_front(found, json, output)
 
 
 @eval_app.command("detection")
@@ -492,6 +521,18 @@ def bench_overhead(
     from .bench.overhead import run
 
     raise typer.Exit(run(frames, json))
+
+
+@bench_app.command("switch")
+def bench_switch(
+    bundle: BundleFolder = COMMITTED,
+    rounds: Annotated[int, typer.Option(help="Times that every operating point is changed to.")] = 25,
+    json: JsonFile = None,
+) -> None:
+    """What changing the operating point between two frames costs the device: time beyond a frame's own, and memory."""
+    from .bench.switch import run
+
+    raise typer.Exit(run(bundle, rounds, json))
 
 
 @bench_app.command("server")

@@ -6,6 +6,8 @@ Packet --> entropy coder --> symbols (those of slices that are missing stay 0)  
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import numpy.typing as npt
 
@@ -20,14 +22,20 @@ from .quantiser import quantise
 class Codec:
     """Compresses and decompresses under a bundle's tables.
 
-    Coders are made on first use of a rate level and kept; after that, changing the operating point costs nothing.
-    Safe to use from several threads: a coder holds no state between calls.
+    Coders are made on first use of a rate level, or by `prepare`, and kept; after that, changing the operating point
+    costs nothing. Safe to use from several threads: a coder holds no state between calls.
     """
 
     def __init__(self, bundle: Bundle) -> None:
         """Keep the bundle; nothing is computed yet."""
         self.bundle = bundle
         self._coders: dict[tuple[str, int], tuple[SymbolCoder, npt.NDArray[np.int32]]] = {}
+
+    def prepare(self, points: Iterable[OperatingPoint]) -> None:
+        """Make the coders of those `points` that have one (about 5 ms and 1.5 MB each), so that no frame has to."""
+        for point in points:
+            if point.kind is Kind.FEATURE:
+                self._coder(point)
 
     def compress(self, latent: npt.NDArray[np.float32], point: OperatingPoint, frame_id: int) -> Packet:
         """Quantise and code a latent.
