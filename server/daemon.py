@@ -36,7 +36,8 @@ from .metrics import Metrics, MetricsEndpoint, Probes
 from .pipeline import Pipeline, PipelineSettings
 from .ray_engine import RayEngine, RaySettings
 from .security import loopback
-from .service import HeadraceService, StreamLimits
+from .service import HeadraceService
+from .session import StreamLimits
 from .tracing import Tracer
 
 log = structlog.get_logger(__name__)

@@ -8,7 +8,7 @@ symbols, or image -> pixels), then it is in a **batch** with other frames of its
 Lines and batches are ordered by deadline among the frames that are their device's due (`batcher.py`, `shares.py`), and
 while one batch runs the next one is decoded. A frame that has the server to itself takes a shorter way, in one thread.
 Whatever happens, every frame gets exactly one result: its status says how it ended.
-`Pipeline.enter` and `Pipeline.go_on` are this as code; who calls them, and over what wire, is `service.py`.
+`Pipeline.enter` and `Pipeline.go_on` are this as code; who calls them, and over what wire, is `session.py`.
 """
 
 from __future__ import annotations
