@@ -165,6 +165,8 @@ class Driver:
     def _pump(self) -> None:
         """See what the pipeline wants now."""
         work = self.pipeline.take_up(self._clock())
+        if work is not None:
+            self._compute(work)
         if self.stream is not None and self.pipeline.has_packets:
             self.stream.wake()
         capturing = self._capture is not None and not self.captured_all.done()
@@ -172,8 +174,6 @@ class Driver:
             self._requested = True
             self._capture.request()
         self._arm_timer()
-        if work is not None:
-            self._compute(work)  # last: the thread waits for the interpreter until this one waits for events
         if self._ledger.open == 0 and self.captured_all.done():
             self._idle.set()
 
