@@ -1,8 +1,8 @@
 """The event loop that streams run on: uvloop's where it is installed, asyncio's own elsewhere.
 
-A frame passes some ten turns of event loops on its way, most of them right after a network has filled the caches with its
-weights. uvloop's turns are compiled and touch less: in four comparisons of some 220 frames a side, interleaved by the second,
-the median overhead (`headrace bench overhead`) was 0.11 to 0.25 ms less.
+A frame passes some ten turns of event loops on its way, most of them right after a network has filled the caches with
+its weights. uvloop's turns are compiled and touch less: in four comparisons of some 220 frames a side, interleaved by
+the second, the median overhead (`headrace bench overhead`) was 0.11 to 0.25 ms less.
 """
 
 from __future__ import annotations
