@@ -242,6 +242,30 @@ def repair_bundle(
     typer.echo(f"{output}: repair of {size} bytes, fingerprint {short(repaired.fingerprint)} as before")
 
 
+@app.command()
+def train(
+    plan: Annotated[Path, typer.Argument(help="TOML file that says what to learn, see models/plans/.")],
+    photographs: Annotated[
+        list[Path], typer.Option(help="Folder of photographs to learn from; labels are not needed.")
+    ],
+    output: Annotated[Path, typer.Option(help="Folder to write the bundle to; may be the bundle's own.")],
+    work: Annotated[Path, typer.Option(help="Folder for views and checkpoints, some GB.")] = Path("train-work"),
+    fitted: Annotated[int, typer.Option(help="Photographs of the first folder for the closed form and tables.")] = 300,
+    held_out: Annotated[
+        int, typer.Option(help="Photographs of the first folder to measure on, not learned from.")
+    ] = 64,
+    device: Device = "cpu",
+) -> None:
+    """Learn a light slimmable encoder by distillation, and add its widths to a bundle as split points.
+
+    A run that was killed goes on where it was when the same command is given again. With several GPUs:
+    torchrun --nproc-per-node N -m headrace train ...
+    """
+    from .models.learning.command import train_bundle
+
+    train_bundle(plan, photographs, output, work, fitted, held_out, device)
+
+
 @app.command("filter")
 def learn_filter(
     calibration: Annotated[list[Path], typer.Option(help="Folder of unlabelled photographs; several times for more.")],
