@@ -126,7 +126,9 @@ class Pipeline:
             self._ledger.close(frame, Outcome.FILTERED)
             return
         self._to_learn.append((frame.point, coded.seconds, len(coded.packet), now))
-        frame.packet, frame.pixels, frame.picture = coded.packet, coded.pixels, None
+        frame.packet, frame.pixels = coded.packet, coded.pixels
+        if coded.pixels is not None:
+            frame.picture = None
         if len(coded.packet) > self.limits.max_packet_bytes:
             self._ledger.close(
                 frame,

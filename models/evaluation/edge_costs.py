@@ -75,19 +75,18 @@ def edge_costs(bundle: Bundle, backbone: Backbone, note: Callable[[], None] = la
         backbone: its own.
         note: called after each graph that was made (one more than there are split points).
     """
-    size = backbone.preprocessing.size
-    pixels = torch.zeros(1, size, size, 3, dtype=torch.uint8)
     whole = backbone.task.name == CLASSIFICATION
     with TemporaryDirectory() as folder:
         paths = {"": Path(folder) / "uncut.onnx"}
         write_onnx(backbone, Only(backbone.uncut) if whole else backbone.traced_part, "scores", paths[""])
-        macs = {"": count_macs(backbone.uncut, pixels)}
+        macs = {"": count_macs(backbone.uncut, _black(backbone))}
         note()
         for spec in bundle.splits:
             head = Only(backbone.head(spec.name), Encoder.of(bundle, spec.name))
             paths[spec.name] = Path(folder) / head_file(spec.name)
-            write_onnx(backbone, head, "latent", paths[spec.name])
-            macs[spec.name] = count_macs(head, pixels)
+            sized = backbone.at(spec.name)[0]
+            write_onnx(sized, head, "latent", paths[spec.name])
+            macs[spec.name] = count_macs(head, _black(sized))
             note()
         times = edge_milliseconds(paths)
     if not whole:
@@ -95,6 +94,11 @@ def edge_costs(bundle: Bundle, backbone: Backbone, note: Callable[[], None] = la
         times[""] /= backbone.costs.traced_share
     costs = {name: StageCost(macs[name] / 1e9, ms, ms / times[""]) for name, ms in times.items()}
     return EdgeCosts(costs.pop(""), costs)
+
+
+def _black(backbone: Backbone) -> torch.Tensor:
+    size = backbone.preprocessing.size
+    return torch.zeros(1, size, size, 3, dtype=torch.uint8)
 
 
 __all__ = ["LEARNED", "EdgeCosts", "StageCost", "edge_costs", "is_learned"]
