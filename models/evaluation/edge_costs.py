@@ -14,13 +14,14 @@ from typing import Any
 
 import torch
 
-from ..backbones import Backbone
+from ..backbones import SIZED, Backbone
 from ..bottleneck import Encoder
 from ..bundle import Bundle, head_file
 from ..cutting.costs import count_macs
 from ..export import Only, write_onnx
 from ..onnx_time import edge_milliseconds
 from ..tasks import CLASSIFICATION
+from .curves import LIMITS
 
 LEARNED = "slim"
 """Names of learned split points begin with it, and go on with their width: `slim-25`, `slim-100`."""
@@ -53,8 +54,16 @@ class EdgeCosts:
     splits: Mapping[str, StageCost]
 
     def encoder(self) -> dict[str, Any] | None:
-        """The slimmable encoder at its `widest` and `narrowest`, by multiply-accumulates; None where there is none."""
-        learned = {name: cost for name, cost in self.splits.items() if is_learned(name)}
+        """The slimmable encoder at its `widest` and `narrowest`, by multiply-accumulates; None where there is none.
+
+        That is the learned one or, where none was learned, the backbone's own first stages at smaller sizes of the
+        input, which are one set of weights at several costs too; of these, what is light.
+        """
+        learned = {name: cost for name, cost in self.splits.items() if is_learned(name)} or {
+            name: cost
+            for name, cost in self.splits.items()
+            if SIZED.fullmatch(name) and cost.share_of_uncut <= LIMITS["light"]
+        }
         if not learned:
             return None
         ordered = sorted(learned, key=lambda name: learned[name].gmac)
