@@ -126,7 +126,7 @@ class EntropyTables:
         outside = (value < 0) | (value >= escape)
         entry = np.where(outside, escape, value)
         bits: npt.NDArray[np.float64] = PRECISION - np.log2(self.cdf[indexes, entry + 1] - self.cdf[indexes, entry])
-        bits[outside] += 4.0 * _nibbles(value[outside], escape[outside])
+        bits[outside] += 4.0 * escape_nibbles(value[outside], escape[outside])
         return bits
 
 
@@ -214,6 +214,13 @@ class SymbolCoder:
         except (OverflowError, ValueError) as error:
             raise BitstreamError(f"the slices decode to {len(symbols)} symbols of {count}: {error}") from error
 
+    def bits(self, symbols: npt.NDArray[np.int32]) -> float:
+        """What int32 [n] would take, ideally, in bits; escapes count by the entry of theirs alone."""
+        value = symbols - self._first
+        return float(
+            self._costs[self._row + np.where((value < 0) | (value >= self._entries), self._entries, value)].sum()
+        )
+
     def _words_behind(self, symbols: npt.NDArray[np.int32], values: list[int]) -> list[int]:
         """How many words of the stream the symbols behind each slice but the last have put there.
 
@@ -229,7 +236,7 @@ class SymbolCoder:
             value[outside] = self._entries[outside]
         costs = self._costs[self._row + value]
         if len(outside):
-            costs[outside] += 4.0 * _nibbles(symbols[outside] - self._first[outside], self._entries[outside])
+            costs[outside] += 4.0 * escape_nibbles(symbols[outside] - self._first[outside], self._entries[outside])
         behind = np.cumsum(np.add.reduceat(costs, self.ends[:-1])[::-1])[::-1].tolist()
         words = []
         for end, bits in zip(self.ends[:-1], behind, strict=True):
@@ -252,7 +259,9 @@ class SymbolCoder:
         return coded
 
 
-def _nibbles(values: npt.NDArray[np.integer[Any]], entries: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
+def escape_nibbles(
+    values: npt.NDArray[np.integer[Any]], entries: npt.NDArray[np.integer[Any]]
+) -> npt.NDArray[np.int64]:
     """Nibbles that follow an escape: the value's distance from the entries that a table has, and how long that is.
 
     Args:
