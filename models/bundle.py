@@ -160,8 +160,8 @@ class Bundle:
     `SPLIT/order` int32 [n], the components that are coded, as places in [K, H, W] laid flat, in order of
     importance; `SPLIT/cdf` int32 [T, L], `SPLIT/sizes` int32 [T] and `SPLIT/offsets` int32 [T], entropy tables; and per
     rate level `SPLIT/LEVEL/indexes` uint8 [n'], n' <= n, the table of each component in that order.
-    `temporal/cdf`, `temporal/sizes` and `temporal/offsets`, of all split points together, where the bundle can predict
-    frames of a video (see `temporal`).
+    Where the bundle can predict frames of a video (see `temporal`), tables of all split points together:
+    `temporal/sizes` and `temporal/offsets` as above, and `temporal/cdf` int32 [sum of the sizes], row after row.
     Where there is a filter, `SPLIT/filter/threshold` float32 [1] and `SPLIT/filter/...` float16, its layers (see
     `detection.filter`).
     """
@@ -236,7 +236,7 @@ class Bundle:
         """The entropy tables of predicted frames; None where the bundle has none, and all are key frames."""
         if f"{TEMPORAL}/cdf" not in self.tensors:
             return None
-        return EntropyTables(*(self._tensor(f"{TEMPORAL}/{part}") for part in ("cdf", "sizes", "offsets")))
+        return EntropyTables.of_flat(*(self._tensor(f"{TEMPORAL}/{part}") for part in ("cdf", "sizes", "offsets")))
 
     def order(self, split: str) -> npt.NDArray[np.int32]:
         """int32 [n]: the components that are coded, as places in [K, H, W] laid flat, most important first."""

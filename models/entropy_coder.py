@@ -40,6 +40,9 @@ PRECISION = 16
 STATE_BYTES = 8
 """What an rANS stream begins with: the coder's final state, little endian; 32-bit words follow."""
 
+MAX_ENTRIES = 2**24
+"""Most numbers that tables take which are stored without padding."""
+
 FILLERS = 2
 """Symbols at the end of a stream, under a table in which they are as good as certain."""
 _FILLER_CDF = [0, (1 << PRECISION) - 1, 1 << PRECISION]
@@ -113,6 +116,30 @@ class EntropyTables:
             used = row[:size]
             if used[0] != 0 or used[-1] != 1 << PRECISION or (np.diff(used) <= 0).any():
                 raise BundleError(f"entropy table {t} is not a cumulative distribution from 0 to 65536")
+
+    @classmethod
+    def of_flat(
+        cls, flat: npt.NDArray[np.int32], sizes: npt.NDArray[np.int32], offsets: npt.NDArray[np.int32]
+    ) -> EntropyTables:
+        """Tables whose rows lie one after another without padding, int32 [sum of the sizes].
+
+        Raises:
+            BundleError: as for the class, or they would take too much memory.
+        """
+        if sizes.ndim != 1 or len(sizes) == 0 or sizes.min() < 3 or flat.shape != (int(sizes.sum()),):
+            raise BundleError(f"{len(sizes)} entropy tables do not lie in {flat.shape} numbers")
+        if len(sizes) * int(sizes.max()) > MAX_ENTRIES:
+            raise BundleError(
+                f"{len(sizes)} entropy tables of up to {sizes.max()} values are over {MAX_ENTRIES} in all"
+            )
+        cdf = np.zeros((len(sizes), int(sizes.max())), np.int32)
+        for row, begin, size in zip(cdf, np.cumsum(sizes) - sizes, sizes, strict=True):
+            row[:size] = flat[begin : begin + size]
+        return cls(cdf, sizes, offsets)
+
+    def flat(self) -> npt.NDArray[np.int32]:
+        """Rows one after another, int32 [sum of the sizes]; see `of_flat`."""
+        return np.concatenate([row[:size] for row, size in zip(self.cdf, self.sizes.tolist(), strict=True)])
 
     def __len__(self) -> int:
         """Number of tables."""

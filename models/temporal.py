@@ -176,7 +176,8 @@ class Scales:
 
     def spreads(self, activity: int) -> npt.NDArray[np.intp]:
         """[n'], 0..`SPREADS` - 1."""
-        return np.clip(self._spreads + activity, 0, SPREADS - 1)
+        spreads: npt.NDArray[np.intp] = np.clip(self._spreads + activity, 0, SPREADS - 1)
+        return spreads
 
 
 class TemporalTables:

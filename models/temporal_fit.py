@@ -105,7 +105,7 @@ def with_temporal(
 
 def with_tables(bundle: Bundle, tables: EntropyTables) -> Bundle:
     """The bundle with these tables for predicted frames."""
-    parts = {"cdf": tables.cdf, "sizes": tables.sizes, "offsets": tables.offsets}
+    parts = {"cdf": tables.flat(), "sizes": tables.sizes, "offsets": tables.offsets}
     added = {f"{TEMPORAL}/{part}": values for part, values in parts.items()}
     return replace(bundle, tensors={**bundle.tensors, **added}).check()
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NoReturn, TypeAlias
@@ -23,6 +24,7 @@ from ..models.bitstream import VERSION
 from ..models.bundle import Bundle, short
 from ..models.exceptions import HeadraceError, OperatingPointError
 from ..models.operating_point import Kind
+from ..models.temporal import Reference
 from ..protos import messages
 from ..protos.messages import Continuation, Frame, Hello, Result, Status, Welcome
 from .bundles import Bundles, Served
@@ -33,6 +35,7 @@ from .gathering import Budget, Gathering
 from .guard import caller
 from .metrics import Metrics
 from .pipeline import Pipeline, micros
+from .references import References
 
 log = structlog.get_logger(__name__)
 
@@ -51,6 +54,7 @@ CODES: Mapping[Status, grpc.StatusCode] = {
     Status.INVALID: grpc.StatusCode.INVALID_ARGUMENT,
     Status.INTERNAL: grpc.StatusCode.INTERNAL,
     Status.UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
+    Status.MISSING_REFERENCE: grpc.StatusCode.FAILED_PRECONDITION,
 }
 """How `Infer` says what a result says by its status."""
 
@@ -66,13 +70,15 @@ PUSHBACK = "grpc-retry-pushback-ms"
 @dataclass(frozen=True, slots=True)
 class StreamLimits:
     """Of one stream: bytes of a packet, frames without a result; streams of one peer; bytes that gather in all; seconds
-    that results may lie unread."""
+    that results may lie unread; frames that are kept to predict others from, and bytes that all streams may keep so."""
 
     packet_bytes: int
     in_flight: int
     streams_per_peer: int
     gathered_bytes: int
     unread_s: float = 20.0
+    references: int = 0
+    reference_bytes: int = 0
 
 
 class HeadraceService(messages.HeadraceServicer):
@@ -88,7 +94,7 @@ class HeadraceService(messages.HeadraceServicer):
         self._bundles = bundles
         self._edge_halves = edge_halves
         self._metrics = metrics
-        self._gathered = Budget(limits.gathered_bytes)
+        self._gathered, self._kept = Budget(limits.gathered_bytes), Budget(limits.reference_bytes)
         self._streams: Counter[str] = Counter()
         self._answering: set[asyncio.Task[Any]] = set()
         self._downloads: set[asyncio.Task[Any]] = set()
@@ -120,14 +126,14 @@ class HeadraceService(messages.HeadraceServicer):
         if self.draining.is_set():
             await _abort(context, grpc.StatusCode.UNAVAILABLE, str(_draining()))
         _remember(self._answering)
-        with served.used():
-            await context.write(messages.welcome_response(self._welcome(served.bundle)))
+        with served.used(), self._references(hello, served) as references:
+            await context.write(messages.welcome_response(self._welcome(served.bundle, references.keep)))
             # A name of the device's own within the address that it comes from: it takes no other address's share.
             device = f"{peer}/{hello.device[:64]}"
             who = caller.get()
             if who is not None and who.name:  # proved by token or certificate: no name of its own gives it more
                 device = who.key
-            session = Session(self.pipeline, served, context, self.limits, device, self._gathered)
+            session = Session(self.pipeline, served, context, self.limits, device, self._gathered, references)
             log.info("stream opened", device=hello.device[:64], peer=context.peer(), version=hello.client_version[:32])
             try:
                 return await session.run()
@@ -219,10 +225,23 @@ class HeadraceService(messages.HeadraceServicer):
             )
         return found
 
-    def _welcome(self, bundle: Bundle) -> Welcome:
+    def _welcome(self, bundle: Bundle, references: int) -> Welcome:
         points = tuple(p.id for p in bundle.operating_points if p.kind is not Kind.LOCAL)
-        limits = self.limits
-        return Welcome(bundle.fingerprint, limits.packet_bytes, limits.in_flight, __version__, bundle.name, points)
+        limits, name = self.limits, bundle.name
+        return Welcome(bundle.fingerprint, limits.packet_bytes, limits.in_flight, __version__, name, points, references)
+
+    @contextmanager
+    def _references(self, hello: Hello, served: Served) -> Iterator[References]:
+        """Room for what is kept of a stream's frames, taken for all of them before there is one."""
+        decoder = served.decoder
+        keep = self.limits.references if hello.predicts and decoder.predicts and self.pipeline.keeps_references else 0
+        size = keep * decoder.reference_bytes
+        if not self._kept.take(size):
+            keep = size = 0
+        try:
+            yield References(keep)
+        finally:
+            self._kept.give_back(size)
 
 
 class Session:
@@ -236,6 +255,7 @@ class Session:
         limits: StreamLimits,
         device: str,
         gathered: Budget,
+        references: References,
     ) -> None:
         """Nothing is read yet."""
         self.frames = 0
@@ -246,6 +266,7 @@ class Session:
         self._limits = limits
         self._device = device
         self._gathered = gathered
+        self._references = references
         self._in_flight = 0
         self._room = asyncio.Semaphore(limits.in_flight + REFUSALS)
         self._writing = asyncio.Lock()
@@ -330,10 +351,13 @@ class Session:
                 return self._gather(frame, received)
         except FrameError as error:
             return self._pipeline.refuse(frame, error)
-        entered = self._pipeline.enter(self._served.decoder, frame, received, self._device)
+        entered = self._enter_whole(frame, received)
         if not isinstance(entered, Result):
             self._in_flight += 1
         return entered
+
+    def _enter_whole(self, frame: Frame, received: float) -> Job | Result:
+        return self._pipeline.enter(self._served.decoder, frame, received, self._device, self._references)
 
     def _gather(self, frame: Frame, received: float) -> Gathering:
         """Whoever collects the slices that follow."""
@@ -348,23 +372,28 @@ class Session:
         return gathering
 
     async def _answer(self, entered: Job | Gathering, received: float) -> None:
+        job: Job | Result
         try:
             if isinstance(entered, Gathering):
                 frame, received = await entered.whole()
                 if self._gathering.get(entered.frame_id) is entered:
                     del self._gathering[entered.frame_id]
-                result = await self._pipeline.answer(self._served.decoder, frame, received, self._device)
+                job = self._enter_whole(frame, received)
             else:
-                result = await self._pipeline.go_on(entered)
+                job = entered
+            result = job if isinstance(job, Result) else await self._pipeline.go_on(job)
         finally:
             # Before it is written: the edge may send its next frame as soon as it has the result.
             self._in_flight -= 1
-        await self._write(result, received)
+        await self._write(result, received, None if isinstance(job, Result) else job.reference)
 
-    async def _write(self, result: Result, received: float) -> None:
+    async def _write(self, result: Result, received: float, reference: Reference | None = None) -> None:
         async with self._writing:
             if self._unread.is_set():  # gRPC still holds the result before this one
                 raise FullError("nobody reads the results of this stream")
+            if reference is not None and result.status is Status.OK:
+                # In the order in which results are written: the edge counts on it.
+                self._references.add(result.frame_id, reference)
             total_us = micros(self._pipeline.clock() - received)  # up to where it is handed to gRPC
             response = messages.result_response(result, total_us)
             try:
