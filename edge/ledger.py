@@ -47,7 +47,8 @@ class Frame:
         point: the operating point that was chosen for it.
         packet: its bytes while they wait to be sent.
         video: more about its packet, until it is answered, where the server keeps frames to predict others from.
-        epoch: of the stream for which it was predicted.
+        predicted: its packet was predicted from an earlier frame's.
+        epoch: of the stream on which that one is kept.
         sent_bytes: bytes that were sent for it.
         timings: durations by stage: wait, prepare, compute, compress, link, server, queue, decode, tail.
         size: width and height of the picture as captured.
@@ -69,6 +70,7 @@ class Frame:
     point: OperatingPoint | None = None
     packet: bytes = b""
     video: VideoPacket | None = None
+    predicted: bool = False
     epoch: int = 0
     sent_bytes: int = 0
     written_at: float | None = None

@@ -41,7 +41,6 @@ LOCAL_GAIN = 0.3
 """Weight of the newest local answer in the estimate of what the next one takes."""
 
 STALE, BUSY, OUTAGE, NO_ANSWER, STOPPED = "stale", "busy", "outage", "no answer", "stopped"
-NO_REFERENCE = "the server does not keep the frame that it is predicted from"
 """Reasons of `dropped` and `late` frames."""
 
 
@@ -136,6 +135,7 @@ class Pipeline:
         frame.video = coded.video
         if frame.epoch != self._references.epoch:
             self._make_key_frame(frame)
+        frame.predicted = frame.video is not None and frame.video.alone is not None
         if len(frame.packet) > self.limits.max_packet_bytes:
             self._ledger.close(
                 frame,
@@ -421,7 +421,7 @@ class Pipeline:
         """What was predicted from a frame that is gone is coded anew, by itself."""
         frame.epoch = self._references.epoch
         if frame.video is not None and frame.video.alone is not None:
-            frame.video = frame.video.alone()
+            frame.video, frame.predicted = frame.video.alone(), False
             frame.packet = frame.video.packet
 
     def _in_time_locally(self, frame: Frame, now: float) -> bool:
