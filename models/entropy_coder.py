@@ -23,6 +23,7 @@ from __future__ import annotations
 import importlib.machinery
 import importlib.util
 import math
+import threading
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -85,6 +86,37 @@ def load_rans() -> ModuleType:
         f"{folder} holds no rANS extension for this Python; "
         "reinstall with `pip install --no-deps --force-reinstall compressai`"
     )
+
+
+class _Buffers(threading.local):
+    """Of one thread, by size."""
+
+    def __init__(self) -> None:
+        self.kept: dict[int, tuple[bytearray, int]] = {}
+
+
+_buffers = _Buffers()
+MOST_BUFFERS = 8
+
+
+def padded(parts: Sequence[bytes], behind: int) -> bytearray:
+    """The parts one after another, and zeros behind them: `behind` of them, and 16 for each byte of the parts.
+
+    What is returned is this thread's until its next call. Megabytes of zeros that are allocated for each frame are
+    given back and faulted in again, page by page, which can take longer than decoding.
+    """
+    size = sum(map(len, parts))
+    needed = 17 * size + behind
+    step = 1 << max(needed.bit_length() - 4, 10)  # an eighth of it, so that like sizes share a buffer
+    length = -(-needed // step) * step
+    buffer, used = _buffers.kept.get(length) or (bytearray(length), 0)
+    if length not in _buffers.kept and len(_buffers.kept) >= MOST_BUFFERS:
+        _buffers.kept.clear()
+    buffer[:size] = b"".join(parts)
+    if used > size:
+        buffer[size:used] = bytes(used - size)
+    _buffers.kept[length] = buffer, size
+    return buffer
 
 
 class EntropyTables:
@@ -185,7 +217,7 @@ class SymbolCoder:
         self._sizes = [*tables.sizes[used].tolist(), len(_FILLER_CDF)]
         self._offsets = [*tables.offsets[used].tolist(), 0]
         self._cdf = [tables.cdf[t, : tables.sizes[t]].tolist() for t in used.tolist()] + [_FILLER_CDF]
-        self._padding = bytes(WORST_BYTES_A_SYMBOL * len(indexes))
+        self._behind = WORST_BYTES_A_SYMBOL * len(indexes)
         # For `_words_behind`: each symbol's row in a flat array of costs, and how many values have an entry there.
         self._entries = (tables.sizes[used] - 2)[compact]
         rows = [PRECISION - np.log2(np.diff(tables.cdf[t, : tables.sizes[t]])) for t in used.tolist()]
@@ -227,10 +259,8 @@ class SymbolCoder:
         missing = -len(sections[0]) % 4
         if len(sections[0]) + missing < STATE_BYTES:
             raise BitstreamError(f"a first slice of {len(sections[0])} bytes is too short for an entropy-coded one")
-        cut, size = STATE_BYTES - missing, sum(map(len, sections))
-        whole = b"".join(
-            (sections[0][:cut], bytes(missing), sections[0][cut:], *sections[1:], bytes(16 * size), self._padding)
-        )
+        cut = STATE_BYTES - missing
+        whole = padded((sections[0][:cut], bytes(missing), sections[0][cut:], *sections[1:]), self._behind)
         symbols = (
             load_rans()
             .RansDecoder()

@@ -39,6 +39,7 @@ from .entropy_coder import (
     EntropyTables,
     escape_nibbles,
     load_rans,
+    padded,
 )
 from .exceptions import BitstreamError, BundleError
 from .quantiser import SYMBOL_LIMIT
@@ -61,7 +62,18 @@ TABLES = SPREADS * CONTEXTS
 RATIO_BITS = 16
 
 Symbols = npt.NDArray[np.int32]
-_BOUNDS = np.array([-b for b in reversed(FRACTIONS)] + list(FRACTIONS), np.int32)
+_HALF = UNIT // 2
+
+
+def _classes() -> npt.NDArray[np.intp]:
+    """Context by distance -`_HALF`..`_HALF` of a mean from p, where p is 0 and then where it is not."""
+    bounds = [-b for b in reversed(FRACTIONS)] + list(FRACTIONS)
+    found = np.searchsorted(bounds, np.arange(-_HALF, _HALF + 1), side="right")
+    # Where p is 0 values are mirrored by that distance itself, which so is never below 0.
+    return np.concatenate((np.maximum(found - len(FRACTIONS), 0), found + len(FRACTIONS) + 1))
+
+
+_CLASSES = _classes()
 _FILLER_CDF = [0, (1 << PRECISION) - 1, 1 << PRECISION]
 
 
@@ -127,11 +139,10 @@ class Prediction:
 
     def contexts(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.intp]]:
         """Signs int32 [n'], by which values are mirrored, and contexts [n'], 0..`CONTEXTS` - 1."""
-        off = self.means - self.symbols * UNIT
-        signs = np.where(np.where(self.symbols, self.symbols, off) < 0, np.int32(-1), np.int32(1))
-        classes = np.searchsorted(_BOUNDS, signs * off, side="right")
-        # Where p is 0 the sign is that of the distance, which so is never below 0: only the upper classes occur.
-        return signs, np.where(self.symbols, classes + len(FRACTIONS) + 1, classes - len(FRACTIONS))
+        off, moved = self.means - self.symbols * UNIT, self.symbols != 0
+        signs = 1 - 2 * (np.where(moved, self.symbols, off) < 0).astype(np.int32)
+        places = np.clip(signs * off, -_HALF, _HALF) + (_HALF + (2 * _HALF + 1) * moved)
+        return signs, _CLASSES[places]
 
 
 def ratios_of(to: npt.NDArray[np.float32], of: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
@@ -204,7 +215,7 @@ class TemporalCoder:
     def __init__(self, tables: TemporalTables, scales: Scales, ends: Sequence[int]) -> None:
         """For components of these scales; slices end at `ends`, as in `SymbolCoder`."""
         self._tables, self._scales, self.ends = tables, scales, tuple(ends)
-        self._padding = bytes(WORST_BYTES_A_SYMBOL * ends[-1])
+        self._behind = WORST_BYTES_A_SYMBOL * ends[-1]
 
     def plan(self, symbols: Symbols, prediction: Prediction) -> Plan:
         """Everything about coding symbols int32 [n'] but the coding: what it would cost, for one."""
@@ -235,7 +246,8 @@ class TemporalCoder:
         encoder = load_rans().RansEncoder()
 
         def stream(begin: int) -> bytes:
-            coded: bytes = encoder.encode_with_indexes(values[begin:], indexes[begin:], cdf, sizes, offsets)
+            part = (values[begin:], indexes[begin:]) if begin else (values, indexes)
+            coded: bytes = encoder.encode_with_indexes(*part, cdf, sizes, offsets)
             return coded
 
         whole = stream(0)
@@ -266,8 +278,7 @@ class TemporalCoder:
         activity, count = sections[0][0], self.ends[len(sections) - 1]
         symbols = prediction.symbols.copy()
         first, rest = sections[0][1:], sections[1:]
-        size = len(first) + sum(map(len, rest))
-        if not size:
+        if not (first or any(rest)):
             return symbols
         missing = -len(first) % 4
         if len(first) + missing < STATE_BYTES:
@@ -275,15 +286,13 @@ class TemporalCoder:
         signs, contexts = prediction.contexts()
         tables = self._scales.spreads(activity)[:count] * CONTEXTS + contexts[:count]
         cut = STATE_BYTES - missing
-        whole = b"".join((first[:cut], bytes(missing), first[cut:], *rest, bytes(16 * size), self._padding))
+        whole = padded((first[:cut], bytes(missing), first[cut:], *rest), self._behind)
         indexes, cdf, sizes, offsets = self._compact(tables)
         found = load_rans().RansDecoder().decode_with_indexes(whole, indexes[:count], cdf, sizes, offsets)
-        try:
-            values = np.array(found, np.int32).reshape(count)
-        except (OverflowError, ValueError) as error:
-            raise BitstreamError(f"the slices decode to {len(found)} symbols of {count}: {error}") from error
-        # No sum of a value that an encoder wrote and of |p| leaves int32; a damaged one's may, and is refused by size.
-        wide = (values.astype(np.int64) + np.abs(symbols[:count])) * signs[:count]
+        if len(found) != count:
+            raise BitstreamError(f"the slices decode to {len(found)} symbols of {count}")
+        values = np.fromiter(found, np.int64, count)
+        wide = (values + np.abs(symbols[:count])) * signs[:count]
         if (np.abs(wide) > SYMBOL_LIMIT).any():
             raise BitstreamError(f"the packet decodes to symbols beyond +-{SYMBOL_LIMIT}")
         symbols[:count] = wide

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,9 @@ from .quantiser import quantise
 from .synthetic import moving
 from .temporal import CONTEXTS, TABLES, Prediction, Reference, Scales, Symbols
 
-SCENES = 64
+SCENES, LEAST_SCENES = 64, 16
+MAX_NUMBERS = 60_000
+"""Of the latents of all split points together; where there are more, so many fewer scenes do."""
 FRAMES = 12
 """Of each scene; running means need some."""
 LEVELS_APART = 3
@@ -92,7 +95,7 @@ def with_temporal(
         progress: where to show progress; None for nowhere.
     """
     progress = progress or Progress(disable=True)
-    bar = progress.add_task("moving pictures", total=SCENES)
+    bar = progress.add_task("moving pictures", total=_scenes(bundle))
     frames = scene_symbols(backbone, bundle, photographs, seed)
     counts = MoveCounts()
     for split, level, symbols in frames:
@@ -115,7 +118,7 @@ def scene_symbols(
 ) -> Iterator[tuple[str, int, list[Symbols]]]:
     """Scene by scene, split point by split point: the symbols int32 [n'] of its frames at some rate levels."""
     networks = {s.name: (backbone.head(s.name), Encoder.of(bundle, s.name)) for s in bundle.splits}
-    for scene in range(SCENES):
+    for scene in range(_scenes(bundle)):
         path, other = (photographs[(scene + apart) % len(photographs)] for apart in (0, len(photographs) // 2))
         with Image.open(path) as picture, Image.open(other) as piece:
             size = bundle.preprocessing.size
@@ -127,3 +130,8 @@ def scene_symbols(
                 order = bundle.order(name)[: len(bundle.indexes(name, level))]
                 gain = bundle.gain(name, level)
                 yield name, level, [quantise(latent, gain).reshape(-1)[order] for latent in latents]
+
+
+def _scenes(bundle: Bundle) -> int:
+    numbers = sum(math.prod(split.latent_shape) for split in bundle.splits)
+    return max(LEAST_SCENES, min(SCENES, SCENES * MAX_NUMBERS // numbers))
