@@ -6,7 +6,7 @@ pixels --Pillow--> packet of one picture    kind `image`
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,8 +45,12 @@ class Encoder:
     """Makes packets' bytes under one bundle."""
 
     def __init__(self, bundle: Bundle) -> None:
-        """Prepare the codec; its coders are made on first use."""
+        """Prepare the codec; its coders are made on first use or by `warm_up`."""
         self._codec = Codec(bundle)
+
+    def warm_up(self, points: Iterable[OperatingPoint]) -> None:
+        """Make the coders of `points`, so that changing between them allocates nothing."""
+        self._codec.prepare(points)
 
     def feature(self, latent: npt.NDArray[np.float32], point: OperatingPoint, frame_id: int) -> bytes:
         """The packet of a latent float32 [K, H, W].

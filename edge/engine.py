@@ -154,7 +154,8 @@ class Engine:
 
     def warm_up(self, points: Iterable[OperatingPoint]) -> None:
         """Load and run every stage of `points` once; the first run of a graph takes longer than any other."""
-        picture = reference_picture()
+        points, picture = tuple(points), reference_picture()
+        self._encoder.warm_up(points)
         for point in _one_a_stage(points).values():
             self._seconds(picture, point)
 

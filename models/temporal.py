@@ -147,11 +147,10 @@ class Prediction:
 
 def ratios_of(to: npt.NDArray[np.float32], of: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
     """Gains float32 [K] over others, int64 [K] in 2**-`RATIO_BITS`, by integers alone; at most 2**24."""
-    found = []
-    for a, b in zip(to.tolist(), of.tolist(), strict=True):
-        exact = Fraction(a) / Fraction(b) * (1 << RATIO_BITS)
-        found.append(min((2 * exact.numerator // exact.denominator + 1) // 2, 1 << 24))
-    return np.array(found, np.int64)
+    pairs = list(zip(to.tolist(), of.tolist(), strict=True))
+    exact = {(a, b): Fraction(a) / Fraction(b) * (1 << RATIO_BITS) for a, b in set(pairs)}
+    rounded = {pair: min((2 * r.numerator // r.denominator + 1) // 2, 1 << 24) for pair, r in exact.items()}
+    return np.array([rounded[pair] for pair in pairs], np.int64)
 
 
 def half_octave(value: int) -> int:

@@ -111,6 +111,7 @@ class PacketDecoder:
 
     def warm_up(self) -> None:
         """Make the coders of every operating point."""
+        self._codec.prepare(self.bundle.operating_points)
         for point in self.bundle.operating_points:
             if point.kind is Kind.FEATURE:
                 self._codec.decompress(Packet(point.id, 0, (b"",)))
