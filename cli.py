@@ -500,14 +500,16 @@ def eval_video(
     bundle: BundleFolder = COMMITTED,
     fps: Annotated[list[float] | None, typer.Option(help="Frames a second; several times. [default: its own]")] = None,
     behind: Annotated[int, typer.Option(help="Frames by which answers lag behind.")] = 0,
+    hysteresis: Annotated[float, typer.Option(help="As for `headrace edge`; 0 keeps the symbols.")] = 0.0,
     limit: Annotated[int, typer.Option(help="At most this many of the video's frames; 0 for all.")] = 0,
     json: JsonFile = None,
 ) -> None:
     """Bytes of a video's frames for every operating point: each by itself, and predicted from an earlier one."""
-    from .bench.video import evaluate_video
+    from .bench.video import Lag, evaluate_video
     from .models.bundle import Bundle
 
-    evaluate_video(Bundle.load(bundle), video, tuple(fps or ()), behind=behind, limit=limit, json_file=json)
+    how = Lag(behind, hysteresis)
+    evaluate_video(Bundle.load(bundle), video, tuple(fps or ()), how, limit=limit, json_file=json)
 
 
 @bench_app.command("overhead")

@@ -44,9 +44,9 @@ class VideoPacket:
 class Encoder:
     """Makes packets' bytes under one bundle."""
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, hysteresis: float = 0.0) -> None:
         """Prepare the codec; its coders are made on first use or by `warm_up`."""
-        self._codec = Codec(bundle)
+        self._codec, self._hysteresis = Codec(bundle), hysteresis
 
     def warm_up(self, points: Iterable[OperatingPoint]) -> None:
         """Make the coders of `points`, so that changing between them allocates nothing."""
@@ -64,9 +64,14 @@ class Encoder:
         self, latent: npt.NDArray[np.float32], point: OperatingPoint, frame_id: int, earlier: Earlier
     ) -> VideoPacket:
         """The packet of a latent float32 [K, H, W], predicted where that takes fewer bytes. See `feature`."""
-        symbols = self._codec.quantise(latent, point)
-        coded = self._codec.compress_video(symbols, point, frame_id, earlier.reference, earlier.back)
+        symbols, reference = self._codec.quantise(latent, point), earlier.reference
+        sent = symbols
+        if self._hysteresis and reference is not None and reference.split == point.split:
+            sent = self._codec.hold(latent, point, reference, self._hysteresis)
+        coded = self._codec.compress_video(sent, point, frame_id, reference, earlier.back)
         packet = coded.packet
+        if not packet.back and sent is not symbols:  # where nothing is gained by it, nothing is held
+            coded = self._codec.compress_video(symbols, point, frame_id)
 
         def alone() -> VideoPacket:
             return self._made(self._codec.compress_video(symbols, point, frame_id))

@@ -92,10 +92,14 @@ class LocalAnswer:
 class Engine:
     """The edge half of one bundle on one device."""
 
-    def __init__(self, bundle: Bundle, folder: Path, device: Device, threads: int = 1) -> None:
+    def __init__(self, bundle: Bundle, folder: Path, device: Device, threads: int = 1, hysteresis: float = 0.0) -> None:
         """Keep the parts; graphs are loaded on first use or by `warm_up`."""
         self.bundle, self.device = bundle, device
-        self._head, self._local, self._encoder = Head(bundle, folder, threads), Local(folder, threads), Encoder(bundle)
+        self._head, self._local, self._encoder = (
+            Head(bundle, folder, threads),
+            Local(folder, threads),
+            Encoder(bundle, hysteresis),
+        )
 
     def encode(
         self,

@@ -159,6 +159,33 @@ class Codec:
         reference = Reference.of(point.split, point.rate_level, sent, None)
         return Coded(packet, reference, float(len(packet.to_bytes())))
 
+    def hold(
+        self,
+        latent: npt.NDArray[np.float32],
+        point: OperatingPoint,
+        earlier: Reference,
+        hysteresis: float,
+    ) -> npt.NDArray[np.int32]:
+        """Symbols int32 [K, H, W] of a latent, of which those stay as predicted that are hardly beyond a threshold.
+
+        Args:
+            latent: float32 [K, H, W] of `point`'s split.
+            point: of kind `feature`.
+            earlier: a frame of the same split point that both sides hold.
+            hysteresis: by how much of a step a component may be beyond its rounding threshold, 0..0.5.
+
+        Raises:
+            OperatingPointError: as for `compress`.
+        """
+        symbols = self.quantise(latent, point)
+        _, order = self._coder(point)
+        predicted = self._prediction(point, earlier).symbols
+        gain = self.bundle.gain(point.split, point.rate_level)
+        scaled = (latent * gain[:, None, None]).reshape(-1)[order]
+        held = np.abs(scaled - predicted) < 0.5 + hysteresis
+        symbols.reshape(-1)[order[held]] = predicted[held]
+        return symbols
+
     def compress_reference(self, reference: Reference, point: OperatingPoint, frame_id: int) -> Packet:
         """The key frame of a frame that was predicted, from what was kept of it."""
         coder, _ = self._coder(point)

@@ -215,6 +215,25 @@ def test_every_flipped_byte_of_a_packet_is_refused(video_bundle):
             Packet.from_bytes(data[:end])
 
 
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 1000), st.sampled_from([0.05, 0.2, 0.5]))
+def test_what_is_held_is_within_its_bounds_and_costs_less(video_bundle, seed, hysteresis):
+    codec, point = Codec(video_bundle), video_bundle.operating_point(1)
+    first, second = scene(video_bundle, "a", 2, 0.1, seed)
+    earlier = codec.compress_video(codec.quantise(first, point), point, 1).reference
+    held, plain = codec.hold(second, point, earlier, hysteresis), codec.quantise(second, point)
+    order = video_bundle.order("a")[: len(earlier.symbols)]
+    scaled = (second * video_bundle.gain("a", 0)[:, None, None]).reshape(-1)[order]
+    found, changed = held.reshape(-1)[order], (held != plain).reshape(-1)[order]
+    assert (np.abs(scaled - found) < 0.5 + hysteresis + 1e-6).all()
+    assert (found[changed] == earlier.symbols[changed]).all()
+    stays = np.abs(scaled - earlier.symbols) < 0.5 + hysteresis
+    assert (found[stays] == earlier.symbols[stays]).all()
+    assert np.array_equal(codec.hold(second, point, earlier, 0.0), plain) or (np.abs(scaled % 1 - 0.5) < 1e-6).any()
+    sizes = [len(codec.compress_video(s, point, 2, earlier, 1).packet.to_bytes()) for s in (held, plain)]
+    assert sizes[0] <= sizes[1]
+
+
 # --- integers --------------------------------------------------------------------------------------------------------
 
 
