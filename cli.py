@@ -277,6 +277,30 @@ def fit_temporal(
     typer.echo(f"{output}: fingerprint {short(made.fingerprint)}, before {short(loaded.fingerprint)}")
 
 
+@app.command()
+def train(
+    plan: Annotated[Path, typer.Argument(help="TOML file that says what to learn, see models/plans/.")],
+    photographs: Annotated[
+        list[Path], typer.Option(help="Folder of photographs to learn from; labels are not needed.")
+    ],
+    output: Annotated[Path, typer.Option(help="Folder to write the bundle to; may be the bundle's own.")],
+    work: Annotated[Path, typer.Option(help="Folder for views and checkpoints, some GB.")] = Path("train-work"),
+    fitted: Annotated[int, typer.Option(help="Photographs of the first folder for the closed form and tables.")] = 300,
+    held_out: Annotated[
+        int, typer.Option(help="Photographs of the first folder to measure on, not learned from.")
+    ] = 64,
+    device: Device = "cpu",
+) -> None:
+    """Learn a light slimmable encoder by distillation, and add its widths to a bundle as split points.
+
+    A run that was killed goes on where it was when the same command is given again. With several GPUs:
+    torchrun --nproc-per-node N -m headrace train ...
+    """
+    from .models.learning.command import train_bundle
+
+    train_bundle(plan, photographs, output, work, fitted, held_out, device)
+
+
 @app.command("filter")
 def learn_filter(
     calibration: Annotated[list[Path], typer.Option(help="Folder of unlabelled photographs; several times for more.")],
@@ -464,8 +488,12 @@ def eval_rd(
     at: Annotated[
         list[str] | None, typer.Option(help="Split point for the baselines; the bundle's own by default.")
     ] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder for rate-accuracy.csv and rate-accuracy.png.")] = None,
 ) -> None:
-    """Bytes against accuracy for every operating point, beside JPEG and WebP on the same photographs."""
+    """Bytes against accuracy for every operating point, beside JPEG, WebP and AVIF on the same photographs.
+
+    With 95 % intervals, BD-rates, and what head and encoder of every split point compute.
+    """
     from .models.bundle import Bundle
     from .models.evaluate import Others, evaluate_rate_distortion
 
@@ -476,7 +504,32 @@ def eval_rd(
         if calibration is None:
             raise DataError("--baselines needs --calibration, a folder of photographs such as the bundle was made from")
         others = TrainingFree(calibration, photographs, tuple(at or ()))
-    evaluate_rate_distortion(Bundle.load(bundle), data, limit, json, others=others)
+    evaluate_rate_distortion(Bundle.load(bundle), data, limit, json, others=others, output=output)
+
+
+@eval_app.command("front")
+def eval_front(
+    data: Annotated[Path | None, typer.Option(help="Folder of labelled photographs, as for `eval rd`.")] = None,
+    measured: Annotated[
+        Path | None, typer.Option("--from", help="What `eval rd --json` wrote, instead of measuring again.")
+    ] = None,
+    bundle: BundleFolder = COMMITTED,
+    limit: Annotated[int, typer.Option(help="At most this many photographs; 0 for all.")] = 0,
+    json: JsonFile = None,
+    output: Annotated[Path | None, typer.Option(help="Folder for front.csv and front.png.")] = None,
+) -> None:
+    """Bytes for 0.95 (0.98, 0.90) of the uncut accuracy against the device's compute, one point a split point."""
+    from .models.bundle import Bundle
+    from .models.evaluate import evaluate_rate_distortion
+    from .models.evaluation.front import read_rd, report_front
+    from .models.evaluation.plots import need_matplotlib
+
+    if (data is None) == (measured is None):
+        raise DataError("give either --data, a folder of photographs, or --from, a file that `eval rd --json` wrote")
+    if output is not None:
+        need_matplotlib()
+    found = read_rd(measured) if measured else evaluate_rate_distortion(Bundle.load(bundle), data or Path(), limit)
+    report_front(found, json, output)
 
 
 @eval_app.command("detection")
@@ -521,6 +574,18 @@ def bench_overhead(
     from .bench.overhead import run
 
     raise typer.Exit(run(frames, json))
+
+
+@bench_app.command("switch")
+def bench_switch(
+    bundle: BundleFolder = COMMITTED,
+    rounds: Annotated[int, typer.Option(help="Times that every operating point is changed to.")] = 25,
+    json: JsonFile = None,
+) -> None:
+    """What changing the operating point between two frames costs the device: time beyond a frame's own, and memory."""
+    from .bench.switch import run
+
+    raise typer.Exit(run(bundle, rounds, json))
 
 
 @bench_app.command("server")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 
 def all_cores() -> set[int]:
@@ -23,3 +23,15 @@ def keep_to(pid: int, cores: Collection[int]) -> None:
     if cores:
         with contextlib.suppress(ProcessLookupError):
             os.sched_setaffinity(pid, cores)
+
+
+@contextlib.contextmanager
+def on_one_core() -> Iterator[int]:
+    """Keep the calling thread to the last core, as an emulated device is; yields which."""
+    before = all_cores()
+    core = max(before)
+    os.sched_setaffinity(0, {core})
+    try:
+        yield core
+    finally:
+        os.sched_setaffinity(0, before)

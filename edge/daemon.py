@@ -21,6 +21,7 @@ from ..models.bundle import Bundle
 from ..models.edge_half import load_edge_half
 from ..models.exceptions import HeadraceError
 from ..models.operating_point import Kind
+from ..protos import event_loop
 from ..protos.messages import Hello, Welcome
 from .access import Access
 from .assembly import Half, frame_interval_s, make_control, make_ready, most_in_flight
@@ -61,7 +62,7 @@ def run(settings: EdgeSettings) -> int:
         if settings.emulated or settings.cpu is not None:
             log.info("keeping to one core", cpu=pin(settings.cpu))
         sources = open_sources(settings.source, settings.fps)
-        code = asyncio.run(Daemon(settings, sources, sys.stdout).run())
+        code = event_loop.run(Daemon(settings, sources, sys.stdout).run())
     except HeadraceError as error:
         log.error("the edge cannot run", reason=str(error))
         return 2

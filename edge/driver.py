@@ -22,8 +22,8 @@ from .engine import Encoded, Engine, LocalAnswer
 from .exceptions import AbandonedError, SourceError
 from .head import Abandon
 from .interfaces import Control, Outgoing, Work
-from .ledger import Frame, Ledger
-from .pipeline import STOPPED, Pipeline
+from .ledger import STOPPED, Frame, Ledger
+from .pipeline import Pipeline
 from .stream import StreamClient
 from .worker import Worker
 

@@ -10,7 +10,7 @@ from enum import StrEnum
 from PIL import Image
 
 from ..models.operating_point import OperatingPoint
-from ..protos.messages import Box, ClassMap, Label
+from ..protos.messages import Box, ClassMap, Label, Result, Status
 from .encoder import VideoPacket
 from .engine import Pixels
 from .exceptions import LedgerError
@@ -32,6 +32,9 @@ class Outcome(StrEnum):
     ERROR = "error"
     """Something is wrong with the frame, the device or the server; the reason says what."""
 
+
+STALE, BUSY, OUTAGE, NO_ANSWER, STOPPED = "stale", "busy", "outage", "no answer", "stopped"
+"""Reasons of `dropped` and `late` frames."""
 
 ON_TIME = frozenset({Outcome.OK, Outcome.LOCAL})
 
@@ -89,6 +92,23 @@ class Frame:
     presence: float | None = None
     empty: bool = False
     shown: Image.Image | None = None
+
+    def note(self, result: Result, *, link_s: float) -> None:
+        """What the server answered and what it took; `link_s`: seconds there and back."""
+        self.queue_depth, self.slices = result.queue_depth, result.slices
+        timing, outputs = result.timing, result.outputs if result.status is Status.OK else ()
+        self.timings.update(
+            link=link_s,
+            server=timing.total_us / 1e6,
+            queue=timing.queue_us / 1e6,
+            decode=timing.decode_us / 1e6,
+            tail=timing.tail_us / 1e6,
+        )
+        self.labels = tuple(label for output in outputs for label in output.labels)
+        self.boxes = tuple(box for output in outputs for box in output.boxes)
+        self.tails = tuple(output.tail for output in outputs)
+        self.placed = any(output.captured for output in outputs)
+        self.class_map = next((o.class_map for o in outputs if o.class_map is not None), None)
 
 
 class Ledger:

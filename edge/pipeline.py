@@ -30,7 +30,7 @@ from ..models.operating_point import Kind, OperatingPoint
 from ..protos.messages import Continuation, Result, Status
 from .filtering import Filtering
 from .interfaces import Control, Limits, Outgoing, Work
-from .ledger import Frame, Ledger, Outcome
+from .ledger import BUSY, NO_ANSWER, OUTAGE, STALE, STOPPED, Frame, Ledger, Outcome
 from .parts import Parts
 from .references import References
 
@@ -39,9 +39,6 @@ if TYPE_CHECKING:
 
 LOCAL_GAIN = 0.3
 """Weight of the newest local answer in the estimate of what the next one takes."""
-
-STALE, BUSY, OUTAGE, NO_ANSWER, STOPPED = "stale", "busy", "outage", "no answer", "stopped"
-"""Reasons of `dropped` and `late` frames."""
 
 
 class Pipeline:
@@ -201,22 +198,10 @@ class Pipeline:
             self._forget_references()
         if frame.outcome is not None:
             return
-        frame.queue_depth, frame.slices = result.queue_depth, result.slices
-        frame.timings.update(
-            link=max(0.0, now - frame.written_at - server_s),
-            server=server_s,
-            queue=result.timing.queue_us / 1e6,
-            decode=result.timing.decode_us / 1e6,
-            tail=result.timing.tail_us / 1e6,
-        )
+        frame.note(result, link_s=max(0.0, now - frame.written_at - server_s))
         if result.status is Status.OK:
-            frame.labels = tuple(label for output in result.outputs for label in output.labels)
-            frame.boxes = tuple(box for output in result.outputs for box in output.boxes)
-            frame.tails = tuple(output.tail for output in result.outputs)
-            frame.placed = any(output.captured for output in result.outputs)
             if frame.empty and self._filtering is not None:
                 self._filtering.on_answer(frame.boxes)
-            frame.class_map = next((o.class_map for o in result.outputs if o.class_map is not None), None)
             self._close_answered(frame, Outcome.OK, now)
         elif result.status is Status.DEADLINE_EXCEEDED:
             self._ledger.close(frame, Outcome.LATE, result.message or "the server dropped it: too late")

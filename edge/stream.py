@@ -21,7 +21,7 @@ from ..protos.messages import Continuation, Frame, HeadraceStub, Hello, Result, 
 from .access import PLAIN, Access
 from .exceptions import ConfigError, FingerprintRefusedError, RefusedError, StreamError
 from .interfaces import Outgoing
-from .pipeline import STOPPED
+from .ledger import STOPPED
 
 log = structlog.get_logger(__name__)
 

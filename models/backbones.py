@@ -10,8 +10,8 @@ Where several tensors cross a cut, the head packs them into one map and the tail
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from .cutting.cuts import Cut, Head, Tail, find_cuts
 from .cutting.graph import Traced, trace
 from .cutting.maps import Pack, Packing, Unpack
 from .exceptions import BackboneError
+from .learning.cut import INPUT, LearnedCut
 from .tasks import Task
 
 EXACT = 1e-5
@@ -47,7 +48,7 @@ class Pixels(nn.Module):
         values = pixels.permute(0, 3, 1, 2).float()
         mean = self.get_buffer("means") if isinstance(self.mean, tuple) else self.mean
         std = self.get_buffer("stds") if isinstance(self.std, tuple) else self.std
-        return (values - mean) / std
+        return values - mean if self.std == 1.0 else (values - mean) / std
 
 
 class Scores(nn.Module):
@@ -96,12 +97,14 @@ class Backbone:
         parts: the model.
         state: module whose state are its weights.
         program: file of torch.export that it was read from.
+        learned: cuts whose head is a learned encoder, by name; `head`, `tail` and `shape` know them like its own.
     """
 
     spec: BackboneSpec
     parts: Parts = field(repr=False)
     state: nn.Module | None = field(default=None, repr=False)
     program: Path | None = None
+    learned: Mapping[str, LearnedCut] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         for module in (self.parts.front, self.parts.rest):
@@ -196,8 +199,24 @@ class Backbone:
         except BackboneError as error:
             raise BackboneError(f"{self.spec.name} after {split}: {error}; cut elsewhere") from error
 
+    def shape(self, split: str) -> tuple[int, int, int]:
+        """(C, H, W) of the one map that a head gives.
+
+        Raises:
+            BackboneError: no such split point, or its tensors do not make one map.
+        """
+        if split == INPUT:
+            return (3, self.preprocessing.size, self.preprocessing.size)
+        return self.learned[split].shape if split in self.learned else self.packing(split).packed
+
     def head(self, split: str) -> nn.Module:
         """pixels uint8 [B, S, S, 3] -> tuple of one map float32 [B, C, H, W] at the split point."""
+        if split in self.learned:
+            # A tenth of a narrow encoder's time is the division by the deviation; the weights do it for nothing.
+            centred = Pixels(replace(self.preprocessing, std=1.0))
+            return Chain(centred, self.learned[split].encoder.undivided(self.preprocessing.std)).eval()
+        if split == INPUT:
+            return Chain(Pixels(self.preprocessing)).eval()
         pixels, head = Pixels(self.preprocessing), Head(self.traced, self.cut(split))
         return Chain(pixels, head, Pack(self.packing(split))).eval()
 
@@ -208,6 +227,12 @@ class Backbone:
 
     def tail(self, split: str) -> nn.Module:
         """map float32 [B, C, H, W] -> tuple of outputs; gradients reach the map."""
+        if split in self.learned:
+            cut = self.learned[split]
+            return Chain(cut.synthesis, self.tail(cut.anchor)).eval()
+        if split == INPUT:
+            operations = self.traced.segment((self.traced.input,), self.traced.outputs)
+            return Chain(operations, self.parts.rest).eval()
         return Chain(self._traced_tail(split), self.parts.rest).eval()
 
     def _traced_tail(self, split: str) -> nn.Module:

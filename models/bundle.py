@@ -2,6 +2,7 @@
 
     bundle.msgpack        manifest: task, backbone (digest), preprocessing, labels, splits, operating points
     bundle.safetensors    per split: gains, matrices of encoder and decoder, entropy tables (integers) and their use
+    learned.safetensors   server's half only, where an encoder was learned: see `learning.cut`
     repair.safetensors    server's half only, where it was learned: see `repaired`
     backbone.safetensors  the backbone's weights, or backbone.pt2 all of it, where no package has them
     edge.msgpack          edge half only: digests of the files below
@@ -10,7 +11,8 @@
 
 The **fingerprint** is a SHA-256 over all tensors and over every part of the manifest that the two sides must share;
 measured values (bytes, accuracy, times), labels and provenance are left out, so that measuring anew keeps it. So is the
-repair, which the edge neither has nor needs; the manifest states the digest of its file.
+repair, which the edge neither has nor needs; the manifest states the digest of its file. The digest of what was learned
+is in the fingerprint; the edge has it as the graphs of its heads.
 Nothing here is pickle, and nothing is read before its size is known.
 """
 
@@ -37,7 +39,7 @@ from .operating_point import Kind, OperatingPoint
 
 FORMAT = 2
 MANIFEST, TENSORS, EDGE_MANIFEST, UNCUT = "bundle.msgpack", "bundle.safetensors", "edge.msgpack", "uncut.onnx"
-REPAIR = "repair.safetensors"
+REPAIR, LEARNED = "repair.safetensors", "learned.safetensors"
 PRESENCE = "presence"
 """Output of a head's graph, beside `latent`, where the bundle has a filter: the score float32 [1] of the frame."""
 MAX_MANIFEST_BYTES = 4 * 2**20
@@ -108,6 +110,25 @@ class Preprocessing:
 
 
 @dataclass(frozen=True, slots=True)
+class LearnedSpec:
+    """A learned head: one width of a slimmable encoder, and the synthesis that its latent is for.
+
+    Attributes:
+        name: of what was learned together, encoder and synthesis.
+        width: of the encoder.
+        channels: of its layers, see `learning.slimmable`.
+        anchor: stage of the backbone whose features the synthesis gives.
+        synthesis: its size, see `learning.synthesis`.
+    """
+
+    name: str
+    width: str
+    channels: tuple[int, ...]
+    anchor: str
+    synthesis: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class SplitSpec:
     """One split point and the shape of its latent.
 
@@ -118,6 +139,7 @@ class SplitSpec:
         slices: per rate level, the number of components, in order of importance, at which each slice ends; the last one
             is the number of components coded.
         edge_share: head and encoder as a share of the uncut model's time, same engine, one core.
+        learned: a width of a learned encoder in place of the backbone's first stages; `features` is what it gives.
     """
 
     name: str
@@ -125,6 +147,7 @@ class SplitSpec:
     latent_channels: int
     slices: tuple[tuple[int, ...], ...]
     edge_share: float = 1.0
+    learned: LearnedSpec | None = None
 
     @property
     def rate_levels(self) -> int:
@@ -179,6 +202,11 @@ class Bundle:
     repair: Mapping[str, Array] = field(default_factory=dict)
     """Tensors float16 that only the server uses, named as `repaired` says; none where nothing was learned."""
     filter: FilterSpec | None = None
+    learned: Mapping[str, Array] = field(default_factory=dict)
+    """Tensors float16 of encoders and syntheses, named as `learning.cut` says; only where they were learned, and not on
+    the edge."""
+    learned_digest: bytes = b""
+    """SHA-256 of their file, which the edge knows too."""
 
     @cached_property
     def fingerprint(self) -> bytes:
@@ -189,9 +217,10 @@ class Bundle:
             "task": self.task,
             "backbone": _plain(self.backbone),
             "preprocessing": _plain(self.preprocessing),
-            "splits": [{k: v for k, v in asdict(s).items() if k != "edge_share"} for s in self.splits],
+            "splits": [_identity(s) for s in self.splits],
             "operating_points": [p.identity() for p in self.operating_points],
             **self._filter_fields(),
+            **self._learned_fields(),
         }
         digest.update(msgpack.packb(shared))
         for name in sorted(self.tensors):
@@ -258,9 +287,18 @@ class Bundle:
     def _filter_fields(self) -> dict[str, Any]:
         return {"filter": asdict(self.filter)} if self.filter else {}
 
-    def without_repair(self) -> Bundle:
+    def _learned_fields(self) -> dict[str, Any]:
+        return {"learned": self.learned_digest} if self.learned_digest else {}
+
+    def for_edge(self) -> Bundle:
         """The bundle as the edge gets it."""
-        return replace(self, repair={})
+        return replace(self, repair={}, learned={})
+
+    def with_learned(self, tensors: Mapping[str, Array]) -> Bundle:
+        """The same with these tensors float16 of encoders and syntheses."""
+        return replace(
+            self, learned=tensors, learned_digest=hashlib.sha256(_file(tensors)).digest() if tensors else b""
+        )
 
     def _tensor(self, name: str) -> Array:
         try:
@@ -307,7 +345,15 @@ class Bundle:
             raise BundleError(f"bundle {self.name}: its filter is for classes that have no label")
         self.temporal_tables()
         self._check_repair()
+        self._check_learned()
         return self
+
+    def _check_learned(self) -> None:
+        for name, array in self.learned.items():
+            if array.dtype != np.float16 or not np.isfinite(array).all():
+                raise BundleError(f"bundle {self.name} is damaged: learned {name} is not float16, or not finite")
+        if any(s.learned for s in self.splits) and not self.learned_digest:
+            raise BundleError(f"bundle {self.name} has learned split points without what was learned")
 
     def _check_repair(self) -> None:
         for name, array in self.repair.items():
@@ -344,12 +390,13 @@ class Bundle:
             "backbone": _plain(self.backbone),
             "preprocessing": _plain(self.preprocessing),
             "labels": list(self.labels),
-            "splits": [asdict(s) for s in self.splits],
+            "splits": [_split_fields(s) for s in self.splits],
             "operating_points": [p.to_dict() for p in self.operating_points],
             "provenance": dict(self.provenance),
             **self._filter_fields(),
             "fingerprint": self.fingerprint,
-            **({"repair": hashlib.sha256(self._repair_file()).digest()} if self.repair else {}),
+            **({"repair": hashlib.sha256(_file(self.repair)).digest()} if self.repair else {}),
+            **self._learned_fields(),
         }
 
     def save(self, folder: Path) -> None:
@@ -358,9 +405,10 @@ class Bundle:
         tensors = {k: _narrow(k, np.ascontiguousarray(v)) for k, v in self.tensors.items()}
         (folder / TENSORS).write_bytes(save_tensors(tensors))
         # What an earlier bundle left there would be taken for this one's by nobody, but would be shipped with it.
-        (folder / REPAIR).unlink(missing_ok=True)
-        if self.repair:
-            (folder / REPAIR).write_bytes(self._repair_file())
+        for name, found in ((REPAIR, self.repair), (LEARNED, self.learned)):
+            (folder / name).unlink(missing_ok=True)
+            if found:
+                (folder / name).write_bytes(_file(found))
         (folder / MANIFEST).write_bytes(msgpack.packb(self.manifest()))
 
     def compact(self) -> Bundle:
@@ -368,17 +416,7 @@ class Bundle:
         together; `save` then needs half the bytes for them."""
         if sum(v.nbytes for v in self.tensors.values()) <= COMPACT_FROM:
             return self
-        rounded = {
-            k: v.astype(np.float16).astype(np.float32)
-            if v.dtype == np.float32 and _halved(k) and np.abs(v).max() < HALF_LARGEST
-            else v
-            for k, v in self.tensors.items()
-        }
-        return replace(self, tensors=rounded)
-
-    def _repair_file(self) -> bytes:
-        data: bytes = save_tensors({k: np.ascontiguousarray(v) for k, v in self.repair.items()})
-        return data
+        return replace(self, tensors=rounded(self.tensors))
 
     @classmethod
     def load(cls, folder: Path) -> Bundle:
@@ -412,7 +450,10 @@ class Bundle:
                 provenance=manifest["provenance"],
                 folder=folder,
                 filter=_filter_spec(manifest["filter"]) if "filter" in manifest else None,
-                repair=_read_repair(folder / REPAIR, manifest["repair"]) if "repair" in manifest else {},
+                repair=_read_digested(folder / REPAIR, manifest["repair"]) if "repair" in manifest else {},
+                # The edge's half has the digest alone.
+                learned=_read_digested(folder / LEARNED, manifest["learned"]) if (folder / LEARNED).is_file() else {},
+                learned_digest=manifest.get("learned", b""),
             )
         except (TypeError, KeyError, ValueError) as error:
             raise BundleError(f"{folder / MANIFEST} is not a bundle's manifest: {error!r}") from error
@@ -423,6 +464,16 @@ class Bundle:
                 f"{short(manifest.get('fingerprint') or b'')}); the bundle is damaged, fetch it again"
             )
         return bundle
+
+
+def rounded(tensors: Mapping[str, Array]) -> dict[str, Array]:
+    """The same with matrices and maps rounded to half precision, where they fit it."""
+    return {
+        k: v.astype(np.float16).astype(np.float32)
+        if v.dtype == np.float32 and _halved(k) and np.abs(v).max() < HALF_LARGEST
+        else v
+        for k, v in tensors.items()
+    }
 
 
 def _halved(name: str) -> bool:
@@ -485,13 +536,18 @@ def read_msgpack(path: Path, limit: int) -> dict[str, Any]:
     return content
 
 
-def _read_repair(path: Path, digest: bytes) -> Mapping[str, Array]:
+def _file(tensors: Mapping[str, Array]) -> bytes:
+    data: bytes = save_tensors({k: np.ascontiguousarray(v) for k, v in tensors.items()})
+    return data
+
+
+def _read_digested(path: Path, digest: bytes) -> Mapping[str, Array]:
     data = read_limited(path, MAX_TENSORS_BYTES)
     found = hashlib.sha256(data).digest()
     if found != digest:
         raise BundleError(
-            f"{path} has the digest {short(found)}, the manifest states another; the repair is damaged or of another "
-            "bundle: copy it again, or learn it anew with `headrace repair`"
+            f"{path} has the digest {short(found)}, the manifest states another; it is damaged or of another "
+            "bundle: copy it again, or make it anew"
         )
     try:
         tensors: Mapping[str, Array] = load_tensors(data)
@@ -517,17 +573,36 @@ def _filter_spec(given: Mapping[str, Any]) -> FilterSpec:
 
 def _split_spec(given: Mapping[str, Any]) -> SplitSpec:
     slices: Sequence[Sequence[int]] = given["slices"]
-    return SplitSpec(**{**given, "features": tuple(given["features"]), "slices": tuple(tuple(s) for s in slices)})
+    values = {**given, "features": tuple(given["features"]), "slices": tuple(tuple(s) for s in slices)}
+    if "learned" in given:
+        learned: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given["learned"].items()}
+        values["learned"] = LearnedSpec(**learned)
+    return SplitSpec(**values)
+
+
+def _split_fields(spec: SplitSpec) -> dict[str, Any]:
+    """Plain values; what was not learned has no field for it, so that older bundles keep their fingerprints."""
+    values = asdict(spec)
+    if spec.learned is None:
+        del values["learned"]
+    return values
+
+
+def _identity(spec: SplitSpec) -> dict[str, Any]:
+    """What the fingerprint covers of a split point."""
+    return {k: v for k, v in _split_fields(spec).items() if k != "edge_share"}
 
 
 __all__ = [
     "BackboneSpec",
     "Bundle",
     "FilterSpec",
+    "LearnedSpec",
     "Preprocessing",
     "SplitSpec",
     "head_file",
     "read_limited",
     "read_msgpack",
+    "rounded",
     "short",
 ]

@@ -5,52 +5,30 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 
 from .backbones import Backbone
-from .bundle import UNCUT, Bundle, head_file
+from .bundle import Bundle
+from .evaluation.curves import bjontegaard
+from .evaluation.edge_costs import edge_costs
+from .evaluation.pictures import QUALITIES, available, encode_picture, measure_pictures, settings
+from .evaluation.plots import need_matplotlib
+from .evaluation.report import print_tables, summary, write_files
+from .evaluation.samples import FEATURE, Measurements, Sample
 from .exceptions import DataError
-from .export import export_edge_half
 from .measure import Measured, find_pictures, measure
-from .onnx_time import edge_milliseconds, image_milliseconds
-from .operating_point import MAX_ID, Kind, OperatingPoint
+from .onnx_time import image_milliseconds
+from .operating_point import Kind
 from .split import bar_columns
 from .tasks import CLASSIFICATION, Answer, Labels
 from .zoo.catalogue import backbone_of
-
-RATIOS = (0.98, 0.95, 0.90)
-"""Shares of the uncut accuracy at which bytes are stated."""
-QUALITIES = {"webp": (1, 10, 20, 30, 40, 50, 60, 70, 80, 90), "jpeg": (10, 20, 30, 40, 50, 60, 70, 80, 90, 95)}
-DEEP = "deep"
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One operating point on the labelled photographs.
-
-    Attributes:
-        mean_bytes: whole packets; `slice_bytes` and `entropy_bytes`: the slices alone, and the tables' own entropy.
-        top1, relative: share of right answers, and that as a share of the uncut model's.
-        head_ms: head and encoder (or picture coding) on one core of this machine; None where it was not timed.
-        split: split point of feature codecs, empty for pictures.
-    """
-
-    name: str
-    family: str
-    mean_bytes: float
-    slice_bytes: float
-    entropy_bytes: float
-    top1: float
-    relative: float
-    head_ms: float | None
-    split: str = ""
 
 
 @dataclass(slots=True)
@@ -107,145 +85,82 @@ def evaluate_rate_distortion(
     json_file: Path | None = None,
     console: Console | None = None,
     others: Others | None = None,
+    output: Path | None = None,
 ) -> dict[str, Any]:
-    """Measure, print a table, and return (and write) what `--json` holds.
+    """Measure, print tables, and return (and write) what `--json` holds.
 
     Args:
         bundle: whole bundle.
         data: labelled photographs, see `labelled_pictures`.
         limit: at most this many photographs; 0 for all.
         json_file: where to write the result.
-        console: where the table goes; standard output by default.
+        console: where the tables go; standard output by default.
         others: measures further codecs, which get rows and families of their own.
+        output: folder for rate-accuracy.csv and rate-accuracy.png; None writes neither.
 
     Returns:
-        `uncut_top1`, `images`, `at` (ratio -> bytes for `deep`, `webp`, `jpeg` and other families; null where no point
-        reaches it), `at_split` (split point -> ratio -> bytes for families that cut), `coded_over_entropy`, `points`.
+        See `evaluation.report.summary`.
+
+    Raises:
+        DataError: the bundle is for another task, photographs cannot be used, or a library is missing.
     """
     console = console or Console()
     if bundle.task != CLASSIFICATION:
         raise DataError(f"bundle {bundle.name} is for {bundle.task}; `eval rd` counts right classes")
-    backbone = backbone_of(bundle)
-    paths, truth = labelled_pictures(data, backbone.class_ids, limit)
-    points = [p for p in bundle.operating_points if p.kind is Kind.FEATURE]
-    points += _picture_points({p.id for p in points})
-    with Progress(*bar_columns(), console=Console(stderr=True)) as progress:
-        times = _one_core_times(bundle, backbone, progress)
-        bar = progress.add_task("photographs", total=len(paths))
-        reference, measured = measure(backbone, bundle, paths, points, lambda n: progress.advance(bar, n))
-        beside = others(backbone, bundle, paths, progress) if others else ()
-    uncut = _top1(reference, truth)
-    rows = [_row(p, measured[p.id], truth, uncut, times[p.stage]) for p in points]
-    rows += [_other_row(each, truth, uncut) for each in beside]
-    result = _summary(rows, uncut, len(paths))
-    _print(console, rows, result, times["local"])
+    bjontegaard()
+    if output is not None:
+        need_matplotlib()
+    found = measure_all(bundle, data, limit, others)
+    result = summary(found)
+    print_tables(console, found, result)
     if json_file is not None:
         json_file.write_text(json.dumps(result, indent=1) + "\n")
+    if output is not None:
+        write_files(found, output, bundle.name)
     return result
 
 
-def _picture_points(taken: set[int]) -> list[OperatingPoint]:
-    """Pictures at ten qualities each, under ids that the bundle's feature points leave free."""
-    free = iter(i for i in range(MAX_ID + 1) if i not in taken)
-    return [
-        OperatingPoint(id=next(free), kind=Kind.IMAGE, codec=codec, rate_level=quality)
-        for codec, qualities in QUALITIES.items()
-        for quality in qualities
-    ]
+def measure_all(bundle: Bundle, data: Path, limit: int = 0, others: Others | None = None) -> Measurements:
+    """Every operating point, every picture codec and `others` on the same photographs, and what the edge computes."""
+    backbone = backbone_of(bundle)
+    paths, truth = labelled_pictures(data, backbone.class_ids, limit)
+    points = [p for p in bundle.operating_points if p.kind is Kind.FEATURE]
+    chosen = settings()
+    with Progress(*bar_columns(), console=Console(stderr=True)) as progress:
+        bar = progress.add_task("times on one core", total=len(bundle.splits) + 1)
+        costs = edge_costs(bundle, backbone, partial(progress.advance, bar))
+        size = backbone.preprocessing.size
+        picture_ms = {
+            codec: image_milliseconds(codec, size, encode=encode_picture) for codec in QUALITIES if available(codec)
+        }
+        bar = progress.add_task("operating points", total=len(paths))
+        reference, measured = measure(backbone, bundle, paths, points, partial(progress.advance, bar))
+        bar = progress.add_task("pictures", total=len(paths))
+        pictures = measure_pictures(backbone, paths, chosen, note=partial(progress.advance, bar))
+        beside = others(backbone, bundle, paths, progress) if others else ()
+    samples = [_sample(p.name, FEATURE, p.split, measured[p.id], truth) for p in points]
+    samples += [_sample(each.name, each.codec, "", pictures[each], truth) for each in chosen]
+    samples += [_other_sample(each, truth) for each in beside]
+    return Measurements(samples, _right(reference, truth), costs, picture_ms)
 
 
-def _one_core_times(bundle: Bundle, backbone: Backbone, progress: Progress) -> dict[str, float]:
-    bar = progress.add_task("times on one core", total=len(bundle.splits) + 1)
-    with TemporaryDirectory() as folder:
-        export_edge_half(bundle, Path(folder), lambda _: progress.advance(bar))
-        paths = {s.name: Path(folder) / head_file(s.name) for s in bundle.splits}
-        times = edge_milliseconds({**paths, "local": Path(folder) / UNCUT})
-    return times | {codec: image_milliseconds(codec, backbone.preprocessing.size) for codec in QUALITIES}
-
-
-def _row(point: OperatingPoint, found: Measured, truth: Sequence[int], uncut: float, head_ms: float) -> Row:
-    top1 = _top1(found.answers, truth)
-    return Row(
-        name=point.name,
-        family=point.codec or DEEP,
-        mean_bytes=float(np.mean(found.packet_bytes)),
+def _sample(name: str, family: str, split: str, found: Measured, truth: Sequence[int]) -> Sample:
+    return Sample(
+        name=name,
+        family=family,
+        split=split,
+        packet_bytes=np.array(found.packet_bytes, np.float64),
+        right=_right(found.answers, truth),
         slice_bytes=float(np.mean(found.slice_bytes)),
         entropy_bytes=float(np.mean(found.entropy_bits)) / 8,
-        top1=top1,
-        relative=top1 / uncut if uncut else 0.0,
-        head_ms=head_ms,
-        split=point.split,
     )
 
 
-def _top1(answers: Sequence[Answer], truth: Sequence[int]) -> float:
-    return float(np.mean([isinstance(a, Labels) and a.indexes[0] == t for a, t in zip(answers, truth, strict=True)]))
+def _other_sample(other: OtherCodec, truth: Sequence[int]) -> Sample:
+    coded = np.array(other.coded_bytes, np.float64)
+    right = np.array(other.answers) == np.array(truth)
+    return Sample(other.name, other.family, other.split, coded, right, float(coded.mean()), 0.0)
 
 
-def _other_row(other: OtherCodec, truth: Sequence[int], uncut: float) -> Row:
-    mean_bytes, top1 = float(np.mean(other.coded_bytes)), float(np.mean(np.array(other.answers) == np.array(truth)))
-    relative = top1 / uncut if uncut else 0.0
-    return Row(other.name, other.family, mean_bytes, mean_bytes, 0.0, top1, relative, None, other.split)
-
-
-def _cheapest(rows: Sequence[Row], families: Sequence[str]) -> dict[str, dict[str, float | None]]:
-    """Ratio -> family -> bytes of its cheapest row that reaches the ratio."""
-    at: dict[str, dict[str, float | None]] = {}
-    for ratio in RATIOS:
-        at[f"{ratio:.2f}"] = cheapest = dict.fromkeys(families)
-        for family in families:
-            reaching = [r.mean_bytes for r in rows if r.family == family and r.relative >= ratio]
-            cheapest[family] = round(min(reaching), 1) if reaching else None
-    return at
-
-
-def _summary(rows: Sequence[Row], uncut: float, images: int) -> dict[str, Any]:
-    others = tuple(dict.fromkeys(r.family for r in rows if r.family not in (DEEP, *QUALITIES)))
-    splits = tuple(dict.fromkeys(r.split for r in rows if r.split))
-    coded = [r for r in rows if r.family == DEEP]
-    return {
-        "uncut_top1": uncut,
-        "images": images,
-        "at": _cheapest(rows, (DEEP, *QUALITIES, *others)),
-        "at_split": {s: _cheapest([r for r in rows if r.split == s], (DEEP, *others)) for s in splits},
-        "coded_over_entropy": {
-            "total": sum(r.slice_bytes for r in coded) / sum(r.entropy_bytes for r in coded),
-            "worst": max(r.slice_bytes / r.entropy_bytes for r in coded),
-        },
-        "points": [
-            {
-                "name": r.name,
-                "family": r.family,
-                "split": r.split,
-                "bytes": round(r.mean_bytes, 1),
-                "slice_bytes": round(r.slice_bytes, 1),
-                "entropy_bytes": round(r.entropy_bytes, 1),
-                "top1": r.top1,
-                "relative": r.relative,
-                "head_ms": None if r.head_ms is None else round(r.head_ms, 2),
-            }
-            for r in rows
-        ],
-    }
-
-
-def _print(console: Console, rows: Sequence[Row], result: dict[str, Any], uncut_ms: float) -> None:
-    table = Table(title=f"{result['images']} photographs, uncut top-1 {result['uncut_top1']:.3f} in {uncut_ms:.1f} ms")
-    for title in ("operating point", "bytes", "top-1", "relative", "head ms", "coded/entropy"):
-        table.add_column(title, justify="left" if title == "operating point" else "right")
-    for r in rows:
-        over = f"{r.slice_bytes / r.entropy_bytes:.3f}" if r.entropy_bytes else ""
-        head_ms = "" if r.head_ms is None else f"{r.head_ms:.1f}"
-        table.add_row(r.name, f"{r.mean_bytes:.0f}", f"{r.top1:.3f}", f"{r.relative:.3f}", head_ms, over)
-    console.print(table)
-    _print_cheapest(console, result["at"], "")
-    for split, at in result["at_split"].items():
-        _print_cheapest(console, at, f"cut after {split}, ")
-    over = result["coded_over_entropy"]
-    console.print(f"coded size over the tables' entropy: {over['total']:.3f} in all, {over['worst']:.3f} at worst")
-
-
-def _print_cheapest(console: Console, at: dict[str, dict[str, float | None]], where: str) -> None:
-    for ratio, families in at.items():
-        said = ", ".join(f"{f} {'not reached' if b is None else f'{b:.0f} bytes'}" for f, b in families.items())
-        console.print(f"{where}{ratio} of the uncut accuracy: {said}")
+def _right(answers: Sequence[Answer], truth: Sequence[int]) -> npt.NDArray[np.bool_]:
+    return np.array([isinstance(a, Labels) and a.indexes[0] == t for a, t in zip(answers, truth, strict=True)])

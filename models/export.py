@@ -46,7 +46,7 @@ def export_edge_half(bundle: Bundle, folder: Path, note: Callable[[str], None] =
     if has_local(bundle):
         note(UNCUT)
         write_onnx(backbone, Only(backbone.uncut), "scores", folder / UNCUT)
-    replace(bundle.without_repair(), folder=folder).save(folder)
+    replace(bundle.for_edge(), folder=folder).save(folder)
     write_edge_manifest(folder, bundle)
 
 

@@ -7,7 +7,7 @@ held-out photographs -> every operating point -> measured bytes and accuracy
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -131,7 +131,7 @@ def fit(
     """
     progress = progress or Progress(disable=True)
     bundle = fit_unmeasured(backbone, names, fit_on, seed, progress).compact()
-    return measured_points(backbone, _timed(backbone, bundle, progress), held_out, progress).check()
+    return measured_points(backbone, timed(backbone, bundle, progress), held_out, progress).check()
 
 
 def fit_unmeasured(
@@ -141,15 +141,36 @@ def fit_unmeasured(
     progress = progress or Progress(disable=True)
     for name in names:
         backbone.prove(name)
+    specs, tensors = fit_splits(backbone, names, fit_on, seed, progress)
+    return Bundle(
+        name=_bundle_name(backbone.spec.name),
+        task=backbone.task.name,
+        backbone=backbone.spec,
+        preprocessing=backbone.preprocessing,
+        labels=backbone.labels,
+        splits=tuple(specs),
+        operating_points=_operating_points(specs, local=backbone.task.name == CLASSIFICATION),
+        tensors=tensors,
+    ).check()
+
+
+def fit_splits(
+    backbone: Backbone, names: Sequence[str], fit_on: Sequence[Path], seed: int, progress: Progress
+) -> tuple[list[SplitSpec], dict[str, np.ndarray[Any, Any]]]:
+    """Fit the closed form at split points, learned ones among them: their specifications, and tensors as `Bundle` has
+    them."""
     bar = progress.add_task("features", total=len(fit_on))
     features: dict[str, list[Tensor]] = {name: [] for name in names}
-    parts = _chain(backbone, names)
+    parts = _chain(backbone, [name for name in names if name not in backbone.learned])
+    apart = {name: backbone.head(name) for name in names if name in backbone.learned}
     with torch.inference_mode():
         for pixels in calibration_batches(backbone, fit_on, seed):
             reached: tuple[Tensor, ...] = (pixels,)
             for name, part in parts:
                 reached = part(*reached)
                 features[name].append(reached[0])
+            for name, head in apart.items():
+                features[name].append(head(pixels)[0])
             progress.advance(bar, len(pixels))
     tensors: dict[str, np.ndarray[Any, Any]] = {}
     specs = []
@@ -162,16 +183,7 @@ def fit_unmeasured(
         fitted = fit_map(torch.cat(batches), gradients, distortions)
         specs.append(SplitSpec(name, fitted.features, fitted.latent_channels, fitted.slices))
         tensors |= {f"{name}/{key}": value for key, value in fitted.arrays.items()}
-    return Bundle(
-        name=_bundle_name(backbone.spec.name),
-        task=backbone.task.name,
-        backbone=backbone.spec,
-        preprocessing=backbone.preprocessing,
-        labels=backbone.labels,
-        splits=tuple(specs),
-        operating_points=_operating_points(specs, local=backbone.task.name == CLASSIFICATION),
-        tensors=tensors,
-    ).check()
+    return specs, tensors
 
 
 def calibration_batches(backbone: Backbone, paths: Sequence[Path], seed: int) -> Iterator[Tensor]:
@@ -274,7 +286,7 @@ def _operating_points(specs: Sequence[SplitSpec], local: bool) -> tuple[Operatin
     return tuple(points)
 
 
-def _timed(backbone: Backbone, bundle: Bundle, progress: Progress) -> Bundle:
+def timed(backbone: Backbone, bundle: Bundle, progress: Progress) -> Bundle:
     """Shares of the uncut model's time, in ONNX Runtime on one core, interleaved; an operating point's with the coding
     of its packet, at the middle rate level."""
     bar = progress.add_task("compute shares", total=len(bundle.splits) + 2)
@@ -305,10 +317,13 @@ def _timed(backbone: Backbone, bundle: Bundle, progress: Progress) -> Bundle:
     )
 
 
-def measured_points(backbone: Backbone, bundle: Bundle, held_out: Sequence[Path], progress: Progress) -> Bundle:
-    """The bundle with bytes and accuracy of every operating point, on photographs that were not fitted on."""
+def measured_points(
+    backbone: Backbone, bundle: Bundle, held_out: Sequence[Path], progress: Progress, only: Collection[str] = ()
+) -> Bundle:
+    """The bundle with bytes and accuracy of every operating point, on photographs that were not fitted on; of those of
+    `only` some split points if any are given."""
     bar = progress.add_task("operating points", total=len(held_out))
-    sent = [p for p in bundle.operating_points if p.kind is not Kind.LOCAL]
+    sent = [p for p in bundle.operating_points if p.kind is not Kind.LOCAL and (not only or p.split in only)]
     reference, measured = measure(backbone, bundle, held_out, sent, lambda n: progress.advance(bar, n))
     points = []
     for point in bundle.operating_points:

@@ -21,7 +21,7 @@ from grpc_health.v1.health import aio as health_aio  # type: ignore[attr-defined
 
 from ..models.bundle import Bundle, short
 from ..models.exceptions import HeadraceError
-from ..protos import messages
+from ..protos import event_loop, messages
 from .auth import Scope, TokenFile
 from .bundle_dir import BundleDir
 from .bundles import Bundles
@@ -36,7 +36,8 @@ from .metrics import Metrics, MetricsEndpoint, Probes
 from .pipeline import Pipeline, PipelineSettings
 from .ray_engine import RayEngine, RaySettings
 from .security import loopback
-from .service import HeadraceService, StreamLimits
+from .service import HeadraceService
+from .session import StreamLimits
 from .tracing import Tracer
 
 log = structlog.get_logger(__name__)
@@ -322,7 +323,7 @@ def run(settings: ServerSettings) -> int:
     # (with an edge in the demo) tails then took five times as long, and the event loop waited for a core.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        return asyncio.run(_serve(settings))
+        return event_loop.run(_serve(settings))
     except HeadraceError as error:
         sys.stderr.write(f"headrace serve: {error}\n")
         return 1

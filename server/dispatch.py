@@ -61,9 +61,17 @@ def _nothing() -> Decoded:
     raise AssertionError("a job without a packet")
 
 
+class Alone(NamedTuple):
+    """A frame on the short way: when that began (server's clock), and what its end will say."""
+
+    began: float
+    done: asyncio.Future[tuple[Decoded, EngineResult]]
+
+
 @dataclass(slots=True, eq=False)
 class Job:
-    """An admitted frame. `decode` runs in another thread; `answer` gets what the tail said, or why it said nothing."""
+    """An admitted frame. `decode` runs in another thread; `answer` gets what the tail said, or why it said nothing.
+    On the short way it is `alone`."""
 
     place: Place
     frame: Frame
@@ -74,6 +82,7 @@ class Job:
     preprocessing: Preprocessing
     answer: asyncio.Future[Answer]
     decode: Callable[[], Decoded] = _nothing
+    alone: Alone | None = None
     decoded: Decoded | None = None
     left: bool = False
     reference: Reference | None = None
@@ -134,26 +143,36 @@ class Dispatcher:
 
     # The short way of a frame that has the server to itself
 
-    async def alone(self, job: Job) -> Answer:
-        """Decode and answer a frame in the engine's thread."""
+    def begin_alone(self, job: Job) -> None:
+        """Send an admitted frame on the short way if it has the server to itself: its thread begins at once."""
+        if not self._engine.decodes_alone or self._admission.open != 1 or self.running:
+            return
         job.place.begin()
         began = self._begin_batch(job.key, 1)
+        done = self._engine.run_alone(job.decode)
+        done.add_done_callback(self._alone_done)
+        job.alone = Alone(began, done)
+
+    def _alone_done(self, _: asyncio.Future[tuple[Decoded, EngineResult]]) -> None:
+        """The frame is answered, or given up."""
+        self.running -= 1
+        if self._admission.open > 1:  # others came meanwhile
+            self._turn()
+
+    async def alone(self, way: Alone) -> Answer:
+        """The answer of a frame on the short way."""
         try:
-            decoded, done = await self._engine.run_alone(job.decode)
+            decoded, done = await way.done
         except FrameError:
             raise
         except Exception as error:
             log.exception("a frame failed in its tail")
             raise InferenceError("the tail failed on this frame; the server's log says why") from error
-        finally:
-            self.running -= 1
-            if self._admission.open > 1:  # others came meanwhile
-                self._turn()
         asyncio.get_running_loop().call_soon(self._note_alone, decoded, done)  # the answer does not wait for it
         (outputs,) = done.outputs
         if isinstance(outputs, FrameError):
             raise outputs
-        return Answer(outputs, began + decoded.seconds, done.seconds, self._admission.waiting, decoded)
+        return Answer(outputs, way.began + decoded.seconds, done.seconds, self._admission.waiting, decoded)
 
     # The way of all others: line, decode, batch, tail
 

@@ -94,7 +94,7 @@ class EdgeHalves:
     async def _provide(self, bundle: Bundle) -> Path:
         target = self._cache_dir / bundle.fingerprint.hex()
         cached = await asyncio.to_thread(_cached, target, bundle.fingerprint)
-        if cached is None or cached.manifest() != bundle.without_repair().manifest():
+        if cached is None or cached.manifest() != bundle.for_edge().manifest():
             await self._export(bundle, target, cached)
         return target
 
@@ -120,7 +120,7 @@ class EdgeHalves:
             await asyncio.to_thread(load_edge_half, half)
             # Whoever reads the cache sees a whole half or none. Another server may have been faster.
             present = await asyncio.to_thread(_cached, target, bundle.fingerprint)
-            if present is None or present.manifest() != bundle.without_repair().manifest():
+            if present is None or present.manifest() != bundle.for_edge().manifest():
                 shutil.rmtree(target, ignore_errors=True)
                 half.rename(target)
         except (OSError, HeadraceError) as error:
@@ -142,7 +142,7 @@ def _cached(folder: Path, fingerprint: bytes) -> Bundle | None:
 def _with_manifest_of(bundle: Bundle, half: Path, target: Path) -> None:
     """Copy an edge half and give the copy the bundle's measured values; the fingerprint does not cover those."""
     shutil.copytree(half, target)
-    replace(bundle.without_repair(), folder=target).save(target)
+    replace(bundle.for_edge(), folder=target).save(target)
     write_edge_manifest(target, bundle)
 
 

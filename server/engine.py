@@ -135,8 +135,8 @@ class Engine(ABC):
     async def run(self, key: TailKey, inputs: Sequence[TailInput]) -> EngineResult:
         """Answer a batch of at least one frame, all for the tail of that key."""
 
-    async def run_alone(self, decode: Callable[[], D]) -> tuple[D, EngineResult]:
-        """Decode and answer a frame that has the server to itself; only where `decodes_alone`."""
+    def run_alone(self, decode: Callable[[], D]) -> asyncio.Future[tuple[D, EngineResult]]:
+        """Begin at once to decode and answer a frame that has the server to itself; only where `decodes_alone`."""
         raise NotImplementedError
 
     @abstractmethod
@@ -192,9 +192,9 @@ class LocalEngine(Engine):
         """Answer a batch in the engine's thread."""
         return await self._thread.call(lambda: self._run(key, inputs))
 
-    async def run_alone(self, decode: Callable[[], D]) -> tuple[D, EngineResult]:
+    def run_alone(self, decode: Callable[[], D]) -> asyncio.Future[tuple[D, EngineResult]]:
         """Decode and answer in the engine's thread: two hand-overs between threads fewer than decoding elsewhere."""
-        return await self._thread.call(lambda: self._run_alone(decode))
+        return self._thread.begin(lambda: self._run_alone(decode))
 
     async def close(self) -> None:
         """End the threads."""
@@ -225,6 +225,10 @@ class _Thread:
 
     async def call(self, job: Callable[[], R]) -> R:
         """The job's result, or what it raised."""
+        return await self.begin(job)
+
+    def begin(self, job: Callable[[], R]) -> asyncio.Future[R]:
+        """Give the thread a job; whoever cancels the future before its turn takes it back."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[R] = loop.create_future()
 
@@ -248,7 +252,7 @@ class _Thread:
                     loop.call_soon_threadsafe(settle, result)
 
         self._jobs.put(run)
-        return await future
+        return future
 
     async def close(self) -> None:
         """End the thread when the jobs that wait are done."""

@@ -8,7 +8,7 @@ symbols, or image -> pixels), then it is in a **batch** with other frames of its
 Lines and batches are ordered by deadline among the frames that are their device's due (`batcher.py`, `shares.py`), and
 while one batch runs the next one is decoded. A frame that has the server to itself takes a shorter way, in one thread.
 Whatever happens, every frame gets exactly one result: its status says how it ended.
-`Pipeline.enter` and `Pipeline.go_on` are this as code; who calls them, and over what wire, is `service.py`.
+`Pipeline.enter` and `Pipeline.go_on` are this as code; who calls them, and over what wire, is `session.py`.
 """
 
 from __future__ import annotations
@@ -120,7 +120,8 @@ class Pipeline:
         Returns:
             The admitted frame, which has to `go_on` or to `leave`, or the result of a refused one.
         """
-        self._metrics.received(len(frame.packet))
+        loop = asyncio.get_running_loop()
+        loop.call_soon(self._metrics.received, len(frame.packet))  # counted once the frame is on its way
         try:
             reading = self.clock()
             packet, point = decoder.read(frame.packet, self._max_packet_bytes)
@@ -137,22 +138,22 @@ class Pipeline:
                 busy=self._dispatcher.busy_s(now),
             )
         except FrameError as error:
-            self._metrics.answered(error.status)
+            loop.call_soon(self._metrics.answered, error.status)
             return self._failure(frame_id_of(frame.packet), error)
         self._idle.clear()
-        answer = asyncio.get_running_loop().create_future()
         how = decoder.bundle.preprocessing
-        job = Job(place, frame, packet.frame_id, received, deadline, key, how, answer)
+        job = Job(place, frame, packet.frame_id, received, deadline, key, how, loop.create_future())
         keeps = references is not None and references.keep > 0
         job.decode = partial(self._decode, job, decoder, packet, point, now - reading, earlier, keeps)
+        self._dispatcher.begin_alone(job)
         return job
 
     async def go_on(self, job: Job) -> Result:
         """The rest of the way of an admitted frame: line, decode, batch, tail, result."""
         result: Result | None = None
         try:
-            if self._engine.decodes_alone and self.admission.open == 1 and not self._dispatcher.running:
-                answer = await self._dispatcher.alone(job)
+            if job.alone is not None:
+                answer = await self._dispatcher.alone(job.alone)
             else:
                 answer = await self._dispatcher.batched(job)
             outputs = placed(answer.outputs, (job.frame.width, job.frame.height), job.preprocessing)
@@ -172,6 +173,8 @@ class Pipeline:
         if job.left:
             return
         job.left = True
+        if job.alone is not None:
+            job.alone.done.cancel()  # nothing happens where it is answered
         job.place.leave()
         # Counted a turn of the loop later: the result leaves first.
         asyncio.get_running_loop().call_soon(self._metrics.answered, result.status if result else None)

@@ -35,9 +35,9 @@ class FeatureTail:
             StartError: the backbone's cut has another shape than the bundle says.
         """
         spec = bundle.split(split)
-        if backbone.packing(split).packed != spec.features:
+        if backbone.shape(split) != spec.features:
             raise StartError(
-                f"{backbone.spec.name} has {backbone.cut(split).shapes} after {split}, the bundle {spec.features}; "
+                f"{backbone.spec.name} has {backbone.shape(split)} after {split}, the bundle {spec.features}; "
                 "the installed package's version differs, split anew"
             )
         decoder, tail = repaired(bundle, split, Decoder.of(bundle, split), backbone.tail(split))

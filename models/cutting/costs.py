@@ -117,13 +117,18 @@ def measure_costs(traced: Traced, example: Tensor, rest: nn.Module | None = None
             if i == 0:
                 timer.seconds.clear()
         if rest is not None:
-            with FlopCounterMode(display=False) as counter:
-                rest(*outputs)
-            rest_macs = counter.get_total_flops() // 2
+            rest_macs = count_macs(rest, *outputs)
             rest_seconds = min(_seconds(lambda: rest(*outputs)) for _ in range(rounds))
     macs = tuple(accumulate(macs_of(n) for n in traced.data))
     seconds = tuple(accumulate(timer.seconds.get(n, 0.0) for n in traced.data))
     return Costs(macs, seconds, macs[-1] + rest_macs, seconds[-1] + rest_seconds)
+
+
+def count_macs(module: nn.Module, *inputs: Tensor) -> int:
+    """Multiply-accumulates of one run of a module, as PyTorch's own counter has them."""
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        module(*inputs)
+    return int(counter.get_total_flops()) // 2
 
 
 def _seconds(run: Callable[[], object]) -> float:

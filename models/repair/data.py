@@ -91,7 +91,7 @@ def make_crops(
     def picture(index: int) -> npt.NDArray[np.uint8]:
         if backbone.task.name == DETECTION and index % 2:
             return mosaic(paths, backbone.preprocessing, seed, index)
-        return _crop(paths[index % len(paths)], backbone.preprocessing, seed, index)
+        return random_crop(paths[index % len(paths)], backbone.preprocessing, seed, index)
 
     def run(begin: int, end: int) -> list[npt.NDArray[np.float16]]:
         pixels = np.stack([picture(i) for i in range(begin, end)])
@@ -157,7 +157,7 @@ def _arriving(bundle: Bundle, split: str, level: int) -> list[npt.NDArray[np.int
     return [codec.decompress(replace(packet, slices=slices[: n + 1])) for n in range(len(slices))]
 
 
-def _crop(path: Path, how: Preprocessing, seed: int, index: int) -> npt.NDArray[np.uint8]:
+def random_crop(path: Path, how: Preprocessing, seed: int, index: int) -> npt.NDArray[np.uint8]:
     """A random box of a photograph, preprocessed like a photograph of its own, and flipped half of the time."""
     rng = np.random.default_rng((seed, index))
     try:

@@ -17,7 +17,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -26,14 +26,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from rich.progress import Progress
-from safetensors import safe_open
-from safetensors.torch import save as save_tensors
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..backbones import Backbone
 from ..bottleneck import Decoder
 from ..bundle import Bundle
 from ..exceptions import DataError
+from ..learning.descent import descend
 from ..measure import find_pictures
 from ..split import choose, measured_points
 from ..tasks import Detection, Segmentation, Task
@@ -44,13 +43,8 @@ from .tail import Denoiser, mean_gain
 
 LEVEL_POWER = 2.0
 """Of the gain, by which frames are weighed."""
-WARM_UP = 30
-"""Steps over which the learning rate rises; after them it falls along a cosine."""
-CLIP = 5.0
-"""Most that a step's gradient may have as its norm."""
 CROPS_SHARE = 0.3
 """Share of the minutes after which no more crops are made."""
-SAVE_SECONDS = 30.0
 STATE = "student.safetensors"
 RARE = 1e-4
 """Scores of a detector's candidates that are lower are not told apart."""
@@ -138,45 +132,6 @@ def repair(
     return backbone, result
 
 
-def learn(
-    parameters: Mapping[str, nn.Parameter],
-    loss_of: Callable[[int], Tensor],
-    rate: float,
-    steps: int,
-    checkpoint: Path,
-    identity: str,
-    note: Callable[[int, float], None] = lambda *_: None,
-) -> None:
-    """Descend along a loss, from the checkpoint on where there is one of the same identity.
-
-    Args:
-        parameters: changed in place, by name.
-        loss_of: number of the step -> scalar. All that is random in it must be drawn anew from that number, so that a
-            run that was killed and resumed ends as one that was not.
-        rate: learning rate at its height.
-        steps: in all.
-        checkpoint: file to write now and then.
-        identity: of what is learned, from what and how; a checkpoint of another one is not used.
-        note: called with steps done and the step's loss.
-    """
-    optimiser = torch.optim.AdamW(parameters.values(), lr=rate, weight_decay=1e-4)
-    done = _restore(checkpoint, identity, parameters, optimiser)
-    saved = time.monotonic()
-    while done < steps:
-        for group in optimiser.param_groups:
-            group["lr"] = rate * min(1.0, (done + 1) / WARM_UP) * (0.505 + 0.495 * math.cos(math.pi * done / steps))
-        loss = loss_of(done)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        if bool(torch.isfinite(nn.utils.clip_grad_norm_(parameters.values(), CLIP))):
-            optimiser.step()  # one frame that a float32 cannot hold must not end all that was learned
-        done += 1
-        if time.monotonic() - saved > SAVE_SECONDS or done == steps:
-            _store(checkpoint, identity, done, parameters, optimiser)
-            saved = time.monotonic()
-        note(done, float(loss.detach()))
-
-
 def distance(task: Task, outputs: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
     """How far each frame's outputs are from the uncut model's, float32 [B].
 
@@ -235,7 +190,7 @@ def _learn(
     steps = int(json.loads(schedule.read_text())["steps"])
     note = _noting(progress, f"{split}: repair", steps, plan.batch)
     named = dict(lesson.student.named_parameters())
-    learn(named, lesson.loss, plan.rate, steps, folder / STATE, identity, note)
+    descend(named, lesson.loss, plan.rate, steps, folder / STATE, identity, note)
     return lesson.student, steps
 
 
@@ -311,39 +266,3 @@ def _identity(bundle: Bundle, split: str, paths: Sequence[Path], plan: RepairPla
     """16 hex digits over everything that a run's result hangs on, by which its files are found again."""
     parts = [bundle.fingerprint, split, [str(p) for p in paths], asdict(plan)]
     return hashlib.sha256(msgpack.packb(parts)).hexdigest()[:16]
-
-
-def _store(
-    file: Path, identity: str, done: int, parameters: Mapping[str, Tensor], optimiser: torch.optim.Optimizer
-) -> None:
-    tensors = {f"parameter/{name}": p.detach() for name, p in parameters.items()}
-    for name, p in parameters.items():
-        tensors |= {f"{key}/{name}": torch.as_tensor(value) for key, value in optimiser.state[p].items()}
-    data = save_tensors(
-        {k: v.cpu().contiguous() for k, v in tensors.items()}, {"identity": identity, "done": str(done)}
-    )
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial")
-    partial.write_bytes(data)
-    partial.replace(file)  # whoever is killed here leaves the file before it
-
-
-def _restore(
-    file: Path, identity: str, parameters: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer
-) -> int:
-    """Steps done; 0 where there is no checkpoint of this identity."""
-    if not file.is_file():
-        return 0
-    with safe_open(file, "pt") as stored:
-        said = stored.metadata()
-        if said.get("identity") != identity:
-            return 0
-        for key in stored.keys():  # noqa: SIM118 - not a mapping
-            kind, name = key.split("/", 1)
-            value, parameter = stored.get_tensor(key), parameters[name]
-            if kind == "parameter":
-                with torch.no_grad():
-                    parameter.copy_(value)
-            else:
-                optimiser.state[parameter][kind] = value if kind == "step" else value.to(parameter.device)
-    return int(said["done"])

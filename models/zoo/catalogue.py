@@ -22,6 +22,7 @@ from torch import nn
 from ..backbones import Backbone
 from ..bundle import BackboneSpec, Bundle
 from ..exceptions import BackboneError
+from ..learning.cut import learned_cuts
 from . import efficientnet_lite, own_module, timm_zoo, torchvision_zoo, yolo
 from .sources import FILE, RANDOM, Found, Source, state_digest
 
@@ -58,6 +59,7 @@ def backbone_of(bundle: Bundle) -> Backbone:
 
     Raises:
         BackboneError: it cannot be built here, or has other weights.
+        BundleError: what the bundle learned is missing or does not fit.
     """
     spec = bundle.backbone
     weights, seed, name = None, None, spec.name
@@ -75,6 +77,7 @@ def backbone_of(bundle: Bundle) -> Backbone:
     if name != spec.name:
         backbone.spec = replace(backbone.spec, name=spec.name)
     backbone.verify(spec)
+    backbone.learned = learned_cuts(bundle)
     return backbone
 
 

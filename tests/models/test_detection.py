@@ -15,12 +15,13 @@ import torch
 from headrace.cli import app
 from headrace.models.bundle import PRESENCE, Bundle, head_file
 from headrace.models.detection import filter as neural_filter
-from headrace.models.detection.evaluate import FAMILIES, QUALITIES, Row, cheapest, evaluate_detection, without_bars
+from headrace.models.detection.evaluate import FAMILIES, Row, cheapest, evaluate_detection, without_bars
 from headrace.models.detection.filter import FilterPlan, Presence, conformal_threshold, learn_filter
 from headrace.models.detection.labelled import COCO, Labelled, class_indexes, known_classes, labelled_boxes
 from headrace.models.detection.mosaic import mosaic
 from headrace.models.detection.precision import Judge
 from headrace.models.edge_half import load_edge_half
+from headrace.models.evaluation.pictures import QUALITIES, Setting, through
 from headrace.models.exceptions import BundleError, DataError
 from headrace.models.export import export_edge_half
 from headrace.models.measure import load_pixels
@@ -53,7 +54,7 @@ def bundle(scenes, tmp_path_factory) -> Bundle:
     backbone = load_backbone(SOURCE)
     paths = sorted((scenes / "images").iterdir())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("headrace.models.split._timed", lambda backbone, bundle, progress: bundle)
+        patch.setattr("headrace.models.split.timed", lambda backbone, bundle, progress: bundle)
         fit(backbone, [AT], paths[:60], paths[60:64]).save(folder)
     write_weights(backbone, folder)
     return Bundle.load(folder)
@@ -147,20 +148,22 @@ def test_bars_are_neither_sent_nor_changed(codec, size):
     how = load_backbone(SOURCE).preprocessing
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
     pixels = prepare(noise, how)
-    received, sent = without_bars(pixels, size, how, codec, 50)
+    received, file = through(pixels, Setting(codec, 50), without_bars(size, how))
     place = placement(*size, how)
     bars = np.ones(pixels.shape[:2], bool)
     bars[place.top : SIZE - place.top, place.left : SIZE - place.left] = False
     assert (received[bars] == pixels[bars]).all()
     assert (received != pixels).any() and received.shape == pixels.shape
-    assert sent > 100
+    assert len(file) > 100
 
 
 def test_the_cheapest_that_reaches_a_ratio():
-    rows = [Row("a", "deep", 900, 0.3, 0.4, 0.97), Row("b", "deep", 500, 0.3, 0.4, 0.94)]
-    at = cheapest([*rows, Row("c", "webp", 2000, 0.3, 0.4, 0.99)])
+    rows = [Row("a", "deep", 900, 0.3, 0.4, 0.97, 0.4), Row("b", "deep", 500, 0.3, 0.4, 0.94, 0.4)]
+    rows.append(Row("c", "webp", 2000, 0.3, 0.4, 0.99))
+    at = cheapest(rows)
     assert at["0.95"] == {"deep": 900, "light": None, "jpeg": None, "webp": 2000, "avif": None}
     assert at["0.90"]["deep"] == 500 and at["0.98"]["deep"] is None
+    assert cheapest([*rows, Row("d", "deep", 950, 0.3, 0.4, 0.96, 0.15)])["0.95"] == at["0.95"] | {"light": 950}
 
 
 def test_the_evaluation_states_what_it_measured(bundle, scenes, tmp_path, monkeypatch):

@@ -53,7 +53,7 @@ def _split(source: Source, at: tuple[str, ...], photographs: Path) -> Bundle:
     backbone, paths = load_backbone(source), find_pictures(photographs)
     with pytest.MonkeyPatch.context() as patch:
         # Timing exports every head to ONNX, which takes half a minute and says nothing of a repair.
-        patch.setattr("headrace.models.split._timed", lambda backbone, bundle, progress: bundle)
+        patch.setattr("headrace.models.split.timed", lambda backbone, bundle, progress: bundle)
         return fit(backbone, at, paths[:60], paths[60:68])
 
 
@@ -192,7 +192,7 @@ def test_a_killed_run_goes_on_where_it_was(
             raise _KilledError
         return real(*arguments)
 
-    monkeypatch.setattr("headrace.models.repair.distil.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("headrace.models.learning.descent.SAVE_SECONDS", 0.0)
     monkeypatch.setattr(where, name, dies)
     with pytest.raises(_KilledError):
         repair(bundle, photographs, replace(STEPS, at=(A,)), tmp_path)
@@ -216,7 +216,7 @@ def test_through_the_command(bundle, photographs, tmp_path):
 
 def test_steps_that_fit_are_decided_once(bundle, photographs, tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr("headrace.models.repair.distil.learn", lambda *a: asked.append(a[3]))
+    monkeypatch.setattr("headrace.models.repair.distil.descend", lambda *a: asked.append(a[3]))
     plan = replace(STEPS, at=(A,), steps=0, minutes=0.1, hidden=0)
     monkeypatch.setattr("headrace.models.repair.distil.shutil.rmtree", lambda *a, **k: None)
     for _ in range(2):

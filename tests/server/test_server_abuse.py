@@ -14,7 +14,7 @@ from headrace.models.bitstream import VERSION, Packet
 from headrace.protos import messages
 from headrace.protos.messages import Frame, Hello, Status
 from headrace.server import token_commands
-from headrace.server.service import REFUSALS
+from headrace.server.session import REFUSALS
 
 MakePacket = Callable[..., Packet]
 EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED

@@ -1,0 +1,100 @@
+"""What the device computes up to each split point: multiply-accumulates, and time on one core beside the uncut model's.
+
+Head and encoder are one graph, as on the device, run by ONNX Runtime in the same precision as the uncut model; all
+graphs take turns. Entropy coding is not in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from ..backbones import Backbone
+from ..bottleneck import Encoder
+from ..bundle import Bundle, head_file
+from ..cutting.costs import count_macs
+from ..export import Only, write_onnx
+from ..onnx_time import edge_milliseconds
+from ..tasks import CLASSIFICATION
+
+LEARNED = "slim"
+"""Names of learned split points begin with it, and go on with their width: `slim-25`, `slim-100`."""
+
+
+@dataclass(frozen=True, slots=True)
+class StageCost:
+    """One graph.
+
+    Attributes:
+        gmac: multiply-accumulates of a frame, 10^9.
+        ms: one core of this machine.
+        share_of_uncut: of the uncut model's time, measured in turn with it.
+    """
+
+    gmac: float
+    ms: float
+    share_of_uncut: float
+
+    def to_dict(self) -> dict[str, float]:
+        """As it is reported."""
+        return {"gmac": round(self.gmac, 5), "ms": round(self.ms, 3), "share_of_uncut": round(self.share_of_uncut, 4)}
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeCosts:
+    """The uncut model, and head and encoder of each split point by its name."""
+
+    uncut: StageCost
+    splits: Mapping[str, StageCost]
+
+    def encoder(self) -> dict[str, Any] | None:
+        """The slimmable encoder at its `widest` and `narrowest`, by multiply-accumulates; None where there is none."""
+        learned = {name: cost for name, cost in self.splits.items() if is_learned(name)}
+        if not learned:
+            return None
+        ordered = sorted(learned, key=lambda name: learned[name].gmac)
+        ends = {"widest": ordered[-1], "narrowest": ordered[0]}
+        return {end: {"split": name, **learned[name].to_dict()} for end, name in ends.items()}
+
+
+def is_learned(split: str) -> bool:
+    """Whether a split point is one width of a learned encoder, and not a cut in closed form."""
+    return split.startswith(LEARNED)
+
+
+def edge_costs(bundle: Bundle, backbone: Backbone, note: Callable[[], None] = lambda: None) -> EdgeCosts:
+    """Count and time every head with its encoder, and the uncut model.
+
+    Args:
+        bundle: whole bundle.
+        backbone: its own.
+        note: called after each graph that was made (one more than there are split points).
+    """
+    size = backbone.preprocessing.size
+    pixels = torch.zeros(1, size, size, 3, dtype=torch.uint8)
+    whole = backbone.task.name == CLASSIFICATION
+    with TemporaryDirectory() as folder:
+        paths = {"": Path(folder) / "uncut.onnx"}
+        write_onnx(backbone, Only(backbone.uncut) if whole else backbone.traced_part, "scores", paths[""])
+        macs = {"": count_macs(backbone.uncut, pixels)}
+        note()
+        for spec in bundle.splits:
+            head = Only(backbone.head(spec.name), Encoder.of(bundle, spec.name))
+            paths[spec.name] = Path(folder) / head_file(spec.name)
+            write_onnx(backbone, head, "latent", paths[spec.name])
+            macs[spec.name] = count_macs(head, pixels)
+            note()
+        times = edge_milliseconds(paths)
+    if not whole:
+        # What chooses boxes does not run in ONNX Runtime; its share is taken from PyTorch.
+        times[""] /= backbone.costs.traced_share
+    costs = {name: StageCost(macs[name] / 1e9, ms, ms / times[""]) for name, ms in times.items()}
+    return EdgeCosts(costs.pop(""), costs)
+
+
+__all__ = ["LEARNED", "EdgeCosts", "StageCost", "edge_costs", "is_learned"]

@@ -1,0 +1,120 @@
+"""Learned cuts: what a bundle holds of an encoder and its synthesis, and a backbone's head and tail made of them.
+
+    NAME/encoder/LAYER/weight                   float16, shared by all widths: each takes the first channels of it
+    NAME/encoder/LAYER/WIDTH/scale, .../bias    float16 [channels], a width's normalisation
+    NAME/synthesis/LAYER...                     float16, convolutions of the synthesis
+
+pixels --encoder at a width--> latent ~~~closed form, coder~~~> latent --synthesis--> features --rest of backbone-->
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from ..bundle import Bundle, LearnedSpec, SplitSpec
+from ..exceptions import BundleError
+from .slimmable import PlainEncoder, SlimmableEncoder
+from .synthesis import Synthesis, SynthesisShape
+
+INPUT = "input"
+"""The anchor in front of the whole backbone: what the synthesis gives is its input, and the server runs all of it."""
+
+Arrays = Mapping[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class LearnedCut:
+    """A head and what undoes it.
+
+    Attributes:
+        encoder: normalised pixels float32 [B, 3, S, S] -> latent [B, K, h, w].
+        synthesis: latent -> features at the anchor.
+        anchor: a stage of the backbone, or its input.
+        shape: (K, h, w).
+    """
+
+    encoder: PlainEncoder
+    synthesis: nn.Module
+    anchor: str
+    shape: tuple[int, int, int]
+
+
+def tensors_of(name: str, encoder: SlimmableEncoder, synthesis: Synthesis) -> dict[str, npt.NDArray[np.float16]]:
+    """What a bundle holds of trained networks."""
+    found = {f"{name}/encoder/{key}": value for key, value in encoder.parts().items()}
+    found |= {f"{name}/synthesis/{key.replace('.', '/')}": v for key, v in synthesis.folded().state().items()}
+    return {key: value.detach().half().cpu().contiguous().numpy() for key, value in found.items()}
+
+
+def learned_cuts(bundle: Bundle) -> dict[str, LearnedCut]:
+    """The learned cuts of a bundle, by the names of their split points; several widths share one synthesis.
+
+    Raises:
+        BundleError: what was learned is missing or does not fit.
+    """
+    syntheses: dict[tuple[str, tuple[int, ...]], Synthesis] = {}
+    found: dict[str, LearnedCut] = {}
+    for spec in bundle.splits:
+        if spec.learned is None:
+            continue
+        if not bundle.learned:
+            raise BundleError(
+                f"bundle {bundle.name} lacks what was learned for {spec.name}: it is an edge's half, or its "
+                "learned.safetensors is missing; copy the whole bundle again"
+            )
+        try:
+            key = (spec.learned.name, spec.learned.synthesis)
+            if key not in syntheses:
+                syntheses[key] = _synthesis(bundle.learned, spec.learned)
+            found[spec.name] = LearnedCut(
+                _encoder(bundle.learned, spec), syntheses[key], spec.learned.anchor, spec.features
+            )
+        except (KeyError, RuntimeError, TypeError) as error:
+            raise BundleError(
+                f"what bundle {bundle.name} learned does not fit its split point {spec.name}: {error}; train it anew"
+            ) from error
+    return found
+
+
+def synthesis_numbers(shape: SynthesisShape) -> tuple[int, ...]:
+    """A synthesis's size in a row, as `LearnedSpec` has it."""
+    return (shape.latent, *shape.features, shape.scale, *(n for level in shape.levels for n in level))
+
+
+def _synthesis_shape(numbers: Sequence[int]) -> SynthesisShape:
+    latent, channels, height, width, scale, *rest = numbers
+    levels = tuple((rest[i], rest[i + 1], rest[i + 2]) for i in range(0, len(rest), 3))
+    return SynthesisShape(latent, (channels, height, width), scale, levels)
+
+
+def _synthesis(tensors: Arrays, spec: LearnedSpec) -> Synthesis:
+    mine = {
+        key.removeprefix(f"{spec.name}/synthesis/").replace("/", "."): _float(value)
+        for key, value in tensors.items()
+        if key.startswith(f"{spec.name}/synthesis/")
+    }
+    return Synthesis.of(_synthesis_shape(spec.synthesis), mine)
+
+
+def _encoder(tensors: Arrays, spec: SplitSpec) -> PlainEncoder:
+    assert spec.learned is not None
+    plain, prefix = PlainEncoder(spec.learned.channels, spec.features[0]), f"{spec.learned.name}/encoder"
+    with torch.no_grad():
+        for at, layer in enumerate(plain.layers):
+            assert isinstance(layer, nn.Conv2d) and layer.bias is not None
+            made, given = layer.weight.shape[:2]
+            scale = _float(tensors[f"{prefix}/{at}/{spec.learned.width}/scale"])
+            layer.weight.copy_(_float(tensors[f"{prefix}/{at}/weight"])[:made, :given] * scale[:, None, None, None])
+            layer.bias.copy_(_float(tensors[f"{prefix}/{at}/{spec.learned.width}/bias"]))
+    return plain
+
+
+def _float(array: npt.NDArray[Any]) -> Tensor:
+    return torch.from_numpy(array.astype(np.float32))

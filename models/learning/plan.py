@@ -1,0 +1,109 @@
+"""What `headrace train` makes: one small TOML file a bundle.
+
+bundle = "efficientnet_lite0"      # folder of the bundle that gets the split points; its others stay
+name = "slim"                      # they are called slim-25, slim-50, ...
+anchor = "blocks.2"                # behind which stage the synthesis gives the backbone's features
+seed = 0
+
+[encoder]
+latent = 64
+widths = { 25 = [8, 16, 8, 32, 16], 100 = [24, 64, 32, 128, 48] }
+
+[[stages]]                         # towards the uncut model's features, then towards its answers
+towards = "features"
+steps = 8000
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from ..exceptions import DataError
+from .cut import INPUT
+from .slimmable import CHANNELS
+
+Channels = tuple[int, ...]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class EncoderPlan(_Part):
+    """The slimmable encoder, see `slimmable`."""
+
+    latent: int = Field(64, ge=1, le=512, description="Channels of the latent.")
+    widths: dict[str, Channels] = Field(
+        min_length=1,
+        description="Name of each width, narrowest first -> c1, c2, its block's, c3, its blocks' channels.",
+    )
+
+    @field_validator("widths")
+    @classmethod
+    def _rising(cls, widths: dict[str, Channels]) -> dict[str, Channels]:
+        before: Channels = (1,) * CHANNELS
+        for name, channels in widths.items():
+            if not name.isalnum() or len(channels) != CHANNELS:
+                raise ValueError(f"width {name!r} needs a plain name and {CHANNELS} numbers of channels")
+            if any(a < b for a, b in zip(channels, before, strict=True)):
+                raise ValueError(f"width {name!r} has fewer channels than the width before it; order them by size")
+            before = channels
+        return widths
+
+
+class Stage(_Part):
+    """One stage of training; its learning rate rises and falls along a cosine of its own."""
+
+    towards: Literal["features", "answers"] = Field(description="What the loss compares with the uncut model's.")
+    steps: int = Field(ge=1, description="Batches.")
+    rate: float = Field(2e-3, gt=0, description="Learning rate at its height.")
+    ramp: float = Field(0.0, ge=0, le=1, description="Share of the steps over which bits come to their full price.")
+    noise: float = Field(0.0, ge=0, le=1, description="Share of the steps in which noise stands for rounding.")
+    encoder: bool = Field(True, description="Whether the encoder learns too, or the synthesis alone.")
+
+
+class TrainPlan(_Part):
+    """See the module's docstring."""
+
+    bundle: Path
+    name: str = Field("slim", pattern=r"^[a-z][a-z0-9_]{0,15}$")
+    anchor: str = INPUT
+    seed: int = Field(0, ge=0)
+    batch: int = Field(48, ge=4, description="Views a step; half at the widest width, a quarter each at two others.")
+    views: int = Field(8000, ge=16, description="Views kept at a time, 220 KB each for 224 pixels.")
+    fresh: int = Field(2, ge=0, description="Views replaced a step by new ones.")
+    price: float = Field(
+        2000.0,
+        gt=0,
+        description="Bits that a nat of disturbance is worth at gain 1, in proportion to the gain squared.",
+    )
+    gains: float = Field(4.0, ge=1, description="Gains are drawn from 1 to this, evenly on a logarithmic scale.")
+    encoder: EncoderPlan
+    synthesis: tuple[tuple[int, int, int], ...] = Field(
+        min_length=1, description="Channels, hidden channels and number of blocks of each level, see `synthesis`."
+    )
+    stages: tuple[Stage, ...] = Field(min_length=1)
+
+    @classmethod
+    def load(cls, path: Path) -> TrainPlan:
+        """Read a TOML file; a relative `bundle` is one beside the file.
+
+        Raises:
+            DataError: it cannot be read, or a value is missing, unknown or out of range; the text says which.
+        """
+        try:
+            with path.open("rb") as file:
+                plan = cls(**tomllib.load(file))
+        except OSError as error:
+            raise DataError(f"{path} cannot be read ({error.strerror})") from error
+        except tomllib.TOMLDecodeError as error:
+            raise DataError(f"{path} is not TOML: {error}") from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(p) for p in first["loc"])
+            raise DataError(f"{path}: {where or 'it'}: {first['msg']}") from error
+        return plan.model_copy(update={"bundle": path.parent / plan.bundle})

@@ -1,0 +1,312 @@
+"""`headrace train`: a slimmable encoder and its synthesis, distilled from the uncut model; labels are not used.
+
+views -> encoder, each part of the batch at another width -> surrogate of quantiser and coder, each view at its own gain
+      -> synthesis -> features, and behind the rest of the backbone scores
+loss = price x gain^2 x nats by which the answer is disturbed + bits
+
+Stage by stage: `features` learns from the metric at the anchor (a dense target from the first step), `answers` from the
+divergence of the scores themselves. Every width is taught by the uncut model, not by the widest one, in each step the
+widest, the narrowest and one between (the sandwich of Yu and Huang, "Universally Slimmable Networks", ICCV 2019).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.progress import Progress
+from torch import Tensor
+
+from ..backbones import Backbone, Pixels
+from ..closed_form import fisher_gradients
+from ..exceptions import DataError
+from ..measure import pixel_batches
+from ..repair.distil import distance
+from ..tasks import CLASSIFICATION
+from .descent import descend
+from .metric import Nats
+from .plan import Stage, TrainPlan
+from .slimmable import STRIDE, SlimmableEncoder
+from .surrogate import Surrogate
+from .synthesis import Synthesis, SynthesisShape
+from .team import Team
+from .views import Teacher, Views
+
+FITTED = 300
+"""Photographs from which the metric and the features' statistics are taken."""
+ANSWERS_SHARE = 0.75
+"""In the stage towards answers, the share of their divergence; the rest is the metric's."""
+RUNNING = 0.98
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What training gives.
+
+    Attributes:
+        encoder: all widths.
+        synthesis: of the anchor's features.
+        said: what the bundle's provenance says of the training.
+    """
+
+    encoder: SlimmableEncoder
+    synthesis: Synthesis
+    said: str
+
+
+def train(
+    backbone: Backbone,
+    plan: TrainPlan,
+    paths: Sequence[Path],
+    work: Path,
+    team: Team,
+    progress: Progress | None = None,
+) -> Learned:
+    """Learn, from where an earlier run of the same plan and photographs was killed.
+
+    Args:
+        backbone: a classifier; what is learned goes behind its input and before `plan.anchor`.
+        plan: what to learn, and how.
+        paths: photographs.
+        work: folder for views and checkpoints.
+        team: the processes that learn together, and this one's device.
+        progress: where to show progress; None for nowhere.
+
+    Raises:
+        DataError: too few photographs, or one cannot be read; the backbone is no classifier, or its input no multiple
+            of 16 pixels, or its features at the anchor are not one map of a size that a latent can be scaled to.
+        BackboneError: no such split point.
+    """
+    progress = progress or Progress(disable=True)
+    shape = synthesis_shape(backbone, plan)
+    if len(paths) < FITTED:
+        raise DataError(f"{len(paths)} photographs are too few to learn from; give at least {FITTED}")
+    identity = _identity(backbone, plan, paths)
+    folder = work / identity
+    device, mine = team.device, folder / f"rank-{team.rank}"
+    teacher = Teacher(backbone, plan.anchor, mine, device)
+    # Each of a team takes every so manieth photograph.
+    views = Views(paths[team.rank :: team.size], teacher, backbone, plan.views, plan.seed, mine)
+    bar = progress.add_task("views", total=plan.views, completed=views.made)
+    views.fill(lambda made: progress.update(bar, completed=made))
+    lesson = Lesson(backbone, plan, shape, views, _fitted(paths, plan.seed), team, progress)
+    for number, stage in enumerate(plan.stages):
+        lesson.begin(number, stage)
+        note = _noting(progress, f"towards {stage.towards}", stage.steps, plan.batch * team.size, lesson)
+        named, state = lesson.parameters(stage.encoder), lesson.state(stage.encoder)
+        descend(
+            named,
+            lesson.loss,
+            stage.rate,
+            stage.steps,
+            folder / f"stage-{number}.safetensors",
+            identity,
+            note,
+            state,
+            partial(team.average_gradients, list(named.values())),
+            keeps=team.first,
+        )
+        team.average(state.values())
+    stages = ", then ".join(f"{s.steps} steps towards {s.towards}" for s in plan.stages)
+    said = f"{stages}, {plan.batch} views each of {len(paths)} unlabelled photographs, seed {plan.seed}"
+    return Learned(lesson.encoder.eval(), lesson.synthesis.eval(), said)
+
+
+def synthesis_shape(backbone: Backbone, plan: TrainPlan) -> SynthesisShape:
+    """Size of the synthesis that a plan asks for.
+
+    Raises:
+        DataError: see `train`.
+        BackboneError: no such split point.
+    """
+    size, name = backbone.preprocessing.size, backbone.spec.name
+    if backbone.task.name != CLASSIFICATION or size % STRIDE:
+        raise DataError(f"{name} cannot be learned for: a classifier is needed whose input is a multiple of 16 pixels")
+    channels, height, width = backbone.shape(plan.anchor)
+    side = size // STRIDE
+    scale = height // side
+    doubled = 2 ** (len(plan.synthesis) - 1)
+    if height != width or scale * side != height or scale < 1 or scale % doubled:
+        raise DataError(
+            f"{name} has {channels}x{height}x{width} after {plan.anchor}; an anchor of {side}, {2 * side}, ... places "
+            f"a side is needed, and one that {len(plan.synthesis)} levels of the synthesis can reach"
+        )
+    return SynthesisShape(plan.encoder.latent, (channels, height, width), scale, plan.synthesis)
+
+
+class Lesson:
+    """The networks, what they learn from, and their loss."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        plan: TrainPlan,
+        shape: SynthesisShape,
+        views: Views,
+        fitted: Sequence[Path],
+        team: Team,
+        progress: Progress,
+    ) -> None:
+        """Random networks, and the metric at the anchor."""
+        device = team.device
+        self._plan, self._views, self._device, self._rank = plan, views, device, team.rank
+        self._pixels, self._tail = Pixels(backbone.preprocessing).to(device), backbone.tail(plan.anchor).to(device)
+        self._task = backbone.task
+        self._widths = list(plan.encoder.widths)
+        self._number, self._stage = 0, plan.stages[0]
+        self.nats, self.bytes = 0.0, 0.0
+        features, gradients = _at_anchor(backbone, plan, fitted, progress)
+        self._metric = Nats(gradients).to_device(device)
+        # What the features vary by, in nats: so the loss is of the order of 1, as the optimiser expects.
+        varied = torch.cat([self._metric((part - features.mean(0)).to(device)) for part in torch.split(features, 32)])
+        self._unlearned = max(float(varied.mean()), 1e-30)
+        torch.manual_seed(plan.seed)
+        self.encoder = SlimmableEncoder(plan.encoder.widths, plan.encoder.latent).to(device)
+        self.encoder.to(memory_format=torch.channels_last)
+        mean = features.mean((0, 2, 3))
+        spread = _root(features - mean[:, None, None])
+        self.synthesis = Synthesis(shape, mean, spread).to(device)
+        side = backbone.preprocessing.size // STRIDE
+        self.surrogate = Surrogate(len(self._widths), plan.encoder.latent, side).to(device)
+
+    def begin(self, number: int, stage: Stage) -> None:
+        """Go on to a stage."""
+        self._number, self._stage = number, stage
+        self.encoder.train(stage.encoder)
+        self.synthesis.train()
+        self.surrogate.train(stage.encoder)
+
+    def parameters(self, encoder: bool) -> dict[str, torch.nn.Parameter]:
+        """What learns, by name."""
+        named = {f"synthesis.{k}": p for k, p in self.synthesis.named_parameters()}
+        return named | ({f"encoder.{k}": p for k, p in self.encoder.named_parameters()} if encoder else {})
+
+    def state(self, encoder: bool) -> dict[str, Tensor]:
+        """Running statistics, by name; where the encoder does not learn all of it, for the checkpoint to hold."""
+        named = {f"synthesis.{k}": b for k, b in self.synthesis.named_buffers()}
+        named |= {f"encoder.{k}": b for k, b in self.encoder.named_buffers()}
+        if not encoder:
+            named |= {f"encoder.{k}": p.data for k, p in self.encoder.named_parameters()}
+        return named | {"surrogate.scales": self.surrogate.scales}
+
+    def loss(self, step: int) -> Tensor:
+        """The loss of a step; see the module's docstring. Views at fine gains would outweigh all others, so each view's
+        loss is divided by its gain."""
+        plan, stage = self._plan, self._stage
+        if step:
+            self._views.add(plan.fresh)
+        rng = np.random.default_rng((plan.seed, self._number, step, self._rank))
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        indexes = rng.choice(self._views.count, plan.batch, replace=False)
+        pixels, features, scores = (t.to(self._device) for t in self._views.batch(indexes))
+        gain = torch.from_numpy(np.exp(rng.uniform(0, np.log(plan.gains), plan.batch)).astype(np.float32)).to(
+            self._device
+        )
+        rounded = step >= stage.noise * stage.steps
+        x = self._pixels(pixels)
+        decoded, bits = [], []
+        at = 0
+        for width, number in self._shares(rng):
+            part = slice(at, at + number)
+            at += number
+            with self._half(), torch.set_grad_enabled(stage.encoder):
+                latent = self.encoder(x[part], self._widths[width]).float()
+            noise = torch.rand(latent.shape, generator=generator).to(self._device) - 0.5
+            each = self.surrogate(latent, gain[part], width, noise, rounded)
+            decoded.append(each[0])
+            bits.append(each[1])
+        rate = torch.cat(bits)
+        with self._half():
+            made = self.synthesis(torch.cat(decoded)).float()
+        with self._half():
+            nats = self._metric(made - features)
+        if stage.towards == "answers":
+            with self._half():
+                outputs = tuple(o.float() for o in self._tail(made))
+            divergence = distance(self._task, outputs, (scores,))
+            nats = ANSWERS_SHARE * divergence + (1 - ANSWERS_SHARE) * nats
+        self._remember(nats, rate)
+        if stage.ramp:
+            rate = rate * min(1.0, (step + 1) / (stage.ramp * stage.steps))
+        loss: Tensor = ((plan.price * gain**2 * nats + rate) / gain).mean() / (plan.price * self._unlearned)
+        return loss
+
+    def _shares(self, rng: np.random.Generator) -> list[tuple[int, int]]:
+        """(width, views): half at the widest, a quarter at the narrowest and at one between."""
+        batch, last = self._plan.batch, len(self._widths) - 1
+        if last == 0:
+            return [(0, batch)]
+        between = int(rng.integers(1, last)) if last > 1 else 0
+        quarter = batch // 4
+        return [(last, batch - 2 * quarter), (between, quarter), (0, quarter)]
+
+    def _half(self) -> torch.autocast:
+        return torch.autocast(self._device.type, torch.bfloat16)
+
+    def _remember(self, nats: Tensor, rate: Tensor) -> None:
+        now = float(nats.detach().mean()), float(rate.detach().mean()) / 8
+        keep = RUNNING if self.bytes else 0.0
+        self.nats = keep * self.nats + (1 - keep) * now[0]
+        self.bytes = keep * self.bytes + (1 - keep) * now[1]
+
+
+def _at_anchor(backbone: Backbone, plan: TrainPlan, paths: Sequence[Path], progress: Progress) -> tuple[Tensor, Tensor]:
+    """Features [N, C, H, W] and gradients [M, C, H, W] of some photographs."""
+    bar = progress.add_task(f"{plan.anchor}: metric", total=2 * len(paths))
+    head, batches = backbone.head(plan.anchor), []
+    with torch.inference_mode():
+        for pixels in pixel_batches(paths, backbone.preprocessing):
+            batches.append(head(pixels)[0].clone())
+            progress.advance(bar, len(pixels))
+    copies = [b.clone() for b in batches]
+
+    def note(done: int) -> None:
+        progress.advance(bar, done)
+
+    gradients = fisher_gradients(backbone.tail(plan.anchor), copies, plan.seed, backbone.task.probe, note)
+    return torch.cat(batches), gradients
+
+
+def _root(features: Tensor) -> Tensor:
+    """A root of the covariance over channels of centred features [N, C, H, W]."""
+    flat = features.movedim(1, 0).flatten(1).double()
+    covariance = flat @ flat.T / flat.shape[1]
+    ridge = 1e-4 * covariance.diagonal().mean().clamp_min(1e-12)
+    root: Tensor = torch.linalg.cholesky(covariance + ridge * torch.eye(len(covariance), dtype=torch.float64))
+    return root.float()
+
+
+def _fitted(paths: Sequence[Path], seed: int) -> list[Path]:
+    order = np.random.default_rng((seed, 7)).permutation(len(paths))[:FITTED]
+    return [paths[i] for i in order]
+
+
+def _identity(backbone: Backbone, plan: TrainPlan, paths: Sequence[Path]) -> str:
+    """16 hex digits over everything that a run's result hangs on, by which its files are found again."""
+    parts = [backbone.spec.sha256, plan.model_dump(mode="json", exclude={"bundle"}), [str(p) for p in paths]]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def _noting(progress: Progress, name: str, steps: int, batch: int, lesson: Lesson) -> Callable[[int, float], None]:
+    """Show steps, speed, and running means of loss, distortion and bytes."""
+    bar, mean, last, speed = progress.add_task(name, total=steps), 0.0, time.monotonic(), 0.0
+
+    def note(done: int, loss: float) -> None:
+        nonlocal mean, last, speed
+        now = time.monotonic()
+        mean = RUNNING * mean + (1 - RUNNING) * loss if mean else loss
+        speed = RUNNING * speed + (1 - RUNNING) * (now - last) if speed else now - last
+        said = (
+            f"{batch / max(speed, 1e-6):.0f} views/s, loss {mean:.3f}, {lesson.nats:.3f} nats, {lesson.bytes:.0f} bytes"
+        )
+        progress.update(bar, completed=done, said=said)
+        last = now
+
+    return note

@@ -1,0 +1,304 @@
+"""What `headrace eval rd` and `eval front` make of their measurements, and both commands on real photographs."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import skimage.data
+import torch
+from headrace.cli import app
+from headrace.models import evaluate
+from headrace.models.bundle import Bundle
+from headrace.models.cutting.costs import count_macs
+from headrace.models.evaluation import curves, pictures
+from headrace.models.evaluation.curves import cheapest, cheapest_shared, front, rate_difference
+from headrace.models.evaluation.edge_costs import EdgeCosts, StageCost
+from headrace.models.evaluation.front import front_of, report_front
+from headrace.models.evaluation.pictures import Setting, available, settings, through
+from headrace.models.evaluation.report import summary
+from headrace.models.evaluation.resampling import Resampled, bytes_interval, interval
+from headrace.models.evaluation.samples import Measurements, Sample
+from headrace.models.exceptions import DataError
+from headrace.models.zoo.catalogue import load_backbone
+from PIL import Image
+from rich.console import Console
+from typer.testing import CliRunner
+
+COMMITTED = Path(evaluate.__file__).parent / "bundles" / "efficientnet_lite0"
+LABELLED = {"n02124075": "chelsea", "n07920052": "coffee"}
+BYTES, RELATIVE = np.array([100.0, 200.0, 400.0, 800.0]), np.array([0.80, 0.92, 0.91, 1.00])
+
+
+def points(*pairs):
+    return [SimpleNamespace(mean_bytes=b, relative=r) for b, r in pairs]
+
+
+def test_the_cheapest_point_and_the_hull_by_hand():
+    """0.96 lies half-way between 0.92 at 200 and 1.00 at 800 bytes; the point in between is above the hull."""
+    assert cheapest(BYTES, RELATIVE, 0.96) == 800
+    assert cheapest_shared(BYTES, RELATIVE, 0.96) == pytest.approx(500)
+    assert cheapest_shared(BYTES, RELATIVE, 0.90) == pytest.approx(100 + 100 * 0.10 / 0.12)
+    assert cheapest(BYTES, RELATIVE, 0.92) == cheapest_shared(BYTES, RELATIVE, 0.92) == 200
+    assert cheapest_shared(BYTES, RELATIVE, 0.5) == 100, "nothing is cheaper than the cheapest point"
+    assert np.isinf(cheapest(BYTES, RELATIVE, 1.01)) and np.isinf(cheapest_shared(BYTES, RELATIVE, 1.01))
+    assert np.isinf(cheapest_shared(BYTES[:0], RELATIVE[:0], 0.9)), "no points reach nothing"
+
+
+def test_resamples_are_handled_at_once():
+    both = np.stack([BYTES, BYTES * 2]), np.stack([RELATIVE, RELATIVE - 0.05])
+    found = cheapest_shared(*both, 0.93)
+    assert found.shape == (2,)
+    assert found.tolist() == [float(cheapest_shared(b, r, 0.93)) for b, r in zip(*both, strict=True)]
+
+
+def test_the_hull_is_never_above_the_cheapest_point():
+    rng = np.random.default_rng(1)
+    for _ in range(50):
+        bytes_, relative = rng.uniform(100, 1000, 12), rng.uniform(0.5, 1.0, 12)
+        for ratio in curves.RATIOS:
+            at, hull = cheapest(bytes_, relative, ratio), cheapest_shared(bytes_, relative, ratio)
+            assert hull <= at and np.isinf(hull) == np.isinf(at) and hull >= bytes_.min()
+
+
+def test_a_front_rises_strictly():
+    chosen = points((400, 0.91), (100, 0.8), (200, 0.92), (200, 0.85), (800, 1.0), (900, 1.0))
+    assert [chosen[i].mean_bytes for i in front(chosen)] == [100, 200, 800]
+
+
+def test_half_the_bytes_are_a_rate_difference_of_minus_fifty_percent():
+    anchor = points(*((1000 * 2**i, 0.7 + 0.1 * i) for i in range(4)))
+    half = points(*((500 * 2**i, 0.7 + 0.1 * i) for i in range(4)))
+    found = rate_difference(half, anchor)
+    assert found.percent == pytest.approx(-50)
+    assert (found.lowest, found.highest) == (0.7, pytest.approx(1.0))
+    assert rate_difference(anchor, half).percent == pytest.approx(100)
+
+
+def test_curves_that_have_no_accuracy_in_common_have_no_rate_difference():
+    low, high = points((100, 0.5), (200, 0.6)), points((100, 0.7), (200, 0.9))
+    assert rate_difference(low, high) is None
+    assert rate_difference(points((100, 0.8)), high) is None, "a single point is no curve"
+    assert rate_difference([], high) is None
+
+
+def test_a_missing_library_is_named_before_anything_is_measured(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "bjontegaard", None)
+    with pytest.raises(DataError, match="pip install bjontegaard"):
+        evaluate.evaluate_rate_distortion(Bundle.load(COMMITTED), tmp_path / "nowhere")
+
+
+def test_intervals_are_those_of_the_binomial():
+    """400 photographs, 0.9 of them right at one point, all at another; the uncut model is always right."""
+    rng = np.random.default_rng(0)
+    right = np.stack([np.arange(400) % 10 > 0, np.ones(400, bool)], axis=1)
+    packet_bytes = np.stack([rng.normal(1000, 100, 400), np.full(400, 50.0)], axis=1)
+    found = Resampled(packet_bytes, right, np.ones(400, bool), seed=3)
+    low, high = interval(found.relative[:, 0])
+    deviation = np.sqrt(0.9 * 0.1 / 400)
+    assert (low, high) == (
+        pytest.approx(0.9 - 1.96 * deviation, abs=0.006),
+        pytest.approx(0.9 + 1.96 * deviation, abs=0.006),
+    )
+    assert interval(found.relative[:, 1]) == (1.0, 1.0)
+    assert interval(found.bytes[:, 0])[1] - interval(found.bytes[:, 0])[0] == pytest.approx(3.92 * 5, rel=0.1)
+    again = Resampled(packet_bytes, right, np.ones(400, bool), seed=3)
+    assert (again.relative == found.relative).all() and (again.bytes == found.bytes).all()
+    assert (Resampled(packet_bytes, right, np.ones(400, bool), seed=4).relative != found.relative).any()
+
+
+def test_resamples_are_paired_with_the_uncut_model():
+    """A point that is right where the uncut model is has a relative accuracy of 1 in every resample."""
+    right = np.random.default_rng(0).random(50) < 0.6
+    found = Resampled(np.ones((50, 1)), right[:, None], right)
+    assert (found.relative == 1).all()
+    nothing = Resampled(np.ones((3, 1)), np.zeros((3, 1), bool), np.zeros(3, bool))
+    assert interval(nothing.relative[:, 0]) == (None, None)
+
+
+def test_an_interval_s_end_that_is_not_reached_has_no_bytes():
+    values = np.concatenate([np.linspace(100, 200, 90), np.full(10, np.inf)])
+    low, high = bytes_interval(values)
+    assert 100 <= low < 105 and high is None
+    assert bytes_interval(np.full(10, np.inf)) == (None, None)
+
+
+def costs(**shares) -> EdgeCosts:
+    uncut = StageCost(0.4, 10.0, 1.0)
+    return EdgeCosts(uncut, {n.replace("_", "-"): StageCost(0.4 * s, 10.0 * s, s) for n, s in shares.items()})
+
+
+def test_the_encoder_is_the_widest_and_the_narrowest_by_what_they_compute():
+    found = costs(blocks=0.5, slim_100=0.14, slim_25=0.05, slim_50=0.07).encoder()
+    assert found["widest"] == {"split": "slim-100", "gmac": 0.056, "ms": 1.4, "share_of_uncut": 0.14}
+    assert found["narrowest"]["split"] == "slim-25"
+    assert costs(blocks=0.5).encoder() is None
+    alone = costs(slim_25=0.05).encoder()
+    assert alone["widest"] == alone["narrowest"]
+
+
+@pytest.fixture
+def measured() -> Measurements:
+    """100 photographs, all right uncut; a deep, a mid and a light split point of two rate levels, and JPEG."""
+    known = {
+        "blocks": ((800, 99), (400, 92)),
+        "slim-100": ((1500, 98), (900, 91)),
+        "slim-25": ((2500, 96), (2000, 90)),
+        "": ((9000, 99), (5000, 91)),
+    }
+    samples = [
+        Sample(
+            f"{split or 'jpeg'}@{level}",
+            "deep" if split else "jpeg",
+            split,
+            np.full(100, float(size)),
+            np.arange(100) < right,
+            size - 20.0,
+            (size - 30.0) if split else 0.0,
+        )
+        for split, levels in known.items()
+        for level, (size, right) in enumerate(levels)
+    ]
+    shares = costs(blocks=0.5, slim_100=0.35, slim_25=0.15)
+    return Measurements(samples, np.ones(100, bool), shares, {"jpeg": 0.2})
+
+
+def test_families_go_by_the_share_of_the_time(measured):
+    found = summary(measured)
+    assert found["at"]["0.95"] == {
+        "deep": 800.0,
+        "mid": 1500.0,
+        "light": 2500.0,
+        "jpeg": 9000.0,
+        "webp": None,
+        "avif": None,
+        "entropic_student": None,
+    }
+    assert found["at"]["0.90"]["deep"] == 400 and found["at"]["0.98"]["light"] is None
+    assert found["at_hull"]["0.98"]["deep"] == pytest.approx(400 + 400 * 6 / 7, abs=0.1)
+    assert found["at_hull"]["0.95"]["jpeg"] == 7000
+    assert found["at_split"]["slim-25"]["0.90"] == {"deep": 2000}
+    low, high = found["at_ci"]["0.90"]["mid"]
+    assert (low, high) == (900, 1500), "0.91 of 100 is not surely 0.90"
+    assert found["at_ci"]["0.98"]["webp"] is None
+    assert found["encoder"]["narrowest"]["share_of_uncut"] == 0.15
+    assert found["bd_rate"]["deep"]["jpeg"]["percent"] < -80 and found["bd_rate"]["deep"]["webp"] is None
+    point = next(p for p in found["points"] if p["name"] == "slim-25@1")
+    assert point["bytes"] == 2000 and point["relative"] == 0.9 and point["gmac"] == pytest.approx(0.06)
+    assert point["relative_ci"][0] < 0.9 < point["relative_ci"][1]
+    json.dumps(found, allow_nan=False)
+
+
+def test_a_baseline_of_others_has_its_place(measured):
+    student = Sample("student@0", "entropic_student", "student", np.full(100, 3000.0), np.arange(100) < 97, 1.0, 1.0)
+    measured.samples = [*measured.samples, student]
+    found = summary(measured)
+    assert found["at"]["0.95"]["entropic_student"] == 3000
+    assert found["at"]["0.95"]["deep"] == 800, "it is none of ours"
+    assert found["splits"].keys() == {"blocks", "slim-100", "slim-25"}
+
+
+def test_the_front_takes_closed_form_and_learned_together(measured, tmp_path):
+    found = report_front(summary(measured), tmp_path / "front.json", tmp_path / "out", Console(quiet=True))
+    assert json.loads((tmp_path / "front.json").read_text()) == found
+    assert [(p["split"], p["learned"]) for p in found["points"]] == [
+        ("slim-25", True),
+        ("slim-100", True),
+        ("blocks", False),
+    ]
+    assert found["front"] == {
+        "0.98": ["slim-100", "blocks"],
+        "0.95": ["slim-25", "slim-100", "blocks"],
+        "0.90": ["slim-25", "slim-100", "blocks"],
+    }
+    assert found["pictures"]["jpeg"] == {
+        "ms": 0.2,
+        "share_of_uncut": 0.02,
+        "at": {"0.98": 9000, "0.95": 9000, "0.90": 5000},
+    }
+    with (tmp_path / "out" / "front.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 9 and [r["bytes"] for r in rows if r["split"] == "slim-25"] == ["", "2500.0", "2000.0"]
+    assert Image.open(tmp_path / "out" / "front.png").size[0] > 500
+
+
+def test_a_dearer_split_point_that_takes_more_bytes_is_not_on_the_front(measured):
+    found = summary(measured)
+    found["splits"]["worse"] = {
+        **found["splits"]["blocks"],
+        "share_of_uncut": 0.9,
+        "at": {"0.98": 800, "0.95": 801, "0.90": 399},
+    }
+    beaten = front_of(found)["front"]
+    assert "worse" not in beaten["0.98"] + beaten["0.95"] and "worse" in beaten["0.90"]
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"at": {}, "splits": {"a": 3}}'])
+def test_a_file_that_eval_rd_did_not_write_is_named(content, tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text(content)
+    done = CliRunner().invoke(app, ["eval", "front", "--from", str(path)])
+    assert isinstance(done.exception, DataError)
+    assert "x.json is not what" in str(done.exception) and "measure it anew" in str(done.exception)
+
+
+@pytest.mark.parametrize("flags", [[], ["--data", "x", "--from", "y"]])
+def test_the_front_takes_photographs_or_a_file(flags):
+    done = CliRunner().invoke(app, ["eval", "front", *flags])
+    assert isinstance(done.exception, DataError) and "either --data" in str(done.exception)
+
+
+@pytest.mark.parametrize("codec", pictures.QUALITIES)
+def test_pictures_grow_with_quality_and_come_out_alike(codec):
+    assert available(codec)
+    pixels = np.asarray(Image.fromarray(skimage.data.chelsea()).resize((224, 224)))
+    (coarse, small), (fine, large) = (through(pixels, Setting(codec, q)) for q in (10, 90))
+    assert len(small) < len(large) / 3
+    errors = [np.abs(received.astype(float) - pixels).mean() for received in (coarse, fine)]
+    assert errors[1] < errors[0] < 15 and errors[1] < 4
+    part, file = through(pixels, Setting(codec, 90), (0, 0, 224, 100))
+    assert (part[100:] == pixels[100:]).all() and len(file) < len(large)
+    assert len([s for s in settings() if s.codec == codec]) == 10
+
+
+def test_macs_of_the_uncut_model_are_those_of_its_graph():
+    backbone = load_backbone("efficientnet_lite0")
+    pixels = torch.zeros(1, 224, 224, 3, dtype=torch.uint8)
+    assert count_macs(backbone.uncut, pixels) == backbone.costs.all_macs
+    assert count_macs(backbone.head("blocks.3"), pixels) == backbone.cut("blocks.3").macs
+
+
+def test_the_commands_on_real_photographs(tmp_path, monkeypatch):
+    """Two photographs through the committed bundle, two qualities a codec; the front from what was written."""
+    monkeypatch.setattr(evaluate, "settings", lambda: settings({c: q[3:5] for c, q in pictures.QUALITIES.items()}))
+    for wnid, name in LABELLED.items():
+        Image.fromarray(getattr(skimage.data, name)()).save(tmp_path / f"{wnid}_{name}.png")
+    rd, out = tmp_path / "rd.json", tmp_path / "out"
+    done = CliRunner().invoke(app, ["eval", "rd", "--data", str(tmp_path), "--json", str(rd), "--output", str(out)])
+    assert done.exit_code == 0, (done.output, done.exception)
+    found = json.loads(rd.read_text())
+    assert found["images"] == 2 and found["uncut_top1"] in {0.5, 1.0}
+    bundle = Bundle.load(COMMITTED)
+    assert found["splits"].keys() == {s.name for s in bundle.splits}
+    for name, split in found["splits"].items():
+        assert 0 < split["share_of_uncut"] < 1.5 and 0 < split["gmac"] < found["uncut"]["gmac"]
+        assert not split["learned"] and found["at_split"][name]["0.90"]["deep"] == split["at"]["0.90"]
+    assert found["encoder"] is None
+    assert list(found["at"]) == ["0.98", "0.95", "0.90"]
+    assert set(found["at"]["0.95"]) == {"deep", "mid", "light", *pictures.QUALITIES, "entropic_student"}
+    assert found["at"]["0.95"]["deep"] < found["at"]["0.95"]["webp"] / 3
+    assert {p["family"] for p in found["points"]} == {"deep", *pictures.QUALITIES}
+    assert all(p["slice_bytes"] <= p["bytes"] for p in found["points"])
+    with (out / "rate-accuracy.csv").open() as file:
+        assert [r["name"] for r in csv.DictReader(file)] == [p["name"] for p in found["points"]]
+    assert Image.open(out / "rate-accuracy.png").size[0] > 500
+    assert "BD-rate" in done.output and "—" in done.output
+    front_json = tmp_path / "front.json"
+    done = CliRunner().invoke(app, ["eval", "front", "--from", str(rd), "--json", str(front_json)])
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert {p["split"] for p in json.loads(front_json.read_text())["points"]} == {s.name for s in bundle.splits}

@@ -1,0 +1,389 @@
+"""Learn a light encoder for a small random backbone, kill it, cut its bundle with it, and send frames through it."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from headrace.models.bottleneck import Decoder, Encoder
+from headrace.models.bundle import LEARNED, Bundle
+from headrace.models.closed_form import fisher_gradients
+from headrace.models.codec import Codec
+from headrace.models.edge_half import load_edge_half
+from headrace.models.exceptions import BundleError, DataError
+from headrace.models.export import export_edge_half
+from headrace.models.learning.assemble import assemble, split_names, without
+from headrace.models.learning.cut import learned_cuts, tensors_of
+from headrace.models.learning.metric import Nats
+from headrace.models.learning.plan import TrainPlan
+from headrace.models.learning.slimmable import SlimmableEncoder
+from headrace.models.learning.surrogate import Surrogate, cosine_matrix, laplace_bits
+from headrace.models.learning.synthesis import Synthesis, SynthesisShape
+from headrace.models.learning.team import Team
+from headrace.models.learning.train import Learned, train
+from headrace.models.measure import find_pictures, load_pixels
+from headrace.models.operating_point import Kind
+from headrace.models.split import fit
+from headrace.models.zoo.catalogue import backbone_of, load_backbone
+from headrace.models.zoo.sources import Source
+from headrace.server.engine import FeatureInput, TailKey
+from headrace.server.tail import load_tails
+from PIL import Image
+
+BACKBONE = Source("timm/test_resnet", seed=3, size=64)
+ALONE = Team(0, 1, torch.device("cpu"))
+PLAN = """
+bundle = "base"
+anchor = "input"
+views = 64
+price = 1e9
+fresh = 1
+batch = 8
+synthesis = [[24, 12, 1], [16, 8, 1]]
+[encoder]
+latent = 12
+widths = { 50 = [4, 8, 4, 8, 4], 100 = [8, 16, 8, 16, 8] }
+[[stages]]
+towards = "features"
+steps = 250
+rate = 1e-2
+noise = 0.5
+ramp = 0.2
+[[stages]]
+towards = "answers"
+steps = 6
+rate = 5e-4
+[[stages]]
+towards = "answers"
+steps = 3
+encoder = false
+"""
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory) -> list[Path]:
+    """110 small pictures: blurred noise, no two alike."""
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(5)
+    for i in range(110):
+        noise = rng.integers(0, 256, (6 + i % 3, 8, 3), dtype=np.uint8)
+        Image.fromarray(noise).resize((80, 64), Image.Resampling.BICUBIC).save(folder / f"{i:03}.png")
+    return find_pictures(folder)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fitted():
+    """The metric from few photographs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("headrace.models.learning.train.FITTED", 60)
+        yield
+
+
+@pytest.fixture(scope="module")
+def base(photographs) -> Bundle:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("headrace.models.split.timed", lambda backbone, bundle, progress: bundle)
+        return fit(load_backbone(BACKBONE), ("layer2",), photographs[:60], photographs[60:68])
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory) -> TrainPlan:
+    file = tmp_path_factory.mktemp("plan") / "plan.toml"
+    file.write_text(PLAN)
+    return TrainPlan.load(file)
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("work")
+
+
+@pytest.fixture(scope="module")
+def learned(base, plan, photographs, work) -> Learned:
+    return train(backbone_of(base), plan, photographs, work, ALONE)
+
+
+@pytest.fixture(scope="module")
+def bundle(base, plan, photographs, learned) -> Bundle:
+    return assemble(backbone_of(base), base, plan, learned, photographs[:60], photographs[60:68])
+
+
+def test_training_makes_the_loss_smaller(base, plan, photographs, learned):
+    """What 250 steps gave disturbs the answer less, by the metric, than the mean picture would, at every width."""
+    backbone = backbone_of(base)
+    pixels = torch.from_numpy(np.stack([load_pixels(p, backbone.preprocessing) for p in photographs]))
+    (x,) = backbone.head("input")(pixels)
+    nats = Nats(fisher_gradients(backbone.tail("input"), [x[:60]], 0, backbone.task.probe))
+    with torch.inference_mode():
+        unlearned = float(nats(x - x.mean(0)).mean())
+        found = [float(nats(learned.synthesis(learned.encoder(x, w)) - x).mean()) for w in plan.encoder.widths]
+    assert found[-1] < 0.8 * unlearned and found[0] < unlearned, (found, unlearned)
+
+
+def test_killed_and_resumed_ends_as_one_that_was_not(base, plan, photographs, learned, tmp_path, monkeypatch):
+    monkeypatch.setattr("headrace.models.learning.descent.SAVE_SECONDS", 0.0)
+
+    class KilledError(Exception):
+        pass
+
+    calls = 0
+    original = torch.optim.AdamW.step
+
+    def step(self, *args, **kwargs):
+        nonlocal calls
+        calls += 1
+        if calls == 20:
+            raise KilledError
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    # Without new views a step depends on its number alone.
+    first, *others = plan.stages
+    stages = (first.model_copy(update={"steps": 24}), *others)
+    still = plan.model_copy(update={"fresh": 0, "stages": stages})
+    with pytest.raises(KilledError):
+        train(backbone_of(base), still, photographs, tmp_path / "killed", ALONE)
+    resumed = train(backbone_of(base), still, photographs, tmp_path / "killed", ALONE)
+    assert calls == 20 + (24 - 19) + 6 + 3  # the nineteen steps before the kill were not made again
+    whole = train(backbone_of(base), still, photographs, tmp_path / "whole", ALONE)
+    for mine, theirs in zip(resumed.encoder.state_dict().values(), whole.encoder.state_dict().values(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)
+
+
+def test_the_last_stage_left_the_encoder_alone(plan, learned, work):
+    from safetensors.torch import load_file
+
+    (folder,) = (p.parent for p in work.glob("*/stage-1.safetensors"))
+    before = load_file(folder / "stage-1.safetensors")
+    for name, parameter in learned.encoder.named_parameters():
+        torch.testing.assert_close(before[f"parameter/encoder.{name}"], parameter.detach(), rtol=0, atol=0)
+    changed = [not torch.equal(before[f"parameter/synthesis.{n}"], p) for n, p in learned.synthesis.named_parameters()]
+    assert all(changed)
+
+
+def test_a_width_taken_out_is_the_slimmable_one(plan, learned):
+    tensors = tensors_of("slim", learned.encoder, learned.synthesis)
+    assert {t.dtype for t in tensors.values()} == {np.dtype(np.float16)}
+    pixels = torch.randn(2, 3, 64, 64)
+    for width in plan.encoder.widths:
+        with torch.inference_mode():
+            whole = learned.encoder(pixels, width)
+        plain = _plain(plan, learned, width)
+        with torch.inference_mode():
+            alone = plain.encoder(pixels)
+            folded = plain.synthesis(whole)
+            trained = learned.synthesis(whole)
+        scale = float(whole.abs().max())
+        assert float((alone - whole).abs().max()) < 2e-2 * scale  # half precision
+        assert float((folded - trained).abs().max()) < 2e-2 * float(trained.abs().max())
+
+
+def _plain(plan, learned, width):
+    from headrace.models.bundle import LearnedSpec, SplitSpec
+    from headrace.models.learning.cut import synthesis_numbers
+
+    spec = LearnedSpec(
+        "slim", width, tuple(plan.encoder.widths[width]), "input", synthesis_numbers(learned.synthesis.shape)
+    )
+    split = SplitSpec("x", (12, 4, 4), 12, (), learned=spec)
+
+    class Holder:
+        name, splits = "b", (split,)
+        learned = None
+
+    holder = Holder()
+    holder.learned = tensors_of("slim", learned.encoder, learned.synthesis)
+    return learned_cuts(holder)["x"]
+
+
+def test_widths_are_split_points_like_others(bundle, plan, base):
+    assert split_names(plan) == ("slim-50", "slim-100")
+    for name in split_names(plan):
+        points = [p for p in bundle.operating_points if p.split == name]
+        assert len(points) >= 6 and all(p.bytes_median > 0 for p in points)
+        assert all(len(ends) >= 4 for ends in bundle.split(name).slices)
+        sizes = [p.bytes_median for p in points]
+        assert sizes == sorted(sizes, reverse=True)
+    kept = [p.identity() for p in bundle.operating_points if not p.split.startswith("slim")]
+    assert kept == [p.identity() for p in base.operating_points]
+    assert bundle.fingerprint != base.fingerprint
+
+
+def test_frames_go_from_the_exported_graph_to_the_servers_tail(bundle, photographs, tmp_path):
+    """Pixels -> ONNX -> packet -> server: the answer is that of the networks in torch, at every width."""
+    from headrace.edge.head import Head
+
+    export_edge_half(bundle, tmp_path / "edge")
+    edge = load_edge_half(tmp_path / "edge")
+    assert edge.fingerprint == bundle.fingerprint
+    assert not edge.learned and not (tmp_path / "edge" / LEARNED).exists()
+    backbone = backbone_of(bundle)
+    head, codec = Head(edge, tmp_path / "edge"), Codec(bundle)
+    tails = load_tails([bundle], "cpu", 1)
+    for name in ("slim-50", "slim-100"):
+        point = next(p for p in bundle.operating_points if p.split == name)
+        pixels = load_pixels(photographs[-1], bundle.preprocessing)
+        latent = head(name, pixels)
+        symbols = codec.decompress(codec.compress(latent, point, 0))
+        gain = bundle.gain(name, point.rate_level)
+        ((answer,),) = tails[TailKey(bundle.fingerprint, name)]([FeatureInput(symbols, gain)])
+        with torch.inference_mode():
+            mine = Encoder.of(bundle, name)(*backbone.head(name)(torch.from_numpy(pixels[None])))
+            features = Decoder.of(bundle, name)(torch.from_numpy(symbols[None]), torch.from_numpy(gain[None]))
+            (scores,) = backbone.tail(name)(features)
+        np.testing.assert_allclose(latent, mine[0].numpy(), atol=2e-3 * float(mine.abs().max()))
+        assert answer.labels[0].index == int(scores.argmax())
+
+
+def test_saved_and_loaded_without_or_with_damage(bundle, base, tmp_path):
+    bundle.save(tmp_path)
+    again = Bundle.load(tmp_path)
+    assert again.fingerprint == bundle.fingerprint
+    assert set(learned_cuts(again)) == {"slim-50", "slim-100"}
+    data = bytearray((tmp_path / LEARNED).read_bytes())
+    data[-1] ^= 1
+    (tmp_path / LEARNED).write_bytes(data)
+    with pytest.raises(BundleError, match=LEARNED):
+        Bundle.load(tmp_path)
+    (tmp_path / LEARNED).unlink()
+    with pytest.raises(BundleError, match=f"slim-50.*{LEARNED}"):
+        backbone_of(Bundle.load(tmp_path))
+    bare = without(bundle, "slim")
+    assert bare.fingerprint == base.fingerprint and not bare.learned
+    bare.save(tmp_path)
+    assert not (tmp_path / LEARNED).exists()
+
+
+def test_learning_again_takes_the_place_of_what_was_learned(bundle, plan, photographs, learned):
+    again = assemble(backbone_of(bundle), bundle, plan, learned, photographs[:60], photographs[60:68])
+    assert [s.name for s in again.splits] == [s.name for s in bundle.splits]
+    assert again.learned_digest == bundle.learned_digest and set(again.tensors) == set(bundle.tensors)
+    assert [p.identity() for p in again.operating_points] == [p.identity() for p in bundle.operating_points]
+
+
+def test_too_many_operating_points_are_refused(bundle, plan, photographs, learned):
+    spare = next(p for p in bundle.operating_points if p.kind is Kind.IMAGE)
+    taken = {p.id for p in bundle.operating_points if not p.split.startswith("slim")}
+    more = [replace(spare, id=i) for i in range(128) if i not in taken]
+    full = without(bundle, "slim")
+    full = replace(full, operating_points=(*full.operating_points, *more))
+    with pytest.raises(DataError, match="at most 128"):
+        assemble(backbone_of(full), full, plan, learned, photographs[:60], photographs[60:68])
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (("latent = 12", "latent = 0"), "encoder.latent"),
+        (("batch = 8", "batsh = 8"), "batsh"),
+        (("50 = [4, 8, 4, 8, 4]", "50 = [4, 8, 4, 8]"), "numbers of channels"),
+        (("50 = [4, 8, 4, 8, 4]", "50 = [9, 8, 4, 8, 4]"), "fewer channels"),
+        (('towards = "features"', 'towards = "labels"'), "stages.0.towards"),
+        (("views = 64", "views = "), "not TOML"),
+    ],
+)
+def test_plans_with_mistakes_are_refused(tmp_path, change, says):
+    file = tmp_path / "plan.toml"
+    file.write_text(PLAN.replace(*change))
+    with pytest.raises(DataError, match=says):
+        TrainPlan.load(file)
+
+
+def test_what_cannot_be_learned_is_said(base, plan, photographs, tmp_path):
+    with pytest.raises(DataError, match="too few"):
+        train(backbone_of(base), plan, photographs[:20], tmp_path, ALONE)
+    odd = plan.model_copy(update={"synthesis": ((8, 4, 1),) * 6})
+    with pytest.raises(DataError, match="6 levels"):
+        train(backbone_of(base), odd, photographs, tmp_path, ALONE)
+    with pytest.raises(DataError, match="cannot be read"):
+        TrainPlan.load(tmp_path / "none.toml")
+
+
+def test_the_cosine_transform_is_orthonormal():
+    matrix = cosine_matrix(14)
+    torch.testing.assert_close(matrix @ matrix.T, torch.eye(14), atol=1e-6, rtol=0)
+
+
+def test_bits_are_those_of_the_distribution():
+    """Over all integers the probabilities sum to 1, and every one costs its logarithm."""
+    values = torch.arange(-200, 201).float()
+    for scale in (0.05, 0.7, 5.0):
+        bits = laplace_bits(values, torch.tensor(scale))
+        assert float((2.0**-bits).sum()) == pytest.approx(1, abs=1e-3)
+    far = torch.tensor([1e4], requires_grad=True)
+    (slope,) = torch.autograd.grad(laplace_bits(far, torch.tensor(0.01)).sum(), far)
+    assert torch.isfinite(slope).all() and float(slope) > 0
+
+
+def test_rounding_at_a_fine_gain_loses_little():
+    surrogate = Surrogate(1, 3, 4).eval()
+    latent = torch.randn(2, 3, 4, 4)
+    noise = torch.zeros_like(latent)
+    fine, bits = surrogate(latent, torch.tensor([1000.0, 1000.0]), 0, noise, True)
+    torch.testing.assert_close(fine, latent, atol=2e-3, rtol=0)
+    _, fewer = surrogate(latent, torch.tensor([1.0, 1.0]), 0, noise, True)
+    assert (fewer < bits).all()
+
+
+def test_the_metric_of_white_gradients_is_the_squared_error():
+    gradients = torch.randn(4000, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * 0.1
+    errors = torch.randn(5, 3, 4, 4)
+    wanted = 0.5 * 0.01 * errors.square().flatten(1).sum(1)
+    torch.testing.assert_close(Nats(gradients)(errors), wanted, rtol=0.1, atol=0)
+
+
+def test_a_synthesis_folds_to_the_same(plan):
+    torch.manual_seed(0)
+    shape = SynthesisShape(4, (3, 16, 16), 8, ((8, 4, 1), (6, 4, 1)))
+    spread = torch.tensor([[1.0, 0, 0], [0.5, 2.0, 0], [0.1, 0.3, 0.7]])
+    network = Synthesis(shape, torch.tensor([1.0, -2.0, 3.0]), spread)
+    for _ in range(3):  # running statistics other than the first ones
+        network(torch.randn(8, 4, 2, 2))
+    network.eval()
+    latent = torch.randn(2, 4, 2, 2)
+    with torch.inference_mode():
+        torch.testing.assert_close(network.folded()(latent), network(latent), atol=1e-4, rtol=1e-4)
+
+
+def test_narrower_widths_compute_less(plan):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    encoder = SlimmableEncoder(plan.encoder.widths, plan.encoder.latent).eval()
+    spent = []
+    for width in plan.encoder.widths:
+        with FlopCounterMode(display=False) as counter:
+            encoder(torch.zeros(1, 3, 64, 64), width)
+        spent.append(counter.get_total_flops())
+    assert spent == sorted(spent) and spent[0] < 0.5 * spent[-1]
+
+
+TEAM = """
+import sys, torch
+from headrace.models.learning.team import Team
+with Team.joined("cpu") as team:
+    p = torch.nn.Parameter(torch.zeros(3)); q = torch.nn.Parameter(torch.zeros(2))
+    p.grad = torch.full((3,), float(team.rank + 1))
+    if team.first:
+        q.grad = torch.ones(2)
+    team.average_gradients([p, q])
+    b = torch.full((2,), float(team.rank)); n = torch.tensor(team.rank)
+    team.average([b, n])
+    assert team.size == 2 and p.grad.tolist() == [1.5] * 3 and q.grad.tolist() == [0.5] * 2, (p.grad, q.grad)
+    assert b.tolist() == [0.5, 0.5] and int(n) == team.rank
+    print("well", team.rank)
+"""
+
+
+def test_two_processes_share_gradients(tmp_path):
+    script = tmp_path / "team.py"
+    script.write_text(TEAM)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    done = subprocess.run(
+        command, check=False, capture_output=True, text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert sorted(line for line in done.stdout.splitlines() if line.startswith("well")) == ["well 0", "well 1"]
