@@ -23,7 +23,8 @@ from .temporal import CONTEXTS, TABLES, Prediction, Reference, Scales, Symbols
 
 SCENES, LEAST_SCENES = 64, 16
 MAX_NUMBERS = 60_000
-"""Of the latents of all split points together; where there are more, so many fewer scenes do."""
+"""Of the latents of all split points together; where there are more, so many fewer scenes do. Nor is there more than
+one scene for four photographs."""
 FRAMES = 12
 """Of each scene; running means need some."""
 LEVELS_APART = 3
@@ -95,7 +96,7 @@ def with_temporal(
         progress: where to show progress; None for nowhere.
     """
     progress = progress or Progress(disable=True)
-    bar = progress.add_task("moving pictures", total=_scenes(bundle))
+    bar = progress.add_task("moving pictures", total=_scenes(bundle, len(photographs)))
     frames = scene_symbols(backbone, bundle, photographs, seed)
     counts = MoveCounts()
     for split, level, symbols in frames:
@@ -118,7 +119,7 @@ def scene_symbols(
 ) -> Iterator[tuple[str, int, list[Symbols]]]:
     """Scene by scene, split point by split point: the symbols int32 [n'] of its frames at some rate levels."""
     networks = {s.name: (backbone.head(s.name), Encoder.of(bundle, s.name)) for s in bundle.splits}
-    for scene in range(_scenes(bundle)):
+    for scene in range(_scenes(bundle, len(photographs))):
         path, other = (photographs[(scene + apart) % len(photographs)] for apart in (0, len(photographs) // 2))
         with Image.open(path) as picture, Image.open(other) as piece:
             size = bundle.preprocessing.size
@@ -132,6 +133,6 @@ def scene_symbols(
                 yield name, level, [quantise(latent, gain).reshape(-1)[order] for latent in latents]
 
 
-def _scenes(bundle: Bundle) -> int:
+def _scenes(bundle: Bundle, photographs: int) -> int:
     numbers = sum(math.prod(split.latent_shape) for split in bundle.splits)
-    return max(LEAST_SCENES, min(SCENES, SCENES * MAX_NUMBERS // numbers))
+    return max(LEAST_SCENES, min(SCENES, SCENES * MAX_NUMBERS // numbers, photographs // 4))
