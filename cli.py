@@ -248,6 +248,41 @@ def repair_bundle(
     typer.echo(f"{output}: repair of {size} bytes, fingerprint {short(repaired.fingerprint)} as before")
 
 
+@app.command("temporal")
+def fit_temporal(
+    calibration: Annotated[Path, typer.Option(help="Folder of unlabelled photographs, as given to `split`.")],
+    output: Annotated[Path, typer.Option(help="Folder to write the bundle to; may be the bundle's own.")],
+    bundle: BundleFolder = COMMITTED,
+    photographs: Annotated[int, typer.Option(help="As given to `split`.")] = 300,
+    held_out: Annotated[int, typer.Option(help="As given to `split`, to leave out the same photographs.")] = 64,
+    seed: Annotated[int, typer.Option(help="Of the choice of photographs and of the scenes' motion.")] = 0,
+) -> None:
+    """Give a bundle that has none its tables for predicted frames, and leave all else of it as it is.
+
+    `split` does it by itself. The fingerprint changes: both sides need the new bundle.
+    """
+    from dataclasses import replace
+
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from .models.bundle import Bundle, short
+    from .models.split import bar_columns, choose
+    from .models.temporal_fit import with_temporal
+    from .models.zoo.catalogue import backbone_of, write_weights
+
+    loaded = Bundle.load(bundle)
+    fit_on, _ = choose(calibration, photographs, held_out, seed)
+    backbone = backbone_of(loaded)
+    with Progress(*bar_columns(), console=Console(stderr=True)) as progress:
+        made = with_temporal(backbone, loaded, fit_on, seed, progress)
+    command = f"headrace temporal --photographs {photographs} --held-out {held_out} --seed {seed}"
+    made = replace(made, provenance={**made.provenance, "temporal": command})
+    made.save(output)
+    write_weights(backbone, output)
+    typer.echo(f"{output}: fingerprint {short(made.fingerprint)}, before {short(loaded.fingerprint)}")
+
+
 @app.command()
 def train(
     plan: Annotated[Path, typer.Argument(help="TOML file that says what to learn, see models/plans/.")],
@@ -516,6 +551,24 @@ def eval_detection(
     from .models.detection.evaluate import evaluate_detection
 
     evaluate_detection(Bundle.load(bundle), data, limit, json, output)
+
+
+@eval_app.command("video")
+def eval_video(
+    video: Annotated[Path, typer.Option(help="Video file.")],
+    bundle: BundleFolder = COMMITTED,
+    fps: Annotated[list[float] | None, typer.Option(help="Frames a second; several times. [default: its own]")] = None,
+    behind: Annotated[int, typer.Option(help="Frames by which answers lag behind.")] = 0,
+    hysteresis: Annotated[float, typer.Option(help="As for `headrace edge`; 0 keeps the symbols.")] = 0.0,
+    limit: Annotated[int, typer.Option(help="At most this many of the video's frames; 0 for all.")] = 0,
+    json: JsonFile = None,
+) -> None:
+    """Bytes of a video's frames for every operating point: each by itself, and predicted from an earlier one."""
+    from .bench.video import Lag, evaluate_video
+    from .models.bundle import Bundle
+
+    how = Lag(behind, hysteresis)
+    evaluate_video(Bundle.load(bundle), video, tuple(fps or ()), how, limit=limit, json_file=json)
 
 
 @bench_app.command("overhead")

@@ -81,7 +81,8 @@ def make_engine(bundle: Bundle, settings: EdgeSettings) -> Engine:
     """The engine on the device that the settings describe."""
     if bundle.folder is None:
         raise ConfigError(f"bundle {bundle.name} lies in no folder; load it from one")
-    engine = Engine(bundle, bundle.folder, Device(), threads=1 if settings.emulated else settings.threads)
+    threads = 1 if settings.emulated else settings.threads
+    engine = Engine(bundle, bundle.folder, Device(), threads, settings.hysteresis)
     if settings.device_uncut_ms is not None:
         engine.emulate(settings.device_uncut_ms)
     elif settings.device_speed is not None:

@@ -108,6 +108,18 @@ class EdgeSettings(BaseSettings):
         description="On a link that needs long for a frame, send its slices one by one, and give up the rest when it "
         "would make the next frame late; the server answers from what it has.",
     )
+    predict: bool = Field(
+        True,
+        description="Code a frame's symbols under contexts from an earlier frame that the server has answered, where "
+        "that takes fewer bytes. The symbols stay the same.",
+    )
+    hysteresis: float = Field(
+        0.0,
+        ge=0,
+        le=0.5,
+        description="Let a symbol of a predicted frame stay what it was while the latent is no further than this share "
+        "of a step beyond its rounding threshold. Saves bytes on video and costs accuracy; 0: symbols as ever.",
+    )
     filter: bool = Field(
         False,
         description="Send only frames in which the bundle's filter sees something of its classes of interest "

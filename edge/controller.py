@@ -144,10 +144,14 @@ class ControlLoop:
             self._answered(point.accuracy)
         self._replay_steady(now)
 
-    def on_coded(self, point: OperatingPoint, size_bytes: int) -> None:
-        """The packet's real size."""
+    def on_coded(self, point: OperatingPoint, size_bytes: float) -> None:
+        """The packet's real size; of one that was predicted from an earlier frame, its size without that."""
         if point.id in self._index:
             self._sizes.add(self._index[point.id], size_bytes)
+
+    def on_predicted(self, share: float) -> None:
+        """The packet came out at this share of its size as a key frame; 1 where it is one."""
+        self._sizes.predict(share)
 
     def on_written(self, frame_id: int, size_bytes: int, now: float) -> None:
         """A packet was handed to the stream."""
@@ -181,6 +185,7 @@ class ControlLoop:
         """The stream is down: only local answers until `on_connected`; what was in flight is lost."""
         self._link.disconnect()
         self._expected.clear()
+        self._sizes.forget_predictions()
 
     # What the pipeline asks ----------------------------------------------------------------------------------------
 

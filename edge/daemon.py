@@ -229,7 +229,8 @@ class Daemon:
         while True:
             device = settings.device_name or socket.gethostname()
             try:
-                await client.run(Hello(self._bundle.fingerprint, VERSION, device, __version__))
+                predicts = settings.predict and self._bundle.temporal_tables() is not None
+                await client.run(Hello(self._bundle.fingerprint, VERSION, device, __version__, predicts))
             except FingerprintRefusedError as error:
                 if settings.bundle is not None:
                     raise

@@ -98,7 +98,7 @@ class Driver:
         elif picture is not None and point is not None:
             abandon = self._abandon = Abandon()
             self._worker.submit(
-                lambda: engine.encode(picture, point, frame.id, abandon, filtered=work.filtered),
+                lambda: engine.encode(picture, point, frame.id, abandon, filtered=work.filtered, earlier=work.earlier),
                 lambda r, e: self._on_computed(frame, r, e),
             )
 
@@ -136,8 +136,14 @@ class Driver:
             max_in_flight=welcome.max_in_flight,
             max_packet_bytes=welcome.max_packet_bytes,
             round_trip_s=round_trip_s,
+            references=welcome.references,
         )
-        log.info("stream is up", server_version=welcome.server_version, bundle=welcome.bundle)
+        log.info(
+            "stream is up",
+            server_version=welcome.server_version,
+            bundle=welcome.bundle,
+            predicts=welcome.references > 0,
+        )
         self._pump()
 
     def on_result(self, result: Result) -> None:

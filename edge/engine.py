@@ -25,10 +25,11 @@ from ..models.operating_point import Kind, OperatingPoint
 from ..models.preprocessing import prepare
 from ..protos.messages import Label
 from .device import Device
-from .encoder import Encoder
+from .encoder import Encoder, VideoPacket
 from .exceptions import ConfigError
 from .head import Abandon, Head
 from .local import Local
+from .references import Earlier
 
 Pixels = npt.NDArray[np.uint8]
 UNCUT_ROUNDS = 15
@@ -47,6 +48,7 @@ class Encoded:
         prepare_s, compute_s, compress_s: scaling; head and encoder, or picture coding; entropy coding.
         presence: the filter's score; None where there is none.
         empty: whether it is below the bundle's threshold.
+        video: more about the packet, where the server keeps frames to predict others from.
     """
 
     packet: bytes
@@ -56,6 +58,17 @@ class Encoded:
     compress_s: float
     presence: float | None = None
     empty: bool = False
+    video: VideoPacket | None = None
+
+    @property
+    def alone_bytes(self) -> float:
+        """About what the packet would take as a key frame."""
+        return float(len(self.packet)) if self.video is None else self.video.alone_bytes
+
+    @property
+    def share(self) -> float | None:
+        """What it takes, as a share of that; None where the server keeps no frames to predict others from."""
+        return None if self.video is None else len(self.packet) / self.video.alone_bytes
 
     @property
     def seconds(self) -> float:
@@ -80,10 +93,14 @@ class LocalAnswer:
 class Engine:
     """The edge half of one bundle on one device."""
 
-    def __init__(self, bundle: Bundle, folder: Path, device: Device, threads: int = 1) -> None:
+    def __init__(self, bundle: Bundle, folder: Path, device: Device, threads: int = 1, hysteresis: float = 0.0) -> None:
         """Keep the parts; graphs are loaded on first use or by `warm_up`."""
         self.bundle, self.device = bundle, device
-        self._head, self._local, self._encoder = Head(bundle, folder, threads), Local(folder, threads), Encoder(bundle)
+        self._head, self._local, self._encoder = (
+            Head(bundle, folder, threads),
+            Local(folder, threads),
+            Encoder(bundle, hysteresis),
+        )
 
     def encode(
         self,
@@ -93,8 +110,11 @@ class Engine:
         abandon: Abandon | None = None,
         *,
         filtered: bool = False,
+        earlier: Earlier | None = None,
     ) -> Encoded:
         """From a captured picture to the bytes that are sent for it; none if it is `filtered` and holds nothing.
+
+        Where the server keeps frames to predict others from, `earlier` says which one this one can be predicted from.
 
         Raises:
             EngineError: the head cannot be run.
@@ -119,6 +139,9 @@ class Engine:
         empty = presence is not None and presence < self.bundle.filter_threshold(point.split)
         if empty and filtered:
             return Encoded(b"", kept, prepare_s, compute_s, 0.0, presence, empty)
+        if earlier is not None:
+            video, compress_s = run(lambda: self._encoder.video(latent, point, frame_id, earlier))
+            return Encoded(video.packet, kept, prepare_s, compute_s, compress_s, presence, empty, video)
         packet, compress_s = run(lambda: self._encoder.feature(latent, point, frame_id))
         return Encoded(packet, kept, prepare_s, compute_s, compress_s, presence, empty)
 

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from ..models.operating_point import OperatingPoint
 from .ledger import Frame
+from .references import Earlier
 
 
 class Chosen(Protocol):
@@ -34,7 +35,8 @@ class Control(Protocol):
     def choose(self, now: float, captured_at: float, *, compute_free_at: float) -> Chosen: ...
     def in_outage(self, now: float) -> bool: ...
     def on_computed(self, point: OperatingPoint, seconds: float, now: float) -> None: ...
-    def on_coded(self, point: OperatingPoint, size_bytes: int) -> None: ...
+    def on_coded(self, point: OperatingPoint, size_bytes: float) -> None: ...
+    def on_predicted(self, share: float) -> None: ...
     def worth_writing(self, now: float, captured_at: float, size_bytes: int) -> bool: ...
     def in_parts(self, now: float, size_bytes: int) -> bool: ...
     def fits(self, now: float, captured_at: float, size_bytes: int) -> bool: ...
@@ -77,11 +79,12 @@ class Limits:
 @dataclass(frozen=True, slots=True)
 class Work:
     """What the device has to compute next: this frame, at its operating point; `filtered`: no packet is wanted if the
-    filter sees nothing in it."""
+    filter sees nothing in it; `earlier`: what it can be predicted from, where the server keeps frames."""
 
     frame: Frame
     local: bool
     filtered: bool = False
+    earlier: Earlier | None = None
 
 
 @dataclass(frozen=True, slots=True)

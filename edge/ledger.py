@@ -11,6 +11,7 @@ from PIL import Image
 
 from ..models.operating_point import OperatingPoint
 from ..protos.messages import Box, ClassMap, Label, Result, Status
+from .encoder import VideoPacket
 from .engine import Pixels
 from .exceptions import LedgerError
 
@@ -48,6 +49,9 @@ class Frame:
         pixels: uint8 [S, S, 3] as prepared; None before.
         point: the operating point that was chosen for it.
         packet: its bytes while they wait to be sent.
+        video: more about its packet, until it is answered, where the server keeps frames to predict others from.
+        predicted: its packet was predicted from an earlier frame's.
+        epoch: of the stream on which that one is kept.
         sent_bytes: bytes that were sent for it.
         timings: durations by stage: wait, prepare, compute, compress, link, server, queue, decode, tail.
         size: width and height of the picture as captured.
@@ -68,6 +72,9 @@ class Frame:
     pixels: Pixels | None = None
     point: OperatingPoint | None = None
     packet: bytes = b""
+    video: VideoPacket | None = None
+    predicted: bool = False
+    epoch: int = 0
     sent_bytes: int = 0
     written_at: float | None = None
     timings: dict[str, float] = field(default_factory=dict)

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..models.operating_point import OperatingPoint
+from ..models.operating_point import Kind, OperatingPoint
 
 Floats = NDArray[np.float64]
 
@@ -277,6 +277,7 @@ class PacketSizes:
     OWN_GAIN = 0.03
     Z95 = 1.6449
     PRIOR_WEIGHT = 10.0
+    SAVING_GAIN = 0.25
     LEAST_SPREAD = 0.05
     """Points that hardly scattered are moved by the level as if they had scattered so much."""
 
@@ -297,6 +298,10 @@ class PacketSizes:
         """By how many standard deviations all packets differ from the bundle's, now."""
         self.deviation = 1.0
         """Standard deviation of a size around what was expected, as a share of `spread`."""
+        self.predicted = np.array([point.kind is Kind.FEATURE for point in points], dtype=np.float64)
+        """1 of points whose packets may be predicted from an earlier frame, else 0, float64 [points]."""
+        self.saving = 0.0
+        """Logarithm of what they lately took, as a share of what key frames would have taken."""
         self._gain = self.START_GAIN
         self._surprise = 0.0
         self.version = 0
@@ -320,9 +325,21 @@ class PacketSizes:
         self.own[stage] += self.OWN_GAIN * surprise
         self.version += 1
 
+    def predict(self, share: float) -> None:
+        """A packet came out at `share` of what it would have taken as a key frame."""
+        if share > 0:
+            self.saving += self.SAVING_GAIN * (math.log(share) - self.saving)
+            self.version += 1
+
+    def forget_predictions(self) -> None:
+        """The next packets will be key frames."""
+        if self.saving:
+            self.saving = 0.0
+            self.version += 1
+
     def quantile(self, z: float | Floats) -> Floats:
         """Bytes at `z` standard deviations above what is expected, float64 [points] or [points, len(z)]."""
-        shift = self.scale * (self.level + self.own[self._stage_of])
+        shift = self.scale * (self.level + self.own[self._stage_of]) + self.saving * self.predicted
         spread = self.spread * self.deviation
         if np.ndim(z) == 0:
             return np.asarray(self.median * np.exp(shift + spread * z), dtype=np.float64)

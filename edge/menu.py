@@ -107,6 +107,7 @@ class Menu:
         self._base = 8.0 * self._sizes.median[kept]
         self._scale = self._sizes.scale[kept]
         self._spread = self._sizes.spread[kept]
+        self._predicted = self._sizes.predicted[kept]
         self._best_bits, self._best_scale = float(self._base[self._best]), float(self._scale[self._best])
         self._best_spread = float(self._spread[self._best])
         self._overhead = self._overhead_bits[kept][:, None]
@@ -132,6 +133,7 @@ class Menu:
                 np.exp(np.multiply.outer(self._spread * deviation, self._size_z), out=self._scatter)
                 self._deviation = deviation
             shift = self._scale * (self._sizes.level + self._sizes.own[self.stage_of])
+            shift += self._sizes.saving * self._predicted
             self.middle_bits = self._base * np.exp(shift)
             np.multiply(self._scatter, self.middle_bits[:, None], out=self.bits)
             if wait_bits != self._wait_bits:
@@ -146,6 +148,7 @@ class Menu:
         sizes, compute = self._sizes, self._compute
         seconds = compute.seconds(self._stages[self._best_stage])
         shift = self._best_scale * (sizes.level + float(sizes.own[self._best_stage]))
+        shift += sizes.saving * float(self._predicted[self._best])
         bits = self._best_bits * math.exp(shift)
         largest = math.exp(self._best_spread * sizes.deviation * (1.0 + SPREAD_DRIFT) * self._most_size_z)
         return Demand(

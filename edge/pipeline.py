@@ -32,6 +32,7 @@ from .filtering import Filtering
 from .interfaces import Control, Limits, Outgoing, Work
 from .ledger import BUSY, NO_ANSWER, OUTAGE, STALE, STOPPED, Frame, Ledger, Outcome
 from .parts import Parts
+from .references import References
 
 if TYPE_CHECKING:
     from .engine import Encoded, LocalAnswer
@@ -73,7 +74,8 @@ class Pipeline:
         self._parts: Parts | None = None
         self._unanswered: dict[int, Frame] = {}
         self._rescue: deque[Frame] = deque()
-        self._to_learn: list[tuple[OperatingPoint, float, int, float]] = []
+        self._references = References()
+        self._to_learn: list[tuple[OperatingPoint, float, float, float | None, float]] = []
         self._last_answer_at = float("-inf")
         self.use(control, points, local_s)
 
@@ -125,15 +127,19 @@ class Pipeline:
             self.control.on_computed(frame.point, coded.seconds, now)
             self._ledger.close(frame, Outcome.FILTERED)
             return
-        self._to_learn.append((frame.point, coded.seconds, len(coded.packet), now))
+        self._to_learn.append((frame.point, coded.seconds, coded.alone_bytes, coded.share, now))
         frame.packet, frame.pixels = coded.packet, coded.pixels
         if coded.pixels is not None:
             frame.picture = None
-        if len(coded.packet) > self.limits.max_packet_bytes:
+        frame.video = coded.video
+        if frame.epoch != self._references.epoch:
+            self._make_key_frame(frame)
+        frame.predicted = frame.video is not None and frame.video.alone is not None
+        if len(frame.packet) > self.limits.max_packet_bytes:
             self._ledger.close(
                 frame,
                 Outcome.ERROR,
-                f"its packet of {len(coded.packet)} bytes is over the server's limit of {self.limits.max_packet_bytes}",
+                f"its packet of {len(frame.packet)} bytes is over the server's limit of {self.limits.max_packet_bytes}",
             )
         elif self.connected or self._must_wait:
             self._outbox.append(frame)
@@ -166,7 +172,8 @@ class Pipeline:
                 size = len(outgoing.packet)
             if self.limits.say_size:
                 outgoing = replace(outgoing, size=frame.size)
-            frame.written_at, frame.sent_bytes, frame.packet = now, size, b""
+            frame.written_at, frame.packet = now, b""
+            frame.sent_bytes += size
             self._unanswered[frame.id] = frame
             self.control.on_written(frame.id, size, now)
             if self._filtering is not None:
@@ -185,6 +192,12 @@ class Pipeline:
         self._learn()
         server_s = result.timing.total_us / 1e6
         self.control.on_result(frame.id, now, server_s=server_s, queue_depth=result.queue_depth)
+        video, frame.video = frame.video, None
+        whole = video is not None and result.status is Status.OK and result.slices == video.slices
+        if whole and video is not None and video.reference is not None:
+            self._references.answered(frame.id, video.reference)
+        if result.status is Status.MISSING_REFERENCE:
+            self._forget_references()
         if frame.outcome is not None:
             return
         frame.note(result, link_s=max(0.0, now - frame.written_at - server_s))
@@ -194,6 +207,10 @@ class Pipeline:
             self._close_answered(frame, Outcome.OK, now)
         elif result.status is Status.DEADLINE_EXCEEDED:
             self._ledger.close(frame, Outcome.LATE, result.message or "the server dropped it: too late")
+        elif result.status is Status.MISSING_REFERENCE and video is not None and video.alone is not None:
+            frame.video = video
+            self._make_key_frame(frame)
+            self._outbox.appendleft(frame)
         elif result.status in (Status.RESOURCE_EXHAUSTED, Status.UNAVAILABLE):
             self._rescue_or_close(frame, now, result.message or result.status.name.lower(), Outcome.DROPPED)
         else:
@@ -227,9 +244,17 @@ class Pipeline:
     # The connection.
 
     def connect(
-        self, now: float, *, max_in_flight: int, max_packet_bytes: int, round_trip_s: float | None = None
+        self,
+        now: float,
+        *,
+        max_in_flight: int,
+        max_packet_bytes: int,
+        round_trip_s: float | None = None,
+        references: int = 0,
     ) -> None:
-        """The server has greeted us, with its limits; that took `round_trip_s`, if it was timed."""
+        """The server has greeted us, with its limits; that took `round_trip_s`, if it was timed. It keeps so many
+        `references` to predict frames from."""
+        self._references.connect(references)
         self.connected, self._last_answer_at = True, now
         self._server_in_flight = max_in_flight
         self.limits = replace(self.limits, max_packet_bytes=max_packet_bytes)
@@ -247,6 +272,7 @@ class Pipeline:
         if not self._must_wait:
             lost += self._outbox
             self._outbox.clear()
+        self._forget_references()
         for frame in lost:
             if frame.outcome is None:
                 self._rescue_or_close(frame, now, OUTAGE)
@@ -355,17 +381,35 @@ class Pipeline:
 
     def _learn(self) -> None:
         """Tell the control loop what packets took. Not when they are made: then they are waited for on the wire."""
-        for point, seconds, size, at in self._to_learn:
+        for point, seconds, alone_bytes, share, at in self._to_learn:
             self.control.on_computed(point, seconds, at)
-            self.control.on_coded(point, size)
+            self.control.on_coded(point, alone_bytes)
+            if share is not None:
+                self.control.on_predicted(share)
         self._to_learn.clear()
 
     def _compute(self, frame: Frame, point: OperatingPoint | None, now: float) -> Work:
-        self._computing, frame.point = frame, point
+        self._computing, frame.point, frame.epoch = frame, point, self._references.epoch
         frame.timings.setdefault("wait", now - frame.captured_at)
         local = point is self._local
         filtered = self._filtering is not None and not local and not self._filtering.must_send(now)
-        return Work(frame, local, filtered)
+        earlier = None
+        if self._references.active and point is not None and point.kind is Kind.FEATURE:
+            earlier = self._references.earlier(frame.id, point.split, self.in_flight)
+        return Work(frame, local, filtered, earlier)
+
+    def _forget_references(self) -> None:
+        """The server keeps nothing any more of what was sent so far: what waits to be sent must do without."""
+        self._references.forget()
+        for frame in self._outbox:
+            self._make_key_frame(frame)
+
+    def _make_key_frame(self, frame: Frame) -> None:
+        """What was predicted from a frame that is gone is coded anew, by itself."""
+        frame.epoch = self._references.epoch
+        if frame.video is not None and frame.video.alone is not None:
+            frame.video, frame.predicted = frame.video.alone(), False
+            frame.packet = frame.video.packet
 
     def _in_time_locally(self, frame: Frame, now: float) -> bool:
         return self._local is not None and (self.limits.lossless or now + self._local_s <= frame.deadline_at)

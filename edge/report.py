@@ -61,6 +61,7 @@ class Report:
                 "point": frame.point.name if frame.point else None,
                 "kind": frame.point.kind if frame.point else None,
                 "bytes": frame.sent_bytes,
+                "predicted": frame.predicted,
                 "slices": frame.slices,
                 "labels": labels,
                 **self._boxes(frame),

@@ -46,6 +46,7 @@ MAX_MANIFEST_BYTES = 4 * 2**20
 MAX_TENSORS_BYTES = 64 * 2**20
 COMPACT_FROM = 4 * 10**6
 """A bundle with larger tensors than this keeps its matrices and maps in half precision."""
+TEMPORAL = "temporal"
 HALVED = ("mean", "weights", "encoder", "decoder")
 HALF_LARGEST = 60_000.0
 NARROW_FROM = 4096
@@ -190,6 +191,8 @@ class Bundle:
     `SPLIT/order` int32 [n], the components that are coded, as places in [K, H, W] laid flat, in order of
     importance; `SPLIT/cdf` int32 [T, L], `SPLIT/sizes` int32 [T] and `SPLIT/offsets` int32 [T], entropy tables; and per
     rate level `SPLIT/LEVEL/indexes` uint8 [n'], n' <= n, the table of each component in that order.
+    Where the bundle can predict frames of a video (see `temporal`), tables of all split points together:
+    `temporal/sizes` and `temporal/offsets` as above, and `temporal/cdf` int32 [sum of the sizes], row after row.
     Where there is a filter, `SPLIT/filter/threshold` float32 [1] and `SPLIT/filter/...` float16, its layers (see
     `detection.filter`).
     """
@@ -270,6 +273,12 @@ class Bundle:
         """
         return EntropyTables(*(self._tensor(f"{split}/{part}") for part in ("cdf", "sizes", "offsets")))
 
+    def temporal_tables(self) -> EntropyTables | None:
+        """The entropy tables of predicted frames; None where the bundle has none, and all are key frames."""
+        if f"{TEMPORAL}/cdf" not in self.tensors:
+            return None
+        return EntropyTables.of_flat(*(self._tensor(f"{TEMPORAL}/{part}") for part in ("cdf", "sizes", "offsets")))
+
     def order(self, split: str) -> npt.NDArray[np.int32]:
         """int32 [n]: the components that are coded, as places in [K, H, W] laid flat, most important first."""
         return self._tensor(f"{split}/order")
@@ -346,6 +355,7 @@ class Bundle:
                 raise BundleError(f"bundle {self.name} is damaged: {s.name} has no filter; learn it anew")
         if self.filter and not all(0 <= i < len(self.labels) for i in self.filter.classes):
             raise BundleError(f"bundle {self.name}: its filter is for classes that have no label")
+        self.temporal_tables()
         self._check_repair()
         self._check_learned()
         return self

@@ -23,6 +23,7 @@ from __future__ import annotations
 import importlib.machinery
 import importlib.util
 import math
+import threading
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -39,6 +40,9 @@ PRECISION = 16
 
 STATE_BYTES = 8
 """What an rANS stream begins with: the coder's final state, little endian; 32-bit words follow."""
+
+MAX_ENTRIES = 2**24
+"""Most numbers that tables take which are stored without padding."""
 
 FILLERS = 2
 """Symbols at the end of a stream, under a table in which they are as good as certain."""
@@ -84,6 +88,37 @@ def load_rans() -> ModuleType:
     )
 
 
+class _Buffers(threading.local):
+    """Of one thread, by size."""
+
+    def __init__(self) -> None:
+        self.kept: dict[int, tuple[bytearray, int]] = {}
+
+
+_buffers = _Buffers()
+MOST_BUFFERS = 8
+
+
+def padded(parts: Sequence[bytes], behind: int) -> bytearray:
+    """The parts one after another, and zeros behind them: `behind` of them, and 16 for each byte of the parts.
+
+    What is returned is this thread's until its next call. Megabytes of zeros that are allocated for each frame are
+    given back and faulted in again, page by page, which can take longer than decoding.
+    """
+    size = sum(map(len, parts))
+    needed = 17 * size + behind
+    step = 1 << max(needed.bit_length() - 4, 10)  # an eighth of it, so that like sizes share a buffer
+    length = -(-needed // step) * step
+    buffer, used = _buffers.kept.get(length) or (bytearray(length), 0)
+    if length not in _buffers.kept and len(_buffers.kept) >= MOST_BUFFERS:
+        _buffers.kept.clear()
+    buffer[:size] = b"".join(parts)
+    if used > size:
+        buffer[size:used] = bytes(used - size)
+    _buffers.kept[length] = buffer, size
+    return buffer
+
+
 class EntropyTables:
     """Frozen tables: one distribution over integers a row.
 
@@ -114,6 +149,30 @@ class EntropyTables:
             if used[0] != 0 or used[-1] != 1 << PRECISION or (np.diff(used) <= 0).any():
                 raise BundleError(f"entropy table {t} is not a cumulative distribution from 0 to 65536")
 
+    @classmethod
+    def of_flat(
+        cls, flat: npt.NDArray[np.int32], sizes: npt.NDArray[np.int32], offsets: npt.NDArray[np.int32]
+    ) -> EntropyTables:
+        """Tables whose rows lie one after another without padding, int32 [sum of the sizes].
+
+        Raises:
+            BundleError: as for the class, or they would take too much memory.
+        """
+        if sizes.ndim != 1 or len(sizes) == 0 or sizes.min() < 3 or flat.shape != (int(sizes.sum()),):
+            raise BundleError(f"{len(sizes)} entropy tables do not lie in {flat.shape} numbers")
+        if len(sizes) * int(sizes.max()) > MAX_ENTRIES:
+            raise BundleError(
+                f"{len(sizes)} entropy tables of up to {sizes.max()} values are over {MAX_ENTRIES} in all"
+            )
+        cdf = np.zeros((len(sizes), int(sizes.max())), np.int32)
+        for row, begin, size in zip(cdf, np.cumsum(sizes) - sizes, sizes, strict=True):
+            row[:size] = flat[begin : begin + size]
+        return cls(cdf, sizes, offsets)
+
+    def flat(self) -> npt.NDArray[np.int32]:
+        """Rows one after another, int32 [sum of the sizes]; see `of_flat`."""
+        return np.concatenate([row[:size] for row, size in zip(self.cdf, self.sizes.tolist(), strict=True)])
+
     def __len__(self) -> int:
         """Number of tables."""
         return len(self.cdf)
@@ -126,7 +185,7 @@ class EntropyTables:
         outside = (value < 0) | (value >= escape)
         entry = np.where(outside, escape, value)
         bits: npt.NDArray[np.float64] = PRECISION - np.log2(self.cdf[indexes, entry + 1] - self.cdf[indexes, entry])
-        bits[outside] += 4.0 * _nibbles(value[outside], escape[outside])
+        bits[outside] += 4.0 * escape_nibbles(value[outside], escape[outside])
         return bits
 
 
@@ -158,7 +217,7 @@ class SymbolCoder:
         self._sizes = [*tables.sizes[used].tolist(), len(_FILLER_CDF)]
         self._offsets = [*tables.offsets[used].tolist(), 0]
         self._cdf = [tables.cdf[t, : tables.sizes[t]].tolist() for t in used.tolist()] + [_FILLER_CDF]
-        self._padding = bytes(WORST_BYTES_A_SYMBOL * len(indexes))
+        self._behind = WORST_BYTES_A_SYMBOL * len(indexes)
         # For `_words_behind`: each symbol's row in a flat array of costs, and how many values have an entry there.
         self._entries = (tables.sizes[used] - 2)[compact]
         rows = [PRECISION - np.log2(np.diff(tables.cdf[t, : tables.sizes[t]])) for t in used.tolist()]
@@ -200,10 +259,8 @@ class SymbolCoder:
         missing = -len(sections[0]) % 4
         if len(sections[0]) + missing < STATE_BYTES:
             raise BitstreamError(f"a first slice of {len(sections[0])} bytes is too short for an entropy-coded one")
-        cut, size = STATE_BYTES - missing, sum(map(len, sections))
-        whole = b"".join(
-            (sections[0][:cut], bytes(missing), sections[0][cut:], *sections[1:], bytes(16 * size), self._padding)
-        )
+        cut = STATE_BYTES - missing
+        whole = padded((sections[0][:cut], bytes(missing), sections[0][cut:], *sections[1:]), self._behind)
         symbols = (
             load_rans()
             .RansDecoder()
@@ -213,6 +270,13 @@ class SymbolCoder:
             return np.array(symbols, np.int32).reshape(count)
         except (OverflowError, ValueError) as error:
             raise BitstreamError(f"the slices decode to {len(symbols)} symbols of {count}: {error}") from error
+
+    def bits(self, symbols: npt.NDArray[np.int32]) -> float:
+        """What int32 [n] would take, ideally, in bits; escapes count by the entry of theirs alone."""
+        value = symbols - self._first
+        return float(
+            self._costs[self._row + np.where((value < 0) | (value >= self._entries), self._entries, value)].sum()
+        )
 
     def _words_behind(self, symbols: npt.NDArray[np.int32], values: list[int]) -> list[int]:
         """How many words of the stream the symbols behind each slice but the last have put there.
@@ -229,7 +293,7 @@ class SymbolCoder:
             value[outside] = self._entries[outside]
         costs = self._costs[self._row + value]
         if len(outside):
-            costs[outside] += 4.0 * _nibbles(symbols[outside] - self._first[outside], self._entries[outside])
+            costs[outside] += 4.0 * escape_nibbles(symbols[outside] - self._first[outside], self._entries[outside])
         behind = np.cumsum(np.add.reduceat(costs, self.ends[:-1])[::-1])[::-1].tolist()
         words = []
         for end, bits in zip(self.ends[:-1], behind, strict=True):
@@ -252,7 +316,9 @@ class SymbolCoder:
         return coded
 
 
-def _nibbles(values: npt.NDArray[np.integer[Any]], entries: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
+def escape_nibbles(
+    values: npt.NDArray[np.integer[Any]], entries: npt.NDArray[np.integer[Any]]
+) -> npt.NDArray[np.int64]:
     """Nibbles that follow an escape: the value's distance from the entries that a table has, and how long that is.
 
     Args:

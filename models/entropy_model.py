@@ -10,6 +10,8 @@ so that nothing is estimated when a frame is coded.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -72,13 +74,18 @@ class TableCounts:
         for each in sorted(self._seen):
             where[each] = len(rows)
             low, masses = _masses(self._seen[each])
-            rows.append(_cumulative(masses))
+            rows.append(cumulative(masses))
             offsets.append(low)
-        sizes = [len(row) for row in rows]
-        cdf = np.zeros((len(rows), max(sizes)), np.int32)
-        for row, values in zip(cdf, rows, strict=True):
-            row[: len(values)] = values
-        return EntropyTables(cdf, np.array(sizes, np.int32), np.array(offsets, np.int32)), where
+        return table_of_rows(rows, offsets), where
+
+
+def table_of_rows(rows: Sequence[npt.NDArray[np.int32]], offsets: Sequence[int]) -> EntropyTables:
+    """Tables of cumulative frequencies, each of its own length, and the values that their first entries stand for."""
+    sizes = [len(row) for row in rows]
+    cdf = np.zeros((len(rows), max(sizes)), np.int32)
+    for row, values in zip(cdf, rows, strict=True):
+        row[: len(values)] = values
+    return EntropyTables(cdf, np.array(sizes, np.int32), np.array(offsets, np.int32))
 
 
 def _masses(counts: npt.NDArray[np.float64]) -> tuple[int, npt.NDArray[np.float64]]:
@@ -107,7 +114,7 @@ def _masses(counts: npt.NDArray[np.float64]) -> tuple[int, npt.NDArray[np.float6
     return int(grid[first]), np.append(masses[first : last + 1], outside + TAIL_MASS)
 
 
-def _cumulative(masses: npt.NDArray[np.float64]) -> npt.NDArray[np.int32]:
+def cumulative(masses: npt.NDArray[np.float64]) -> npt.NDArray[np.int32]:
     """Cumulative frequencies 0..65536 in which every entry has at least 1."""
     spare = (1 << PRECISION) - len(masses)
     frequency = 1 + np.floor(masses / masses.sum() * spare).astype(np.int64)

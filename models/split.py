@@ -43,6 +43,7 @@ from .measure import BATCH, find_pictures, load_pixels, measure, pixel_batches
 from .onnx_time import coding_milliseconds, edge_milliseconds, image_milliseconds
 from .operating_point import MAX_ID, Kind, OperatingPoint
 from .tasks import CLASSIFICATION, DETECTION
+from .temporal_fit import with_temporal
 from .zoo.catalogue import backbone_of, load_backbone
 from .zoo.sources import Source
 
@@ -97,6 +98,7 @@ def split(plan: SplitPlan, progress: Progress | None = None, data_note: str = ""
         backbone.packing(backbone.cuts[0].name)
         raise BackboneError(f"{backbone.spec.name} has no cut to take by itself; name one with --at, see --list")
     bundle = fit(backbone, names, fit_on, held_out, plan.seed, progress)
+    bundle = with_temporal(backbone, bundle, fit_on, plan.seed, progress)
     weights = "" if plan.source.seed is None else f" --random-weights {plan.source.seed}"
     provenance = {
         "command": f"headrace split {plan.source.name} --photographs {plan.photographs} --held-out {plan.held_out} "

@@ -16,6 +16,7 @@ class Status(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     STATUS_INVALID: _ClassVar[Status]
     STATUS_INTERNAL: _ClassVar[Status]
     STATUS_UNAVAILABLE: _ClassVar[Status]
+    STATUS_MISSING_REFERENCE: _ClassVar[Status]
 STATUS_UNSPECIFIED: Status
 STATUS_OK: Status
 STATUS_DEADLINE_EXCEEDED: Status
@@ -23,34 +24,39 @@ STATUS_RESOURCE_EXHAUSTED: Status
 STATUS_INVALID: Status
 STATUS_INTERNAL: Status
 STATUS_UNAVAILABLE: Status
+STATUS_MISSING_REFERENCE: Status
 
 class Hello(_message.Message):
-    __slots__ = ("fingerprint", "packet_version", "device", "client_version")
+    __slots__ = ("fingerprint", "packet_version", "device", "client_version", "predicts")
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     PACKET_VERSION_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     CLIENT_VERSION_FIELD_NUMBER: _ClassVar[int]
+    PREDICTS_FIELD_NUMBER: _ClassVar[int]
     fingerprint: bytes
     packet_version: int
     device: str
     client_version: str
-    def __init__(self, fingerprint: _Optional[bytes] = ..., packet_version: _Optional[int] = ..., device: _Optional[str] = ..., client_version: _Optional[str] = ...) -> None: ...
+    predicts: bool
+    def __init__(self, fingerprint: _Optional[bytes] = ..., packet_version: _Optional[int] = ..., device: _Optional[str] = ..., client_version: _Optional[str] = ..., predicts: _Optional[bool] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("fingerprint", "max_packet_bytes", "max_in_flight", "server_version", "bundle", "operating_points")
+    __slots__ = ("fingerprint", "max_packet_bytes", "max_in_flight", "server_version", "bundle", "operating_points", "references")
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     MAX_PACKET_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
     SERVER_VERSION_FIELD_NUMBER: _ClassVar[int]
     BUNDLE_FIELD_NUMBER: _ClassVar[int]
     OPERATING_POINTS_FIELD_NUMBER: _ClassVar[int]
+    REFERENCES_FIELD_NUMBER: _ClassVar[int]
     fingerprint: bytes
     max_packet_bytes: int
     max_in_flight: int
     server_version: str
     bundle: str
     operating_points: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, fingerprint: _Optional[bytes] = ..., max_packet_bytes: _Optional[int] = ..., max_in_flight: _Optional[int] = ..., server_version: _Optional[str] = ..., bundle: _Optional[str] = ..., operating_points: _Optional[_Iterable[int]] = ...) -> None: ...
+    references: int
+    def __init__(self, fingerprint: _Optional[bytes] = ..., max_packet_bytes: _Optional[int] = ..., max_in_flight: _Optional[int] = ..., server_version: _Optional[str] = ..., bundle: _Optional[str] = ..., operating_points: _Optional[_Iterable[int]] = ..., references: _Optional[int] = ...) -> None: ...
 
 class Frame(_message.Message):
     __slots__ = ("packet", "remaining_ms", "slices_to_come", "patience_ms", "trace", "width", "height")

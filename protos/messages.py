@@ -36,21 +36,25 @@ class Status(IntEnum):
     INVALID = 4
     INTERNAL = 5
     UNAVAILABLE = 6
+    MISSING_REFERENCE = 7
 
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """The edge's first message: fingerprint (32 bytes), packet version, device name, client version."""
+    """The edge's first message: fingerprint (32 bytes), packet version, device name, client version, and whether it can
+    send predicted frames."""
 
     fingerprint: bytes
     packet_version: int
     device: str = ""
     client_version: str = ""
+    predicts: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Welcome:
-    """The server's answer to Hello: what it serves and its limits (bytes, frames without a result)."""
+    """The server's answer to Hello: what it serves, its limits (bytes, frames without a result), and how many of the
+    stream's last frames it keeps to predict others from."""
 
     fingerprint: bytes
     max_packet_bytes: int
@@ -58,6 +62,7 @@ class Welcome:
     server_version: str = ""
     bundle: str = ""
     operating_points: tuple[int, ...] = ()
+    references: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +173,7 @@ def hello_request(hello: Hello) -> pb.StreamRequest:
             packet_version=hello.packet_version,
             device=hello.device,
             client_version=hello.client_version,
+            predicts=hello.predicts,
         )
     )
 
@@ -198,7 +204,7 @@ def read_request(request: pb.StreamRequest) -> Hello | Frame | Continuation | No
         return Continuation(c.frame_id, c.slice, c.crc, c.cut)
     if kind == "hello":
         h = request.hello
-        return Hello(h.fingerprint, h.packet_version, h.device, h.client_version)
+        return Hello(h.fingerprint, h.packet_version, h.device, h.client_version, h.predicts)
     return None
 
 
@@ -212,6 +218,7 @@ def welcome_response(welcome: Welcome) -> pb.StreamResponse:
             server_version=welcome.server_version,
             bundle=welcome.bundle,
             operating_points=welcome.operating_points,
+            references=welcome.references,
         )
     )
 
@@ -237,6 +244,7 @@ def read_response(response: pb.StreamResponse) -> Welcome | Result | None:
             w.server_version,
             w.bundle,
             tuple(w.operating_points),
+            w.references,
         )
     return None
 

@@ -78,6 +78,18 @@ class ServerSettings(SecuritySettings):
     max_in_flight: int = Field(
         16, ge=1, le=4096, description="Frames of one stream without a result; one more is refused."
     )
+    references: int = Field(
+        8,
+        ge=0,
+        le=64,
+        description="Frames of a stream that are kept to predict later ones from, which saves bytes on video; 0: none.",
+    )
+    reference_bytes: int = Field(
+        256 * 2**20,
+        ge=0,
+        description="Bytes that all streams together may keep for that. A stream that no longer fits keeps none: its "
+        "device sends key frames only.",
+    )
     queue_limit: int = Field(
         256, ge=1, le=65536, description="Frames that may wait for their batch, over all streams; one more is refused."
     )

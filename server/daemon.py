@@ -147,7 +147,15 @@ class Server:
             self._bundles,
             self._edge_halves,
             self.metrics,
-            StreamLimits(s.max_packet_bytes, s.max_in_flight, s.max_streams_per_peer, s.queue_bytes, s.unread_s),
+            StreamLimits(
+                s.max_packet_bytes,
+                s.max_in_flight,
+                s.max_streams_per_peer,
+                s.queue_bytes,
+                s.unread_s,
+                s.references,
+                s.reference_bytes,
+            ),
         )
         await self._listen(self._service)
         # What is loaded stays; the collector need not walk through PyTorch's modules again and again.

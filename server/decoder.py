@@ -11,6 +11,7 @@ import struct
 
 import msgpack
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from ..models.bitstream import Packet
@@ -19,6 +20,7 @@ from ..models.codec import Codec
 from ..models.exceptions import BitstreamError, HeadraceError
 from ..models.operating_point import Kind, OperatingPoint
 from ..models.quantiser import SYMBOL_LIMIT
+from ..models.temporal import Reference
 from .engine import FeatureInput, ImageInput, TailInput
 from .exceptions import InvalidError
 
@@ -52,19 +54,55 @@ class PacketDecoder:
             raise InvalidError(str(error)) from error
         if point.kind is Kind.LOCAL:
             raise InvalidError(f"operating point {point.name} is answered on the device; nothing is sent for it")
+        if packet.back and not (point.kind is Kind.FEATURE and self.predicts):
+            raise InvalidError(f"no packet of {point.name} can be predicted under bundle {self.bundle.name}")
         return packet, point
 
+    @property
+    def predicts(self) -> bool:
+        """Whether packets of this bundle can be predicted."""
+        return self._codec.predicts
+
+    @property
+    def reference_bytes(self) -> int:
+        """Most that what is kept of a frame takes."""
+        return self._codec.reference_bytes()
+
     def decode(self, packet: Packet, point: OperatingPoint) -> TailInput:
-        """Decode a packet of operating point `point`.
+        """Decode a key frame or image of operating point `point`.
 
         Raises:
             InvalidError: the packet cannot be decoded; the text says why.
         """
+        if packet.back:
+            raise InvalidError("a predicted packet can only be decoded on the stream that it belongs to")
+        return self._decode(packet, point, None, keep=False)[0]
+
+    def decode_video(
+        self, packet: Packet, point: OperatingPoint, earlier: Reference | None
+    ) -> tuple[TailInput, Reference | None]:
+        """Decode a packet of a stream, given what was kept of the frame that it is predicted from.
+
+        Returns:
+            What the tail takes, and what later frames can be predicted from; None where the packet is an image, or
+            slices are missing.
+
+        Raises:
+            InvalidError: the packet cannot be decoded; the text says why.
+        """
+        return self._decode(packet, point, earlier, keep=True)
+
+    def _decode(
+        self, packet: Packet, point: OperatingPoint, earlier: Reference | None, *, keep: bool
+    ) -> tuple[TailInput, Reference | None]:
         try:
             if point.kind is Kind.FEATURE:
-                return self._features(packet, point)
+                if not keep:
+                    return self._features(self._codec.decompress(packet), point), None
+                symbols, reference = self._codec.decompress_video(packet, earlier)
+                return self._features(symbols, point), reference
             if point.kind is Kind.IMAGE:
-                return self._image(packet, point)
+                return self._image(packet, point), None
             raise InvalidError(f"operating point {point.name} is answered on the device; nothing is sent for it")
         except InvalidError:
             raise
@@ -73,12 +111,12 @@ class PacketDecoder:
 
     def warm_up(self) -> None:
         """Make the coders of every operating point."""
+        self._codec.prepare(self.bundle.operating_points)
         for point in self.bundle.operating_points:
             if point.kind is Kind.FEATURE:
                 self._codec.decompress(Packet(point.id, 0, (b"",)))
 
-    def _features(self, packet: Packet, point: OperatingPoint) -> FeatureInput:
-        symbols = self._codec.decompress(packet)
+    def _features(self, symbols: npt.NDArray[np.int32], point: OperatingPoint) -> FeatureInput:
         # An encoder clips; more can only come from bytes that no encoder wrote.
         if symbols.max() > SYMBOL_LIMIT or symbols.min() < -SYMBOL_LIMIT:
             raise BitstreamError(f"the packet decodes to symbols beyond +-{SYMBOL_LIMIT}")

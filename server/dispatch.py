@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import structlog
 
 from ..models.bundle import Preprocessing
+from ..models.temporal import Reference
 from ..protos.messages import Frame
 from .admission import Admission, Place
 from .batcher import Batcher, Line
@@ -84,6 +85,8 @@ class Job:
     alone: Alone | None = None
     decoded: Decoded | None = None
     left: bool = False
+    reference: Reference | None = None
+    """Once it is decoded: what its stream keeps of it, if it is answered."""
 
     def fail(self, error: Exception) -> None:
         """It is not answered by a tail; nothing happens if it is answered already, or its caller went away."""

@@ -9,6 +9,7 @@ HeadraceError
         ├── ExpiredError      DEADLINE_EXCEEDED: its deadline passed before inference
         ├── FullError         RESOURCE_EXHAUSTED: too many frames wait, or too many of this stream
         ├── InvalidError      INVALID: the packet cannot be decoded
+        ├── NoReferenceError  MISSING_REFERENCE: the frame that it is predicted from is not kept
         ├── DrainingError     UNAVAILABLE: the server takes no more frames
         └── InferenceError    INTERNAL: the tail failed; it is the server's fault
 """
@@ -33,6 +34,7 @@ class Reason(StrEnum):
     PUSHED_OUT = "pushed_out"
     IN_FLIGHT = "in_flight"
     INVALID = "invalid"
+    REFERENCE = "reference"
 
 
 class ServerError(HeadraceError):
@@ -89,6 +91,13 @@ class InvalidError(FrameError):
 
     status = Status.INVALID
     reason = Reason.INVALID
+
+
+class NoReferenceError(FrameError):
+    """The frame that the packet is predicted from is not kept, or not any more."""
+
+    status = Status.MISSING_REFERENCE
+    reason = Reason.REFERENCE
 
 
 class DrainingError(FrameError):

@@ -23,15 +23,17 @@ import structlog
 
 from ..models.bitstream import Packet
 from ..models.operating_point import OperatingPoint
+from ..models.temporal import Reference
 from ..protos.messages import Frame, Result, Status, Timing
 from .admission import Admission, Limits
 from .batcher import deadline_at
 from .decoder import PacketDecoder, frame_id_of
 from .dispatch import Answer, Decoded, Dispatcher, Job, expired_error
 from .engine import BatchSeconds, Engine, PacketInput, TailKey
-from .exceptions import FrameError, InferenceError
+from .exceptions import FrameError, InferenceError, InvalidError, NoReferenceError
 from .metrics import Metrics
 from .placing import placed
+from .references import References
 from .tracing import Stages, Tracer
 
 log = structlog.get_logger(__name__)
@@ -81,6 +83,11 @@ class Pipeline:
         self._idle.set()
         metrics.queue_depth.set_function(lambda: self.admission.waiting)
 
+    @property
+    def keeps_references(self) -> bool:
+        """Whether frames can be predicted from others here: not where they are decoded elsewhere."""
+        return not self._engine.decodes
+
     async def answer(self, decoder: PacketDecoder, frame: Frame, received: float, device: str = "") -> Result:
         """Take a frame all the way: read, admit, line, decode, batch, tail, result.
 
@@ -96,8 +103,19 @@ class Pipeline:
         entered = self.enter(decoder, frame, received, device)
         return entered if isinstance(entered, Result) else await self.go_on(entered)
 
-    def enter(self, decoder: PacketDecoder, frame: Frame, received: float, device: str = "") -> Job | Result:
+    def enter(
+        self,
+        decoder: PacketDecoder,
+        frame: Frame,
+        received: float,
+        device: str = "",
+        references: References | None = None,
+    ) -> Job | Result:
         """The beginning of the way, at once: read and admit.
+
+        Args:
+            decoder, frame, received, device: as for `answer`.
+            references: what is kept of its stream's frames; None where every frame is a key frame.
 
         Returns:
             The admitted frame, which has to `go_on` or to `leave`, or the result of a refused one.
@@ -107,6 +125,7 @@ class Pipeline:
         try:
             reading = self.clock()
             packet, point = decoder.read(frame.packet, self._max_packet_bytes)
+            earlier = _earlier(packet, references)
             now, key = self.clock(), TailKey(decoder.bundle.fingerprint, point.split)
             deadline, costs = deadline_at(received, frame.remaining_ms), self._dispatcher.costs
             place = self.admission.admit(
@@ -124,7 +143,8 @@ class Pipeline:
         self._idle.clear()
         how = decoder.bundle.preprocessing
         job = Job(place, frame, packet.frame_id, received, deadline, key, how, loop.create_future())
-        job.decode = partial(self._decode, job, decoder, packet, point, now - reading)
+        keeps = references is not None and references.keep > 0
+        job.decode = partial(self._decode, job, decoder, packet, point, now - reading, earlier, keeps)
         self._dispatcher.begin_alone(job)
         return job
 
@@ -189,7 +209,14 @@ class Pipeline:
         await self._dispatcher.close()
 
     def _decode(
-        self, job: Job, decoder: PacketDecoder, packet: Packet, point: OperatingPoint, read_s: float
+        self,
+        job: Job,
+        decoder: PacketDecoder,
+        packet: Packet,
+        point: OperatingPoint,
+        read_s: float,
+        earlier: Reference | None,
+        keeps: bool,
     ) -> Decoded:
         """Runs in a worker thread; where the engine decodes by itself there is nothing to do."""
         if self._engine.decodes:
@@ -197,7 +224,10 @@ class Pipeline:
         began = self.clock()
         if job.deadline <= began:
             raise expired_error(job.deadline - began, 0.0, "before it was decoded")
-        tail_input = decoder.decode(packet, point)
+        if keeps:
+            tail_input, job.reference = decoder.decode_video(packet, point, earlier)
+        else:
+            tail_input = decoder.decode(packet, point)
         return Decoded(job.key, tail_input, len(packet.slices), read_s + self.clock() - began)
 
     # Results
@@ -229,6 +259,26 @@ class Pipeline:
             queue_depth=self.admission.waiting,
             retry_ms=max(1, round(error.retry_s * 1e3)) if error.retry_s else 0,
         )
+
+
+def _earlier(packet: Packet, references: References | None) -> Reference | None:
+    """What is kept of the frame that a packet is predicted from; None for a key frame.
+
+    Raises:
+        InvalidError: it came where no frame is kept.
+        NoReferenceError: that one is not kept.
+    """
+    if packet.reference_id is None:
+        return None
+    if references is None:
+        raise InvalidError("a predicted packet can only be decoded on the stream that it belongs to; send a key frame")
+    found = references.find(packet.reference_id)
+    if found is None:
+        raise NoReferenceError(
+            f"frame {packet.frame_id} is predicted from frame {packet.reference_id}, which is not among the "
+            f"{len(references)} that are kept of this stream; send key frames until one is answered"
+        )
+    return found
 
 
 def micros(seconds: float) -> int:

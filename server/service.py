@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import grpc
@@ -28,6 +29,7 @@ from .gathering import Budget
 from .guard import caller
 from .metrics import Metrics
 from .pipeline import Pipeline, micros
+from .references import References
 from .session import END_OF_STREAM, Context, Session, StreamLimits, draining_error
 
 log = structlog.get_logger(__name__)
@@ -44,6 +46,7 @@ CODES: Mapping[Status, grpc.StatusCode] = {
     Status.INVALID: grpc.StatusCode.INVALID_ARGUMENT,
     Status.INTERNAL: grpc.StatusCode.INTERNAL,
     Status.UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
+    Status.MISSING_REFERENCE: grpc.StatusCode.FAILED_PRECONDITION,
 }
 """How `Infer` says what a result says by its status."""
 
@@ -64,7 +67,7 @@ class HeadraceService(messages.HeadraceServicer):
         self._bundles = bundles
         self._edge_halves = edge_halves
         self._metrics = metrics
-        self._gathered = Budget(limits.gathered_bytes)
+        self._gathered, self._kept = Budget(limits.gathered_bytes), Budget(limits.reference_bytes)
         self._streams: Counter[str] = Counter()
         self._answering: set[asyncio.Task[Any]] = set()
         self._downloads: set[asyncio.Task[Any]] = set()
@@ -96,14 +99,14 @@ class HeadraceService(messages.HeadraceServicer):
         if self.draining.is_set():
             await _abort(context, grpc.StatusCode.UNAVAILABLE, str(draining_error()))
         _remember(self._answering)
-        with served.used():
-            await context.write(messages.welcome_response(self._welcome(served.bundle)))
+        with served.used(), self._references(hello, served) as references:
+            await context.write(messages.welcome_response(self._welcome(served.bundle, references.keep)))
             # A name of the device's own within the address that it comes from: it takes no other address's share.
             device = f"{peer}/{hello.device[:64]}"
             who = caller.get()
             if who is not None and who.name:  # proved by token or certificate: no name of its own gives it more
                 device = who.key
-            session = Session(self.pipeline, served, context, self.limits, device, self._gathered)
+            session = Session(self.pipeline, served, context, self.limits, device, self._gathered, references)
             log.info("stream opened", device=hello.device[:64], peer=context.peer(), version=hello.client_version[:32])
             try:
                 return await session.run()
@@ -195,10 +198,23 @@ class HeadraceService(messages.HeadraceServicer):
             )
         return found
 
-    def _welcome(self, bundle: Bundle) -> Welcome:
+    def _welcome(self, bundle: Bundle, references: int) -> Welcome:
         points = tuple(p.id for p in bundle.operating_points if p.kind is not Kind.LOCAL)
-        limits = self.limits
-        return Welcome(bundle.fingerprint, limits.packet_bytes, limits.in_flight, __version__, bundle.name, points)
+        limits, name = self.limits, bundle.name
+        return Welcome(bundle.fingerprint, limits.packet_bytes, limits.in_flight, __version__, name, points, references)
+
+    @contextmanager
+    def _references(self, hello: Hello, served: Served) -> Iterator[References]:
+        """Room for what is kept of a stream's frames, taken for all of them before there is one."""
+        decoder = served.decoder
+        keep = self.limits.references if hello.predicts and decoder.predicts and self.pipeline.keeps_references else 0
+        size = keep * decoder.reference_bytes
+        if not self._kept.take(size):
+            keep = size = 0
+        try:
+            yield References(keep)
+        finally:
+            self._kept.give_back(size)
 
 
 def peer_of(context: Context) -> str:

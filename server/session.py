@@ -15,13 +15,15 @@ import grpc
 import structlog
 
 from ..models.exceptions import HeadraceError
+from ..models.temporal import Reference
 from ..protos import messages
-from ..protos.messages import Continuation, Frame, Result
+from ..protos.messages import Continuation, Frame, Result, Status
 from .bundles import Served
 from .dispatch import Job
 from .exceptions import DrainingError, FrameError, FullError, InvalidError, Reason
 from .gathering import Budget, Gathering
 from .pipeline import Pipeline, micros
+from .references import References
 
 log = structlog.get_logger(__name__)
 
@@ -36,13 +38,15 @@ Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 @dataclass(frozen=True, slots=True)
 class StreamLimits:
     """Of one stream: bytes of a packet, frames without a result; streams of one peer; bytes that gather in all; seconds
-    that results may lie unread."""
+    that results may lie unread; frames that are kept to predict others from, and bytes that all streams may keep so."""
 
     packet_bytes: int
     in_flight: int
     streams_per_peer: int
     gathered_bytes: int
     unread_s: float = 20.0
+    references: int = 0
+    reference_bytes: int = 0
 
 
 class Session:
@@ -56,6 +60,7 @@ class Session:
         limits: StreamLimits,
         device: str,
         gathered: Budget,
+        references: References,
     ) -> None:
         """Nothing is read yet."""
         self.frames = 0
@@ -66,6 +71,7 @@ class Session:
         self._limits = limits
         self._device = device
         self._gathered = gathered
+        self._references = references
         self._in_flight = 0
         self._room = asyncio.Semaphore(limits.in_flight + REFUSALS)
         self._writing = asyncio.Lock()
@@ -150,10 +156,13 @@ class Session:
                 return self._gather(frame, received)
         except FrameError as error:
             return self._pipeline.refuse(frame, error)
-        entered = self._pipeline.enter(self._served.decoder, frame, received, self._device)
+        entered = self._enter_whole(frame, received)
         if not isinstance(entered, Result):
             self._in_flight += 1
         return entered
+
+    def _enter_whole(self, frame: Frame, received: float) -> Job | Result:
+        return self._pipeline.enter(self._served.decoder, frame, received, self._device, self._references)
 
     def _gather(self, frame: Frame, received: float) -> Gathering:
         """Whoever collects the slices that follow."""
@@ -168,23 +177,28 @@ class Session:
         return gathering
 
     async def _answer(self, entered: Job | Gathering, received: float) -> None:
+        job: Job | Result
         try:
             if isinstance(entered, Gathering):
                 frame, received = await entered.whole()
                 if self._gathering.get(entered.frame_id) is entered:
                     del self._gathering[entered.frame_id]
-                result = await self._pipeline.answer(self._served.decoder, frame, received, self._device)
+                job = self._enter_whole(frame, received)
             else:
-                result = await self._pipeline.go_on(entered)
+                job = entered
+            result = job if isinstance(job, Result) else await self._pipeline.go_on(job)
         finally:
             # Before it is written: the edge may send its next frame as soon as it has the result.
             self._in_flight -= 1
-        await self._write(result, received)
+        await self._write(result, received, None if isinstance(job, Result) else job.reference)
 
-    async def _write(self, result: Result, received: float) -> None:
+    async def _write(self, result: Result, received: float, reference: Reference | None = None) -> None:
         async with self._writing:
             if self._unread.is_set():  # gRPC still holds the result before this one
                 raise FullError("nobody reads the results of this stream")
+            if reference is not None and result.status is Status.OK:
+                # In the order in which results are written: the edge counts on it.
+                self._references.add(result.frame_id, reference)
             total_us = micros(self._pipeline.clock() - received)  # up to where it is handed to gRPC
             response = messages.result_response(result, total_us)
             try:

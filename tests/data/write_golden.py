@@ -58,5 +58,27 @@ def main() -> None:
     (DATA / f"packet-v{VERSION}-image.bin").write_bytes(data)
 
 
+def write_predicted() -> None:
+    """A key frame, one predicted from it, and one from that at a coarser rate level; with the tables that they need."""
+    bundle = Bundle.load(DATA / "golden_bundle")
+    spec = importlib.util.spec_from_file_location("models_temporal", DATA.parent / "models" / "test_temporal.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    video = module.fitted(bundle)
+    tables = video.temporal_tables()
+    np.savez_compressed(DATA / "temporal-tables.npz", cdf=tables.flat(), sizes=tables.sizes, offsets=tables.offsets)
+    codec, reference = Codec(video), None
+    latents = module.scene(video, "a", 3, 0.2, 11)
+    for at, (name, point_id) in enumerate((("key", 1), ("predicted", 1), ("coarser", 2))):
+        point = video.operating_point(point_id)
+        coded = codec.compress_video(codec.quantise(latents[at], point), point, 70000 + 3 * at, reference, 3)
+        symbols, _ = codec.decompress_video(coded.packet, reference)
+        reference = coded.reference
+        (DATA / f"packet-v3-{name}.bin").write_bytes(coded.packet.to_bytes())
+        np.save(DATA / f"packet-v3-{name}.npy", symbols, allow_pickle=False)
+
+
 if __name__ == "__main__":
     main()
+    write_predicted()

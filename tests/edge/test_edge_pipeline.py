@@ -76,6 +76,9 @@ class Scripted:
     def on_coded(self, point, size_bytes):
         self.heard.append(("coded", size_bytes))
 
+    def on_predicted(self, share):
+        self.heard.append(("predicted", share))
+
     def on_written(self, frame_id, size_bytes, now):
         self.heard.append(("written", frame_id, now))
 

@@ -1,5 +1,6 @@
 """Packets: golden files, round trips, truncation and damage."""
 
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ packets = st.builds(
     operating_point=st.integers(0, 127),
     frame_id=st.integers(0, 2**32 - 1),
     slices=st.lists(st.binary(max_size=300), min_size=1, max_size=5).map(tuple),
+    back=st.integers(0, 31),
 )
 
 
@@ -31,8 +33,9 @@ def test_at_most_24_bytes_besides_the_slices(packet):
     assert len(packet.to_bytes()) - sum(map(len, packet.slices)) <= 24
 
 
-def test_at_most_24_bytes_at_the_largest_fields():
-    packet = Packet(127, 2**32 - 1, (bytes(MAX_SLICE_BYTES), bytes(200), bytes(200), bytes(200), bytes(40000)))
+@pytest.mark.parametrize("back", [0, 31])
+def test_at_most_24_bytes_at_the_largest_fields(back):
+    packet = Packet(127, 2**32 - 1, (bytes(MAX_SLICE_BYTES), bytes(200), bytes(200), bytes(200), bytes(40000)), back)
     assert len(packet.to_bytes()) - sum(map(len, packet.slices)) == 24
 
 
@@ -90,8 +93,32 @@ def test_a_packet_over_the_limit_is_refused():
         Packet.from_bytes(bytes(200), limit=100)
 
 
+def test_a_key_frame_is_of_the_version_that_every_reader_knows():
+    assert Packet(1, 7, (b"x",)).to_bytes()[1] == 2
+    predicted = Packet(1, 7, (b"x",), 9)
+    assert predicted.to_bytes()[1] == 3
+    assert predicted.reference_id == 2**32 - 2  # ids begin again
+    assert Packet(1, 7, (b"x",)).reference_id is None
+
+
+@pytest.mark.parametrize(("version", "count"), [(2, 1 | 4 << 3), (3, 1)])
+def test_a_reference_has_to_go_with_the_version(version, count):
+    rest = bytes([count]) + b"slice"
+    front = b"\x94" + bytes([version, 1, 7]) + b"\xc4" + bytes([4 + len(rest)])
+    data = front + zlib.crc32(rest, zlib.crc32(front)).to_bytes(4, "little") + rest
+    with pytest.raises(BitstreamError, match=f"version {version} cannot have its reference"):
+        Packet.from_bytes(data)
+
+
 def test_fields_out_of_range_are_refused():
-    for packet in (Packet(128, 0, (b"",)), Packet(0, 2**32, (b"",)), Packet(0, 0, ()), Packet(0, 0, (b"",) * 6)):
+    for packet in (
+        Packet(0, 0, (b"",), 32),
+        Packet(0, 0, (b"",), -1),
+        Packet(128, 0, (b"",)),
+        Packet(0, 2**32, (b"",)),
+        Packet(0, 0, ()),
+        Packet(0, 0, (b"",) * 6),
+    ):
         with pytest.raises(BitstreamError):
             packet.to_bytes()
     with pytest.raises(BitstreamError, match="over the limit"):

@@ -1,5 +1,6 @@
 """Cut the real backbone on frames of a real video, and check what comes out on both sides."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -149,3 +150,34 @@ def test_folders_named_by_class_are_labels_too(backbone, tmp_path):
     assert labelled_pictures(tmp_path, backbone.class_ids)[1] == [285]
     with pytest.raises(DataError, match="WordNet"):
         labelled_pictures(tmp_path, ["n99999999"])
+
+
+def test_frames_of_a_video_are_predicted_under_the_tables_that_split_fits(bundle, backbone, photographs):
+    frames = [prepare(Image.open(path), bundle.preprocessing) for path in sorted(photographs.glob("*.jpg"))[40:46]]
+    encoder, codec = Encoder.of(bundle, "blocks.5"), Codec(bundle)
+    point = next(p for p in bundle.operating_points if p.name == "blocks.5@3")
+    with torch.inference_mode():
+        latents = encoder(*backbone.head("blocks.5")(torch.from_numpy(np.stack(frames)))).numpy()
+    earlier, alone, sent = None, 0, 0
+    for frame_id, latent in enumerate(latents):
+        symbols = codec.quantise(latent, point)
+        coded = codec.compress_video(symbols, point, frame_id, earlier, 1)
+        earlier = coded.reference
+        alone += len(codec.compress_symbols(symbols, point, frame_id).to_bytes())
+        sent += len(coded.packet.to_bytes())
+    assert sent < 0.75 * alone
+
+
+@pytest.mark.slow
+def test_a_bundle_without_tables_is_given_those_that_split_would_have_fitted(bundle, photographs, tmp_path):
+    without = {name: t for name, t in bundle.tensors.items() if not name.startswith("temporal/")}
+    replace(bundle, tensors=without).save(tmp_path / "without")
+    arguments = ["temporal", "--calibration", str(photographs), "--bundle", str(tmp_path / "without")]
+    done = CliRunner().invoke(
+        app, [*arguments, "--photographs", "100", "--held-out", "8", "--output", str(tmp_path / "with")]
+    )
+    assert done.exit_code == 0, done.output
+    given = Bundle.load(tmp_path / "with")
+    assert given.fingerprint == bundle.fingerprint
+    assert given.operating_points == bundle.operating_points
+    assert given.provenance["temporal"] == "headrace temporal --photographs 100 --held-out 8 --seed 0"
