@@ -9,7 +9,7 @@ import av
 import numpy as np
 import pytest
 from headrace.bench.video import Lag, evaluate_video
-from headrace.cli import COMMITTED
+from headrace.models.command_line import COMMITTED
 from headrace.models.bundle import Bundle
 from headrace.models.exceptions import DataError
 from headrace.models.operating_point import Kind

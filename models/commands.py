@@ -1,0 +1,223 @@
+"""Commands that make a bundle, improve it, and take the device's half out of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .command_line import COMMITTED, COMMITTED_DETECTION, BundleFolder
+
+app = typer.Typer()
+
+Device = Annotated[str, typer.Option(help="Where to learn: cpu or cuda.")]
+BundleOutput = Annotated[Path, typer.Option(help="Folder to write the bundle to; may be the bundle's own.")]
+
+
+@app.command()
+def split(
+    backbone: Annotated[
+        str,
+        typer.Argument(
+            help="efficientnet_lite0, _lite1, _lite2, yolov2_tiny, any timm/NAME or torchvision/NAME, "
+            "package.module:factory, or a FILE.pt2 of torch.export."
+        ),
+    ],
+    calibration: Annotated[Path | None, typer.Option(help="Folder of at least 100 unlabelled photographs.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder to write the bundle to.")] = None,
+    task: Annotated[
+        str, typer.Option(help="classification, detection or segmentation; needed for models of your own.")
+    ] = "",
+    at: Annotated[list[str] | None, typer.Option(help="Split point; may be given several times.")] = None,
+    show: Annotated[bool, typer.Option("--list", help="List where it can be cut, and stop.")] = False,
+    photographs: Annotated[int, typer.Option(help="Photographs to fit on, at most.")] = 300,
+    held_out: Annotated[int, typer.Option(help="Other photographs to measure operating points on.")] = 64,
+    seed: Annotated[int, typer.Option(help="Of the choice of photographs and of the metric's draws.")] = 0,
+    weights: Annotated[Path | None, typer.Option(help="The backbone's weights, a safetensors file.")] = None,
+    random_weights: Annotated[int | None, typer.Option(help="Draw the weights with this seed, to try it.")] = None,
+    size: Annotated[int, typer.Option(help="Side of the input in pixels; 0 for the model's own.")] = 0,
+    labels: Annotated[Path | None, typer.Option(help="Text file with the name of a class in each line.")] = None,
+    data_note: Annotated[str, typer.Option(help="What the provenance says about the photographs.")] = "",
+    add_to: Annotated[
+        Path | None,
+        typer.Option(help="Folder of a bundle of this backbone that gets the split points of --at besides its own."),
+    ] = None,
+    repair: Annotated[bool, typer.Option("--repair", help="Then learn the server's repair, see `repair`.")] = False,
+    repair_minutes: Annotated[float, typer.Option(help="Time for the repair of each split point.")] = 20.0,
+    device: Device = "cpu",
+) -> None:
+    """Cut a backbone without training and write a bundle, or list where it can be cut."""
+    from .zoo.sources import source
+
+    asked = source(backbone, task, weights, random_weights, size, labels)
+    if show:
+        from .listing import list_cuts
+
+        list_cuts(asked)
+        raise typer.Exit
+    if calibration is None or output is None:
+        raise typer.BadParameter("--calibration and --output are needed (or --list to see where it can be cut)")
+
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from .bundle import short
+    from .split import SplitPlan, bar_columns, extended
+    from .split import split as make_bundle
+    from .zoo.catalogue import write_weights
+
+    plan = SplitPlan(asked, calibration, tuple(at or ()), photographs, held_out, seed)
+    with Progress(*bar_columns(), console=Console(stderr=True)) as progress:
+        model, bundle = (
+            extended(plan, add_to, progress) if add_to is not None else make_bundle(plan, progress, data_note)
+        )
+    bundle.save(output)
+    write_weights(model, output)
+    typer.echo(f"{output}: {len(bundle.operating_points)} operating points, fingerprint {short(bundle.fingerprint)}")
+    if repair:
+        repair_bundle(calibration, output, output, None, None, repair_minutes, 0, photographs, held_out, seed, device)
+
+
+@app.command("repair")
+def repair_bundle(
+    calibration: Annotated[Path, typer.Option(help="Folder of at least 100 unlabelled photographs.")],
+    output: Annotated[Path, typer.Option(help="Folder to write the repaired bundle to; may be the bundle's own.")],
+    bundle: BundleFolder = COMMITTED,
+    more: Annotated[list[Path] | None, typer.Option(help="Folder of more photographs to learn from.")] = None,
+    at: Annotated[list[str] | None, typer.Option(help="Split point; several times for several. [default: all]")] = None,
+    minutes: Annotated[float, typer.Option(help="Time for each split point.")] = 20.0,
+    steps: Annotated[int, typer.Option(help="Number of steps, instead of what fits into the minutes.")] = 0,
+    photographs: Annotated[int, typer.Option(help="As given to `split`, to measure on the same photographs.")] = 300,
+    held_out: Annotated[int, typer.Option(help="Photographs to measure on, not to learn from.")] = 64,
+    seed: Annotated[int, typer.Option(help="Of crops, rate levels and prefixes.")] = 0,
+    device: Device = "cpu",
+) -> None:
+    """Teach the server's half to answer coarse symbols better; edge and bitstream stay as they are.
+
+    A run that was killed goes on where it was when the same command is given again.
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from .bundle import Bundle, short
+    from .repair.distil import RepairPlan, repair
+    from .split import bar_columns
+    from .zoo.catalogue import write_weights
+
+    places = tuple(at or ())
+    plan = RepairPlan(places, minutes, steps, device=device, seed=seed, photographs=photographs, held_out=held_out)
+    with Progress(*bar_columns(), console=Console(stderr=True)) as progress:
+        model, repaired = repair(Bundle.load(bundle), calibration, plan, output / "repair-work", progress, more or ())
+    repaired.save(output)
+    write_weights(model, output)
+    size = sum(array.nbytes for array in repaired.repair.values())
+    typer.echo(f"{output}: repair of {size} bytes, fingerprint {short(repaired.fingerprint)} as before")
+
+
+@app.command("temporal")
+def fit_temporal(
+    calibration: Annotated[Path, typer.Option(help="Folder of unlabelled photographs, as given to `split`.")],
+    output: BundleOutput,
+    bundle: BundleFolder = COMMITTED,
+    photographs: Annotated[int, typer.Option(help="As given to `split`.")] = 300,
+    held_out: Annotated[int, typer.Option(help="As given to `split`, to leave out the same photographs.")] = 64,
+    seed: Annotated[int, typer.Option(help="Of the choice of photographs and of the scenes' motion.")] = 0,
+) -> None:
+    """Give a bundle that has none its tables for predicted frames, and leave all else of it as it is.
+
+    `split` does it by itself. The fingerprint changes: both sides need the new bundle.
+    """
+    from dataclasses import replace
+
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from .bundle import Bundle, short
+    from .split import bar_columns, choose
+    from .temporal_fit import with_temporal
+    from .zoo.catalogue import backbone_of, write_weights
+
+    loaded = Bundle.load(bundle)
+    fit_on, _ = choose(calibration, photographs, held_out, seed)
+    backbone = backbone_of(loaded)
+    with Progress(*bar_columns(), console=Console(stderr=True)) as progress:
+        made = with_temporal(backbone, loaded, fit_on, seed, progress)
+    command = f"headrace temporal --photographs {photographs} --held-out {held_out} --seed {seed}"
+    made = replace(made, provenance={**made.provenance, "temporal": command})
+    made.save(output)
+    write_weights(backbone, output)
+    typer.echo(f"{output}: fingerprint {short(made.fingerprint)}, before {short(loaded.fingerprint)}")
+
+
+@app.command()
+def train(
+    plan: Annotated[Path, typer.Argument(help="TOML file that says what to learn, see models/plans/.")],
+    photographs: Annotated[
+        list[Path], typer.Option(help="Folder of photographs to learn from; labels are not needed.")
+    ],
+    output: BundleOutput,
+    work: Annotated[Path, typer.Option(help="Folder for views and checkpoints, some GB.")] = Path("train-work"),
+    fitted: Annotated[int, typer.Option(help="Photographs of the first folder for the closed form and tables.")] = 300,
+    held_out: Annotated[
+        int, typer.Option(help="Photographs of the first folder to measure on, not learned from.")
+    ] = 64,
+    device: Device = "cpu",
+) -> None:
+    """Learn a light slimmable encoder by distillation, and add its widths to a bundle as split points.
+
+    A run that was killed goes on where it was when the same command is given again. With several GPUs:
+    torchrun --nproc-per-node N -m headrace train ...
+    """
+    from .learning.command import train_bundle
+
+    train_bundle(plan, photographs, output, work, fitted, held_out, device)
+
+
+@app.command("filter")
+def learn_filter(
+    calibration: Annotated[list[Path], typer.Option(help="Folder of unlabelled photographs; several times for more.")],
+    classes: Annotated[list[str], typer.Option(help="A class of interest, such as person; several times for more.")],
+    output: BundleOutput,
+    bundle: BundleFolder = COMMITTED_DETECTION,
+    miss_rate: Annotated[float, typer.Option(help="Most that may be missed of the frames that hold one, 0..1.")] = 0.02,
+    epochs: Annotated[int, typer.Option(help="Passes over the photographs.")] = 30,
+    seed: Annotated[int, typer.Option(help="Of the photographs' division and order.")] = 0,
+) -> None:
+    """Teach a detector's bundle to keep frames on the device that hold nothing of the classes of interest."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from .bundle import Bundle, short
+    from .detection import filter as neural_filter
+    from .split import bar_columns
+    from .zoo.catalogue import write_weights
+
+    loaded, bars = Bundle.load(bundle), dict[str, Any]()
+    plan = neural_filter.FilterPlan(tuple(classes), miss_rate, epochs, seed)
+    with Progress(*bar_columns(), console=Console(stderr=True)) as progress:
+
+        def note(what: str, done: int, of: int) -> None:
+            if what not in bars:
+                bars[what] = progress.add_task(what, total=of)
+            progress.update(bars[what], completed=done)
+
+        backbone, learned, reports = neural_filter.learn_filter(loaded, calibration, plan, note)
+    learned.save(output)
+    write_weights(backbone, output)
+    for report in reports:
+        typer.echo(str(report))
+    typer.echo(f"{output}: fingerprint {short(learned.fingerprint)}")
+
+
+@app.command()
+def export(
+    output: Annotated[Path, typer.Option(help="Folder to write the edge half to.")],
+    bundle: BundleFolder = COMMITTED,
+) -> None:
+    """Write the device's half of a bundle: ONNX files that run without torch."""
+    from .bundle import Bundle
+    from .export import export_edge_half
+
+    export_edge_half(Bundle.load(bundle), output, lambda name: typer.echo(name, err=True))
+    typer.echo(f"{output}: ready for `headrace edge --bundle {output}`")
