@@ -172,6 +172,10 @@ def split(
     size: Annotated[int, typer.Option(help="Side of the input in pixels; 0 for the model's own.")] = 0,
     labels: Annotated[Path | None, typer.Option(help="Text file with the name of a class in each line.")] = None,
     data_note: Annotated[str, typer.Option(help="What the provenance says about the photographs.")] = "",
+    add_to: Annotated[
+        Path | None,
+        typer.Option(help="Folder of a bundle of this backbone that gets the split points of --at besides its own."),
+    ] = None,
     repair: Annotated[bool, typer.Option("--repair", help="Then learn the server's repair, see `repair`.")] = False,
     repair_minutes: Annotated[float, typer.Option(help="Time for the repair of each split point.")] = 20.0,
     device: Device = "cpu",
@@ -192,13 +196,15 @@ def split(
     from rich.progress import Progress
 
     from .models.bundle import short
-    from .models.split import SplitPlan, bar_columns
+    from .models.split import SplitPlan, bar_columns, extended
     from .models.split import split as make_bundle
     from .models.zoo.catalogue import write_weights
 
     plan = SplitPlan(asked, calibration, tuple(at or ()), photographs, held_out, seed)
     with Progress(*bar_columns(), console=Console(stderr=True)) as progress:
-        model, bundle = make_bundle(plan, progress, data_note)
+        model, bundle = (
+            extended(plan, add_to, progress) if add_to is not None else make_bundle(plan, progress, data_note)
+        )
     bundle.save(output)
     write_weights(model, output)
     typer.echo(f"{output}: {len(bundle.operating_points)} operating points, fingerprint {short(bundle.fingerprint)}")

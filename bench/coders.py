@@ -133,11 +133,9 @@ class _Share:
     def use(self, edge_half: Path) -> None:
         self.head, self.local = Head(self.bundle, edge_half), Local(edge_half)
         # Graphs are loaded on first use, which must not count as computing.
-        size = self.bundle.preprocessing.size
-        black = np.zeros((size, size, 3), np.uint8)
-        self.local(black)
+        self.local(_black(self.bundle.preprocessing.size))
         for split in self.bundle.splits:
-            self.head(split.name, black)
+            self.head(split.name, _black(self.bundle.preprocessing_at(split.name).size))
 
     def packet(self, frame: int, index: int) -> bytes:
         point = self.bundle.operating_points[index]
@@ -150,8 +148,15 @@ class _Share:
     def latent(self, frame: int, split: str) -> npt.NDArray[np.float32]:
         found = self._latents.get((frame, split))
         if found is None:
-            found = self._latents[frame, split] = self.head(split, self.pixels[frame])
+            how = self.bundle.preprocessing_at(split)
+            own = how == self.bundle.preprocessing
+            pixels = self.pixels[frame] if own else prepare(self.pictures[frame], how)
+            found = self._latents[frame, split] = self.head(split, pixels)
         return found
+
+
+def _black(size: int) -> npt.NDArray[np.uint8]:
+    return np.zeros((size, size, 3), np.uint8)
 
 
 _share: _Share | None = None

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -181,12 +182,13 @@ def _latents(bundle: Bundle, source: Video, limit: int) -> Iterator[dict[str, np
     """Frame by frame: split point -> latent float32 [K, H, W]."""
     backbone = backbone_of(bundle)
     networks = {s.name: (backbone.head(s.name), Encoder.of(bundle, s.name)) for s in bundle.splits}
-    batch: list[npt.NDArray[np.uint8]] = []
+    hows = {name: bundle.preprocessing_at(name) for name in networks}
+    batch: list[Image.Image] = []
 
     def run() -> Iterator[dict[str, npt.NDArray[np.float32]]]:
+        sizes = {how: torch.from_numpy(np.stack([prepare(p, how) for p in batch])) for how in set(hows.values())}
         with torch.inference_mode():
-            pixels = torch.from_numpy(np.stack(batch))
-            found = {name: encoder(*head(pixels)).numpy() for name, (head, encoder) in networks.items()}
+            found = {name: encoder(*head(sizes[hows[name]])).numpy() for name, (head, encoder) in networks.items()}
         for i in range(len(batch)):
             yield {name: latents[i] for name, latents in found.items()}
         batch.clear()
@@ -196,7 +198,7 @@ def _latents(bundle: Bundle, source: Video, limit: int) -> Iterator[dict[str, np
             break
         if isinstance(picture, SourceError):
             raise DataError(str(picture))
-        batch.append(prepare(picture, bundle.preprocessing))
+        batch.append(picture)
         if len(batch) == BATCH:
             yield from run()
     if batch:

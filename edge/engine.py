@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFilter
 
-from ..models.bundle import Bundle
+from ..models.bundle import Bundle, Preprocessing
 from ..models.edge_half import has_local
 from ..models.operating_point import Kind, OperatingPoint
 from ..models.preprocessing import prepare
@@ -44,7 +44,7 @@ class Encoded:
 
     Attributes:
         packet: the packet's bytes; none where `empty` was enough to keep the frame on the device.
-        pixels: uint8 [S, S, 3], kept for a local answer should the stream break.
+        pixels: uint8 [S, S, 3], kept for a local answer should the stream break; None where the head takes fewer.
         prepare_s, compute_s, compress_s: scaling; head and encoder, or picture coding; entropy coding.
         presence: the filter's score; None where there is none.
         empty: whether it is below the bundle's threshold.
@@ -52,7 +52,7 @@ class Encoded:
     """
 
     packet: bytes
-    pixels: Pixels
+    pixels: Pixels | None
     prepare_s: float
     compute_s: float
     compress_s: float
@@ -128,19 +128,22 @@ class Engine:
             abandon.check()
             return done
 
-        pixels, prepare_s = self._prepare(picture)
+        how = self._how(point)
+        pixels, prepare_s = self._prepare(picture, how)
+        # A local answer needs the uncut model's own size.
+        kept = pixels if how == self.bundle.preprocessing else None
         if point.kind is Kind.IMAGE:
             packet, compute_s = run(lambda: self._encoder.image(pixels, point, frame_id))
-            return Encoded(packet, pixels, prepare_s, compute_s, 0.0)
+            return Encoded(packet, kept, prepare_s, compute_s, 0.0)
         (latent, presence), compute_s = run(lambda: self._head.with_presence(point.split, pixels, abandon))
         empty = presence is not None and presence < self.bundle.filter_threshold(point.split)
         if empty and filtered:
-            return Encoded(b"", pixels, prepare_s, compute_s, 0.0, presence, empty)
+            return Encoded(b"", kept, prepare_s, compute_s, 0.0, presence, empty)
         if earlier is not None:
             video, compress_s = run(lambda: self._encoder.video(latent, point, frame_id, earlier))
-            return Encoded(video.packet, pixels, prepare_s, compute_s, compress_s, presence, empty, video)
+            return Encoded(video.packet, kept, prepare_s, compute_s, compress_s, presence, empty, video)
         packet, compress_s = run(lambda: self._encoder.feature(latent, point, frame_id))
-        return Encoded(packet, pixels, prepare_s, compute_s, compress_s, presence, empty)
+        return Encoded(packet, kept, prepare_s, compute_s, compress_s, presence, empty)
 
     def answer(self, picture: Image.Image | None, pixels: Pixels | None) -> LocalAnswer:
         """Labels from a captured picture, or from pixels uint8 [S, S, 3] that were prepared before.
@@ -151,7 +154,7 @@ class Engine:
         if pixels is not None:
             ready, prepare_s = pixels, 0.0
         elif picture is not None:
-            ready, prepare_s = self._prepare(picture)
+            ready, prepare_s = self._prepare(picture, self.bundle.preprocessing)
         else:
             raise ValueError("either a picture or its pixels are needed")
         labels, compute_s = self.device.run(lambda: self._local(ready))
@@ -204,12 +207,15 @@ class Engine:
         self.device.factor = factor
         return factor
 
-    def _prepare(self, picture: Image.Image) -> tuple[Pixels, float]:
-        return self.device.run(lambda: prepare(picture, self.bundle.preprocessing), stretched=False)
+    def _how(self, point: OperatingPoint) -> Preprocessing:
+        return self.bundle.preprocessing_at(point.split) if point.split else self.bundle.preprocessing
+
+    def _prepare(self, picture: Image.Image, how: Preprocessing) -> tuple[Pixels, float]:
+        return self.device.run(lambda: prepare(picture, how), stretched=False)
 
     def _seconds(self, picture: Image.Image, point: OperatingPoint) -> float:
         """What `encode` or `answer` takes for this picture, without the waiting of an emulated device."""
-        pixels, prepare_s = self._prepare(picture)
+        pixels, prepare_s = self._prepare(picture, self._how(point))
         return prepare_s + self.device.time(lambda: self._compute(pixels, point))
 
     def _compute(self, pixels: Pixels, point: OperatingPoint) -> None:

@@ -128,8 +128,9 @@ class Pipeline:
             self._ledger.close(frame, Outcome.FILTERED)
             return
         self._to_learn.append((frame.point, coded.seconds, coded.alone_bytes, coded.share, now))
-        frame.packet, frame.pixels, frame.picture = coded.packet, coded.pixels, None
-        frame.video = coded.video
+        frame.packet, frame.pixels, frame.video = coded.packet, coded.pixels, coded.video
+        if coded.pixels is not None:
+            frame.picture = None
         if frame.epoch != self._references.epoch:
             self._make_key_frame(frame)
         frame.predicted = frame.video is not None and frame.video.alone is not None

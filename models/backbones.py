@@ -10,6 +10,7 @@ Where several tensors cross a cut, the head packs them into one map and the tail
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -25,12 +26,16 @@ from .cutting.graph import Traced, trace
 from .cutting.maps import Pack, Packing, Unpack
 from .exceptions import BackboneError
 from .learning.cut import INPUT, LearnedCut
-from .tasks import Task
+from .tasks import CLASSIFICATION, Task
 
 EXACT = 1e-5
 """Most that head and tail joined may differ from the uncut model, relative to the largest output."""
 PROOF_BATCH = 3
 """Frames in the proof's larger batch; the other one has 1."""
+SIZED = re.compile(r"(.+)-(\d+)px")
+"""A split point's name with a size."""
+MIN_SIZE = 32
+"""Pixels; smaller pictures are nothing that a classifier was made for."""
 
 
 class Pixels(nn.Module):
@@ -162,12 +167,41 @@ class Backbone:
         """Names of the cuts."""
         return tuple(c.name for c in self.cuts)
 
+    def at(self, split: str) -> tuple[Backbone, str]:
+        """The backbone at the size that a split point's name asks for, and the cut's own name.
+
+        `blocks.2-160px` is the cut `blocks.2` of the same network run on 160 x 160 pixels: fewer places, so less
+        compute and fewer bytes, at some loss of accuracy, and nothing to be learned.
+
+        Raises:
+            BackboneError: it cannot be run at another size.
+        """
+        found = SIZED.fullmatch(split)
+        if found is None:
+            return self, split
+        cut, size = found[1], int(found[2])
+        if size == self.preprocessing.size:
+            return self, cut
+        if size not in self._sizes:
+            if self.task.name != CLASSIFICATION or self.program is not None:
+                raise BackboneError(f"{self.spec.name} can only be cut at its own size, not at {size} pixels")
+            if not MIN_SIZE <= size < self.preprocessing.size:
+                raise BackboneError(
+                    f"{split}: the size is not within {MIN_SIZE}..{self.preprocessing.size} pixels, the backbone's own"
+                )
+            parts = replace(self.parts, preprocessing=self.preprocessing.at(size))
+            self._sizes[size] = Backbone(self.spec, parts, self.state)
+        return self._sizes[size], cut
+
     def cut(self, split: str) -> Cut:
         """The cut of that name, or behind the module of that path.
 
         Raises:
             BackboneError: there is none.
         """
+        sized, split = self.at(split)
+        if sized is not self:
+            return sized.cut(split)
         for cut in self.cuts:
             if split == cut.name or split in cut.aliases:
                 return cut
@@ -194,6 +228,9 @@ class Backbone:
         Raises:
             BackboneError: they do not; the text says why.
         """
+        sized, split = self.at(split)
+        if sized is not self:
+            return sized.packing(split)
         try:
             return Packing(self.cut(split).shapes)
         except BackboneError as error:
@@ -217,6 +254,9 @@ class Backbone:
             return Chain(centred, self.learned[split].encoder.undivided(self.preprocessing.std)).eval()
         if split == INPUT:
             return Chain(Pixels(self.preprocessing)).eval()
+        sized, split = self.at(split)
+        if sized is not self:
+            return sized.head(split)
         pixels, head = Pixels(self.preprocessing), Head(self.traced, self.cut(split))
         return Chain(pixels, head, Pack(self.packing(split))).eval()
 
@@ -233,6 +273,9 @@ class Backbone:
         if split == INPUT:
             operations = self.traced.segment((self.traced.input,), self.traced.outputs)
             return Chain(operations, self.parts.rest).eval()
+        sized, split = self.at(split)
+        if sized is not self:
+            return sized.tail(split)
         return Chain(self._traced_tail(split), self.parts.rest).eval()
 
     def _traced_tail(self, split: str) -> nn.Module:
@@ -247,6 +290,9 @@ class Backbone:
         Returns:
             Largest absolute difference over the largest absolute output, of any output.
         """
+        sized, split = self.at(split)
+        if sized is not self:
+            return sized.rejoin_error(split, seed)
         head, tail = self.head(split), self._traced_tail(split)
         return max(self._difference(head, tail, batch, seed) for batch in (1, PROOF_BATCH))
 
@@ -302,6 +348,10 @@ class Backbone:
                 float((a - b).abs().max() / b.abs().max().clamp_min(1e-30))
                 for a, b in zip(joined, self._references[key], strict=True)
             )
+
+    @cached_property
+    def _sizes(self) -> dict[int, Backbone]:
+        return {}
 
     @cached_property
     def _references(self) -> dict[tuple[int, int], Sequence[Tensor]]:

@@ -108,6 +108,12 @@ class Preprocessing:
         if not 1 <= self.size <= self.resize <= MAX_SIDE:
             raise BundleError(f"preprocessing to {self.size} of {self.resize} pixels is not within 1..{MAX_SIDE}")
 
+    def at(self, size: int) -> Preprocessing:
+        """The same part of a frame in `size` x `size` pixels; 0 for its own."""
+        if size in (0, self.size):
+            return self
+        return replace(self, size=size, resize=max(round(self.resize * size / self.size), size))
+
 
 @dataclass(frozen=True, slots=True)
 class LearnedSpec:
@@ -140,6 +146,7 @@ class SplitSpec:
             is the number of components coded.
         edge_share: head and encoder as a share of the uncut model's time, same engine, one core.
         learned: a width of a learned encoder in place of the backbone's first stages; `features` is what it gives.
+        size: side in pixels that head and tail are run at, where it is not the backbone's own.
     """
 
     name: str
@@ -148,6 +155,7 @@ class SplitSpec:
     slices: tuple[tuple[int, ...], ...]
     edge_share: float = 1.0
     learned: LearnedSpec | None = None
+    size: int = 0
 
     @property
     def rate_levels(self) -> int:
@@ -241,6 +249,10 @@ class Bundle:
         raise OperatingPointError(
             f"bundle {self.name} has no split point {name!r}; it has {', '.join(s.name for s in self.splits)}"
         )
+
+    def preprocessing_at(self, split: str) -> Preprocessing:
+        """From a captured frame to the pixels that the head of a split point takes."""
+        return self.preprocessing.at(self.split(split).size)
 
     def operating_point(self, point_id: int) -> OperatingPoint:
         """The operating point of that id.
@@ -581,10 +593,12 @@ def _split_spec(given: Mapping[str, Any]) -> SplitSpec:
 
 
 def _split_fields(spec: SplitSpec) -> dict[str, Any]:
-    """Plain values; what was not learned has no field for it, so that older bundles keep their fingerprints."""
+    """Plain values; fields that say nothing are left out, so that older bundles keep their fingerprints."""
     values = asdict(spec)
     if spec.learned is None:
         del values["learned"]
+    if not spec.size:
+        del values["size"]
     return values
 
 

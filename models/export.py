@@ -38,11 +38,12 @@ def export_edge_half(bundle: Bundle, folder: Path, note: Callable[[str], None] =
         note(head_file(spec.name))
         encoder: nn.Module = Encoder.of(bundle, spec.name)
         path = folder / head_file(spec.name)
+        sized, _ = backbone.at(spec.name)
         if bundle.filter is None:
-            write_onnx(backbone, Only(backbone.head(spec.name), encoder), "latent", path)
+            write_onnx(sized, Only(backbone.head(spec.name), encoder), "latent", path)
         else:
             encoder = WithFilter(encoder, Presence.of(bundle, spec.name))
-            write_onnx(backbone, Chain(backbone.head(spec.name), encoder).eval(), ("latent", PRESENCE), path)
+            write_onnx(sized, Chain(backbone.head(spec.name), encoder).eval(), ("latent", PRESENCE), path)
     if has_local(bundle):
         note(UNCUT)
         write_onnx(backbone, Only(backbone.uncut), "scores", folder / UNCUT)

@@ -74,7 +74,11 @@ def load_pixels(path: Path, how: Preprocessing) -> npt.NDArray[np.uint8]:
 def pixel_batches(paths: Sequence[Path], how: Preprocessing) -> Iterator[Tensor]:
     """Photographs as uint8 [B, S, S, 3], B <= BATCH."""
     for at in range(0, len(paths), BATCH):
-        yield torch.from_numpy(np.stack([load_pixels(p, how) for p in paths[at : at + BATCH]]))
+        yield _pixels(paths[at : at + BATCH], how)
+
+
+def _pixels(paths: Sequence[Path], how: Preprocessing) -> Tensor:
+    return torch.from_numpy(np.stack([load_pixels(p, how) for p in paths]))
 
 
 def measure(
@@ -108,13 +112,17 @@ def measure(
         for name, chosen in by_split.items()
         if chosen
     }
+    hows = {name: bundle.preprocessing_at(name) for name in networks}
     uncut, task = backbone.uncut, backbone.task
     reference: list[Answer] = []
     with torch.inference_mode():
-        for pixels in pixel_batches(paths, bundle.preprocessing):
+        for at in range(0, len(paths), BATCH):
+            batch = paths[at : at + BATCH]
+            sizes = {how: _pixels(batch, how) for how in {bundle.preprocessing, *hows.values()}}
+            pixels = sizes[bundle.preprocessing]
             reference += task.answers(uncut(pixels))
             for name, (head, encoder, decoder, tail) in networks.items():
-                latents = encoder(*head(pixels)).numpy()
+                latents = encoder(*head(sizes[hows[name]])).numpy()
                 for point in by_split[name]:
                     symbols = _through_codec(codec, latents, point, results[point.id])
                     gain = torch.from_numpy(bundle.gain(name, point.rate_level)).expand(len(symbols), -1)

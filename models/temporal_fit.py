@@ -122,11 +122,13 @@ def scene_symbols(
     for scene in range(_scenes(bundle, len(photographs))):
         path, other = (photographs[(scene + apart) % len(photographs)] for apart in (0, len(photographs) // 2))
         with Image.open(path) as picture, Image.open(other) as piece:
-            size = bundle.preprocessing.size
-            pixels = torch.from_numpy(np.stack(list(moving(picture, piece, size, FRAMES, seed + scene))))
+            sizes = {
+                size: torch.from_numpy(np.stack(list(moving(picture, piece, size, FRAMES, seed + scene))))
+                for size in {bundle.preprocessing_at(name).size for name in networks}
+            }
         for name, (head, encoder) in networks.items():
             with torch.inference_mode():
-                latents = encoder(*head(pixels)).numpy()
+                latents = encoder(*head(sizes[bundle.preprocessing_at(name).size])).numpy()
             for level in range(0, bundle.split(name).rate_levels, LEVELS_APART):
                 order = bundle.order(name)[: len(bundle.indexes(name, level))]
                 gain = bundle.gain(name, level)

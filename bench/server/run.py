@@ -280,12 +280,12 @@ def photographs_as(name: str, count: int = 8) -> Material:
     from ...models.bottleneck import Encoder
     from ...models.codec import Codec
     from ...models.preprocessing import prepare
-    from ...models.zoo.catalogue import load_backbone
+    from ...models.zoo.catalogue import backbone_of
 
     bundle = Bundle.load(SHIPPED_BUNDLE)
     point = next(p for p in bundle.operating_points if p.name == name)
     head, encoder, codec = (
-        load_backbone(bundle.backbone.name).head(point.split),
+        backbone_of(bundle).head(point.split),
         Encoder.of(bundle, point.split),
         Codec(bundle),
     )
@@ -294,7 +294,7 @@ def photographs_as(name: str, count: int = 8) -> Material:
     packets = []
     with torch.inference_mode():
         for number, picture in enumerate(pictures):
-            pixels = torch.from_numpy(prepare(picture, bundle.preprocessing).copy())[None]
+            pixels = torch.from_numpy(prepare(picture, bundle.preprocessing_at(point.split)).copy())[None]
             (features,) = head(pixels)
             packets.append(codec.compress(encoder(features)[0].numpy(), point, number))
     return Material(tuple(packets))

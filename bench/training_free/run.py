@@ -59,7 +59,7 @@ class TrainingFree:
             head, tail = backbone.head(split), backbone.tail(split)
             bar = progress.add_task(f"{split}: calibration", total=len(chosen) + len(FAMILIES))
             batches = []
-            for batch in _features(head, backbone, chosen):
+            for batch in _features(head, backbone.at(split)[0], chosen):
                 batches.append(batch)
                 progress.advance(bar, len(batch))
             features = np.concatenate(batches)
@@ -82,7 +82,7 @@ class TrainingFree:
     ) -> list[OtherCodec]:
         bar = progress.add_task(f"{split}: {len(codecs)} codecs", total=len(paths))
         found = [OtherCodec(f"{f} {split} {c.setting}", f, split) for f, c in codecs]
-        for batch in _features(head, backbone, paths):
+        for batch in _features(head, backbone.at(split)[0], paths):
             for (_, codec), into in zip(codecs, found, strict=True):
                 coded = [codec.encode(each) for each in batch]
                 received = np.stack([codec.decode(data) for data in coded])

@@ -14,13 +14,14 @@ from typing import Any
 
 import torch
 
-from ..backbones import Backbone
+from ..backbones import SIZED, Backbone
 from ..bottleneck import Encoder
 from ..bundle import Bundle, head_file
 from ..cutting.costs import count_macs
 from ..export import Only, write_onnx
 from ..onnx_time import edge_milliseconds
 from ..tasks import CLASSIFICATION
+from .curves import LIMITS
 
 LEARNED = "slim"
 """Names of learned split points begin with it, and go on with their width: `slim-25`, `slim-100`."""
@@ -53,8 +54,16 @@ class EdgeCosts:
     splits: Mapping[str, StageCost]
 
     def encoder(self) -> dict[str, Any] | None:
-        """The slimmable encoder at its `widest` and `narrowest`, by multiply-accumulates; None where there is none."""
-        learned = {name: cost for name, cost in self.splits.items() if is_learned(name)}
+        """The slimmable encoder at its `widest` and `narrowest`, by multiply-accumulates; None where there is none.
+
+        That is the learned one or, where none was learned, the backbone's own first stages at smaller sizes of the
+        input, which are one set of weights at several costs too; of these, what is light.
+        """
+        learned = {name: cost for name, cost in self.splits.items() if is_learned(name)} or {
+            name: cost
+            for name, cost in self.splits.items()
+            if SIZED.fullmatch(name) and cost.share_of_uncut <= LIMITS["light"]
+        }
         if not learned:
             return None
         ordered = sorted(learned, key=lambda name: learned[name].gmac)
@@ -75,19 +84,18 @@ def edge_costs(bundle: Bundle, backbone: Backbone, note: Callable[[], None] = la
         backbone: its own.
         note: called after each graph that was made (one more than there are split points).
     """
-    size = backbone.preprocessing.size
-    pixels = torch.zeros(1, size, size, 3, dtype=torch.uint8)
     whole = backbone.task.name == CLASSIFICATION
     with TemporaryDirectory() as folder:
         paths = {"": Path(folder) / "uncut.onnx"}
         write_onnx(backbone, Only(backbone.uncut) if whole else backbone.traced_part, "scores", paths[""])
-        macs = {"": count_macs(backbone.uncut, pixels)}
+        macs = {"": count_macs(backbone.uncut, _black(backbone))}
         note()
         for spec in bundle.splits:
             head = Only(backbone.head(spec.name), Encoder.of(bundle, spec.name))
             paths[spec.name] = Path(folder) / head_file(spec.name)
-            write_onnx(backbone, head, "latent", paths[spec.name])
-            macs[spec.name] = count_macs(head, pixels)
+            sized = backbone.at(spec.name)[0]
+            write_onnx(sized, head, "latent", paths[spec.name])
+            macs[spec.name] = count_macs(head, _black(sized))
             note()
         times = edge_milliseconds(paths)
     if not whole:
@@ -95,6 +103,11 @@ def edge_costs(bundle: Bundle, backbone: Backbone, note: Callable[[], None] = la
         times[""] /= backbone.costs.traced_share
     costs = {name: StageCost(macs[name] / 1e9, ms, ms / times[""]) for name, ms in times.items()}
     return EdgeCosts(costs.pop(""), costs)
+
+
+def _black(backbone: Backbone) -> torch.Tensor:
+    size = backbone.preprocessing.size
+    return torch.zeros(1, size, size, 3, dtype=torch.uint8)
 
 
 __all__ = ["LEARNED", "EdgeCosts", "StageCost", "edge_costs", "is_learned"]

@@ -14,10 +14,9 @@ from pathlib import Path
 from rich.progress import Progress
 
 from ..backbones import Backbone
-from ..bundle import Bundle, LearnedSpec, SplitSpec, rounded
-from ..exceptions import DataError
-from ..operating_point import MAX_ID, Kind, OperatingPoint
-from ..split import fit_splits, measured_points, timed
+from ..bundle import Bundle, LearnedSpec, SplitSpec
+from ..split import added, fit_splits, measured_points, timed
+from ..split import without as without_splits
 from .cut import learned_cuts, synthesis_numbers, tensors_of
 from .plan import TrainPlan
 from .slimmable import STRIDE
@@ -66,47 +65,16 @@ def assemble(
     backbone.learned = learned_cuts(replace(bundle, splits=(*bundle.splits, *unfitted)))
     specs, arrays = fit_splits(backbone, list(widths), fit_on, plan.seed, progress)
     specs = [replace(spec, learned=widths[spec.name]) for spec in specs]
-    bundle = replace(
-        bundle,
-        splits=(*bundle.splits, *specs),
-        operating_points=(*bundle.operating_points, *_points(bundle, specs)),
-        tensors={**bundle.tensors, **rounded(arrays)},
-        provenance={**bundle.provenance, plan.name: learned.said},
-    ).check()
+    bundle = added(bundle, specs, arrays, {spec.name: _share(spec, specs) for spec in specs})
+    bundle = replace(bundle, provenance={**bundle.provenance, plan.name: learned.said}).check()
     return measured_points(backbone, timed(backbone, bundle, progress), held_out, progress, tuple(widths)).check()
 
 
 def without(bundle: Bundle, name: str) -> Bundle:
-    """The bundle without the split points, operating points and tensors that were learned under a name."""
+    """The bundle without the split points and networks that were learned under a name."""
     gone = {s.name for s in bundle.splits if s.learned is not None and s.learned.name == name}
-
-    def stays(key: str) -> bool:
-        return not any(key.startswith(f"{split}/") for split in gone)
-
-    return replace(
-        bundle,
-        splits=tuple(s for s in bundle.splits if s.name not in gone),
-        operating_points=tuple(p for p in bundle.operating_points if p.split not in gone),
-        tensors={k: v for k, v in bundle.tensors.items() if stays(k)},
-        repair={k: v for k, v in bundle.repair.items() if stays(k)},
-    ).with_learned({k: v for k, v in bundle.learned.items() if not k.startswith(f"{name}/")})
-
-
-def _points(bundle: Bundle, specs: Sequence[SplitSpec]) -> list[OperatingPoint]:
-    """Operating points of new split points, under the first ids that are free."""
-    taken = {p.id for p in bundle.operating_points}
-    free = (i for i in range(MAX_ID + 1) if i not in taken)
-    wanted = [(spec, level) for spec in specs for level in range(spec.rate_levels)]
-    if len(taken) + len(wanted) > MAX_ID + 1:
-        raise DataError(
-            f"bundle {bundle.name} would have {len(taken) + len(wanted)} operating points, at most {MAX_ID + 1} fit; "
-            "train fewer widths"
-        )
-    width = {spec.name: _share(spec, specs) for spec in specs}
-    return [
-        OperatingPoint(id=next(free), kind=Kind.FEATURE, split=s.name, width=width[s.name], rate_level=level)
-        for s, level in wanted
-    ]
+    kept = {k: v for k, v in bundle.learned.items() if not k.startswith(f"{name}/")}
+    return without_splits(bundle, gone).with_learned(kept)
 
 
 def _share(spec: SplitSpec, specs: Sequence[SplitSpec]) -> float:

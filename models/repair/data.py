@@ -87,17 +87,23 @@ def make_crops(
     """
     folder.mkdir(parents=True, exist_ok=True)
     head, tail = backbone.head(split).to(device), backbone.tail(split).to(device)
+    sized = backbone.at(split)[0]
+    uncut = backbone.uncut.to(device) if sized is not backbone or split in backbone.learned else None
 
-    def picture(index: int) -> npt.NDArray[np.uint8]:
+    def picture(index: int, how: Preprocessing) -> npt.NDArray[np.uint8]:
         if backbone.task.name == DETECTION and index % 2:
-            return mosaic(paths, backbone.preprocessing, seed, index)
-        return random_crop(paths[index % len(paths)], backbone.preprocessing, seed, index)
+            return mosaic(paths, how, seed, index)
+        return random_crop(paths[index % len(paths)], how, seed, index)
+
+    def pixels(begin: int, end: int, how: Preprocessing) -> Tensor:
+        return torch.from_numpy(np.stack([picture(i, how) for i in range(begin, end)])).to(device)
 
     def run(begin: int, end: int) -> list[npt.NDArray[np.float16]]:
-        pixels = np.stack([picture(i) for i in range(begin, end)])
         with torch.inference_mode():
-            (features,) = head(torch.from_numpy(pixels).to(device))
-            return [_half(t) for t in (features, *tail(features))]
+            (features,) = head(pixels(begin, end, sized.preprocessing))
+            # Where the tail does not end in the uncut model's answer, that one looks at the same crop itself.
+            outputs = tail(features) if uncut is None else uncut(pixels(begin, end, backbone.preprocessing))
+            return [_half(t) for t in (features, *outputs)]
 
     first = run(0, 1)
     count = max(BATCH, min(count, MAX_BYTES // sum(a[0].nbytes for a in first)))

@@ -138,6 +138,9 @@ def test_the_encoder_is_the_widest_and_the_narrowest_by_what_they_compute():
     assert found["widest"] == {"split": "slim-100", "gmac": 0.056, "ms": 1.4, "share_of_uncut": 0.14}
     assert found["narrowest"]["split"] == "slim-25"
     assert costs(blocks=0.5).encoder() is None
+    sized = {"a-144px": 0.14, "a-72px": 0.04, "a-192px": 0.2}
+    found = EdgeCosts(StageCost(0.4, 10.0, 1.0), {n: StageCost(s, s, s) for n, s in sized.items()}).encoder()
+    assert (found["widest"]["split"], found["narrowest"]["split"]) == ("a-144px", "a-72px")
     alone = costs(slim_25=0.05).encoder()
     assert alone["widest"] == alone["narrowest"]
 

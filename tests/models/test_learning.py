@@ -387,3 +387,9 @@ def test_two_processes_share_gradients(tmp_path):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert sorted(line for line in done.stdout.splitlines() if line.startswith("well")) == ["well 0", "well 1"]
+
+
+def test_the_plans_that_come_along_can_be_read():
+    folder = Path(__file__).parents[2] / "models" / "plans"
+    plans = [TrainPlan.load(file) for file in sorted(folder.glob("*.toml"))]
+    assert plans and all(plan.bundle.is_dir() for plan in plans)
