@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -23,7 +22,7 @@ from ..edge.exceptions import SourceError
 from ..edge.frames import Video
 from ..models.bitstream import MAX_BACK, Packet
 from ..models.bottleneck import Encoder
-from ..models.bundle import Bundle, short
+from ..models.bundle import Bundle, Preprocessing, short
 from ..models.codec import Codec
 from ..models.exceptions import DataError, HeadraceError
 from ..models.operating_point import Kind, OperatingPoint
@@ -183,25 +182,27 @@ def _latents(bundle: Bundle, source: Video, limit: int) -> Iterator[dict[str, np
     backbone = backbone_of(bundle)
     networks = {s.name: (backbone.head(s.name), Encoder.of(bundle, s.name)) for s in bundle.splits}
     hows = {name: bundle.preprocessing_at(name) for name in networks}
-    batch: list[Image.Image] = []
+    batch: dict[Preprocessing, list[npt.NDArray[np.uint8]]] = {how: [] for how in hows.values()}
 
     def run() -> Iterator[dict[str, npt.NDArray[np.float32]]]:
-        sizes = {how: torch.from_numpy(np.stack([prepare(p, how) for p in batch])) for how in set(hows.values())}
         with torch.inference_mode():
-            found = {name: encoder(*head(sizes[hows[name]])).numpy() for name, (head, encoder) in networks.items()}
-        for i in range(len(batch)):
-            yield {name: latents[i] for name, latents in found.items()}
-        batch.clear()
+            pixels = {how: torch.from_numpy(np.stack(frames)) for how, frames in batch.items()}
+            found = {name: encoder(*head(pixels[hows[name]])).numpy() for name, (head, encoder) in networks.items()}
+        for latents in zip(*found.values(), strict=True):
+            yield dict(zip(found, latents, strict=True))
+        for frames in batch.values():
+            frames.clear()
 
     for at, picture in enumerate(source.frames()):
         if limit and at >= limit:
             break
         if isinstance(picture, SourceError):
             raise DataError(str(picture))
-        batch.append(picture)
-        if len(batch) == BATCH:
+        for how, frames in batch.items():
+            frames.append(prepare(picture, how))
+        if at % BATCH == BATCH - 1:
             yield from run()
-    if batch:
+    if any(batch.values()):
         yield from run()
 
 

@@ -128,9 +128,10 @@ class Pipeline:
             self._ledger.close(frame, Outcome.FILTERED)
             return
         self._to_learn.append((frame.point, coded.seconds, coded.alone_bytes, coded.share, now))
-        frame.packet, frame.pixels, frame.video = coded.packet, coded.pixels, coded.video
+        frame.packet, frame.pixels = coded.packet, coded.pixels
         if coded.pixels is not None:
             frame.picture = None
+        frame.video = coded.video
         if frame.epoch != self._references.epoch:
             self._make_key_frame(frame)
         frame.predicted = frame.video is not None and frame.video.alone is not None

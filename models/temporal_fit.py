@@ -119,16 +119,17 @@ def scene_symbols(
 ) -> Iterator[tuple[str, int, list[Symbols]]]:
     """Scene by scene, split point by split point: the symbols int32 [n'] of its frames at some rate levels."""
     networks = {s.name: (backbone.head(s.name), Encoder.of(bundle, s.name)) for s in bundle.splits}
+    sizes = {s.name: s.size or bundle.preprocessing.size for s in bundle.splits}
     for scene in range(_scenes(bundle, len(photographs))):
         path, other = (photographs[(scene + apart) % len(photographs)] for apart in (0, len(photographs) // 2))
         with Image.open(path) as picture, Image.open(other) as piece:
-            sizes = {
+            pixels = {
                 size: torch.from_numpy(np.stack(list(moving(picture, piece, size, FRAMES, seed + scene))))
-                for size in {bundle.preprocessing_at(name).size for name in networks}
+                for size in set(sizes.values())
             }
         for name, (head, encoder) in networks.items():
             with torch.inference_mode():
-                latents = encoder(*head(sizes[bundle.preprocessing_at(name).size])).numpy()
+                latents = encoder(*head(pixels[sizes[name]])).numpy()
             for level in range(0, bundle.split(name).rate_levels, LEVELS_APART):
                 order = bundle.order(name)[: len(bundle.indexes(name, level))]
                 gain = bundle.gain(name, level)
