@@ -10,8 +10,9 @@ import torch
 from headrace.bench.training_free import cohen2021, quantise_only, slicer, sparse_rans
 from headrace.bench.training_free.run import FAMILIES, TrainingFree
 from headrace.bench.training_free.static_coder import StaticDecoder, StaticEncoder, StaticTables, counted_tables
+from headrace.cli import app
 from headrace.models.bundle import Bundle
-from headrace.models.command_line import COMMITTED, app
+from headrace.models.command_line import COMMITTED
 from headrace.models.exceptions import DataError
 from headrace.models.measure import find_pictures, pixel_batches
 from PIL import Image
