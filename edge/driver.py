@@ -39,7 +39,8 @@ class Driver:
         """Nothing moves before `start_capture`; a stream is given by setting `stream`."""
         self.pipeline, self._ledger, self._engine, self._worker, self._clock = pipeline, ledger, engine, worker, clock
         self._loop = asyncio.get_running_loop()
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
+        self._due = 0.0
         self._capture: Capture | None = None
         self._requested = False
         self._abandon: Abandon | None = None
@@ -186,11 +187,13 @@ class Driver:
     def _arm_timer(self) -> None:
         due = self.pipeline.next_timer()
         if self._timer is not None:
-            if due is not None and not self._timer.cancelled() and self._timer.when() <= due:
+            if due is not None and not self._timer.cancelled() and self._due <= due:
                 return  # it looks again when it fires
             self._timer.cancel()
             self._timer = None
         if due is not None:
+            # Kept here: what uvloop gives for a moment that has come already does not know its time.
+            self._due = due
             self._timer = self._loop.call_at(due, self._on_timer)
 
     def _on_timer(self) -> None:

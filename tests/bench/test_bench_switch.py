@@ -43,7 +43,8 @@ def test_nothing_is_loaded_or_allocated_when_the_point_changes(half, monkeypatch
     points = chosen(bundle, *levels, "webp@20", "jpeg@20", Kind.LOCAL)
     memory = Bench(half, bundle, points).memory()
     assert memory.switches == len(points)
-    assert memory.allocated < 300_000, "a coder has 1.5 MB, a graph 2 MB"
+    # Some hundred KB are pages of the allocators of eight graphs.
+    assert memory.allocated < 1_200_000, "a coder has 1.5 MB, a graph 2 MB"
 
 
 def test_an_engine_that_was_not_warmed_up_is_found_out(half, monkeypatch):

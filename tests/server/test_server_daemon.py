@@ -26,7 +26,8 @@ from headrace.models.bundle import EDGE_MANIFEST, Bundle, head_file
 from headrace.models.codec import Codec
 from headrace.models.edge_half import file_names, load_edge_half
 from headrace.models.preprocessing import prepare
-from headrace.models.zoo.catalogue import load_backbone
+from headrace.models.repair.tail import repaired
+from headrace.models.zoo.catalogue import backbone_of, load_backbone
 from headrace.protos import messages
 from headrace.protos.messages import Frame, Hello, Label, Result, Status
 from PIL import Image
@@ -125,18 +126,22 @@ def test_it_says_where_it_listens(daemon: Daemon, bundle: Bundle) -> None:
 async def test_feature_packets_get_the_labels_of_the_same_tail(
     daemon: Daemon, bundle: Bundle, codec: Codec, pixels: dict[str, np.ndarray]
 ) -> None:
-    backbone = load_backbone(bundle.backbone.name)
+    backbone = backbone_of(bundle)
     packets, scores = [], []
     for image, level, kept in zip(pixels.values(), (0, 1, 2, 7), (4, 4, 3, 2), strict=True):
         for spec in bundle.splits:
             point = next(p for p in bundle.operating_points if (p.split, p.rate_level) == (spec.name, level))
             with torch.inference_mode():
-                (features,) = backbone.head(spec.name)(torch.from_numpy(image.copy())[None])
+                size = bundle.preprocessing_at(spec.name).size
+                scaled = np.array(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
+                (features,) = backbone.head(spec.name)(torch.from_numpy(scaled)[None])
                 latent = Encoder.of(bundle, spec.name)(features)[0].numpy()
                 packets.append(codec.compress(latent, point, len(packets)).prefix(kept))
                 symbols = torch.from_numpy(codec.decompress(packets[-1]))[None]
                 gain = torch.from_numpy(bundle.gain(spec.name, level).copy())[None]
-                scores.append(backbone.tail(spec.name)(Decoder.of(bundle, spec.name)(symbols, gain))[0][0])
+                whole = Decoder.of(bundle, spec.name), backbone.tail(spec.name)
+                decoder, tail = repaired(bundle, spec.name, *whole)
+                scores.append(tail(decoder(symbols, gain))[0][0])
     results = await ask(daemon.address, bundle, packets)
     assert [r.frame_id for r in results] == list(range(len(packets)))
     for result, packet, expected in zip(results, packets, scores, strict=True):
