@@ -142,7 +142,8 @@ async def test_feature_packets_get_the_labels_of_the_same_tail(
                 whole = Decoder.of(bundle, spec.name), backbone.tail(spec.name)
                 decoder, tail = repaired(bundle, spec.name, *whole)
                 scores.append(tail(decoder(symbols, gain))[0][0])
-    results = await ask(daemon.address, bundle, packets)
+    # A stream may have so many frames unanswered, and no more.
+    results = [r for at in range(0, len(packets), 6) for r in await ask(daemon.address, bundle, packets[at : at + 6])]
     assert [r.frame_id for r in results] == list(range(len(packets)))
     for result, packet, expected in zip(results, packets, scores, strict=True):
         [output] = result.outputs
