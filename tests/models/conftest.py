@@ -1,8 +1,11 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 from headrace.models.bundle import BackboneSpec, Bundle, Preprocessing, SplitSpec
 from headrace.models.entropy_model import TableCounts, scale_classes
 from headrace.models.operating_point import Kind, OperatingPoint
+from PIL import Image
 
 
 def make_bundle(seed: int = 7) -> Bundle:
@@ -53,3 +56,14 @@ def make_bundle(seed: int = 7) -> Bundle:
 @pytest.fixture(scope="session")
 def small_bundle() -> Bundle:
     return make_bundle()
+
+
+@pytest.fixture(scope="session")
+def noise_pictures(tmp_path_factory) -> Path:
+    """110 small pictures: blurred noise, no two alike."""
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(5)
+    for i in range(110):
+        noise = rng.integers(0, 256, (6 + i % 3, 8, 3), dtype=np.uint8)
+        Image.fromarray(noise).resize((80, 64), Image.Resampling.BICUBIC).save(folder / f"{i:03}.png")
+    return folder

@@ -13,7 +13,6 @@ from headrace.models.split import fit
 from headrace.models.tasks import Boxes, Detection
 from headrace.models.zoo.catalogue import load_backbone
 from headrace.models.zoo.sources import Source
-from PIL import Image
 
 NAMES = {
     "fasterrcnn_mobilenet_v3_large_fpn": "body.body.6",
@@ -24,14 +23,9 @@ CASES = [(name, 96 if "retinanet" in name else 160) for name in NAMES] + [("ssdl
 
 
 @pytest.fixture(scope="module")
-def photographs(tmp_path_factory) -> Path:
-    """110 small pictures: blurred noise, no two alike."""
-    folder = tmp_path_factory.mktemp("pictures")
-    rng = np.random.default_rng(5)
-    for i in range(110):
-        noise = rng.integers(0, 256, (6 + i % 3, 8, 3), dtype=np.uint8)
-        Image.fromarray(noise).resize((80, 64), Image.Resampling.BICUBIC).save(folder / f"{i:03}.png")
-    return folder
+def photographs(noise_pictures) -> Path:
+    """See `noise_pictures`."""
+    return noise_pictures
 
 
 def detector(name: str, size: int = 160) -> Backbone:

@@ -32,7 +32,6 @@ from headrace.models.zoo.catalogue import backbone_of, load_backbone
 from headrace.models.zoo.sources import Source
 from headrace.server.engine import FeatureInput, TailKey
 from headrace.server.tail import load_tails
-from PIL import Image
 
 BACKBONE = Source("timm/test_resnet", seed=3, size=64)
 ALONE = Team(0, 1, torch.device("cpu"))
@@ -65,14 +64,9 @@ encoder = false
 
 
 @pytest.fixture(scope="module")
-def photographs(tmp_path_factory) -> list[Path]:
-    """110 small pictures: blurred noise, no two alike."""
-    folder = tmp_path_factory.mktemp("pictures")
-    rng = np.random.default_rng(5)
-    for i in range(110):
-        noise = rng.integers(0, 256, (6 + i % 3, 8, 3), dtype=np.uint8)
-        Image.fromarray(noise).resize((80, 64), Image.Resampling.BICUBIC).save(folder / f"{i:03}.png")
-    return find_pictures(folder)
+def photographs(noise_pictures) -> list[Path]:
+    """See `noise_pictures`."""
+    return find_pictures(noise_pictures)
 
 
 @pytest.fixture(scope="module", autouse=True)

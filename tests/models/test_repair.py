@@ -26,7 +26,6 @@ from headrace.models.zoo.catalogue import load_backbone
 from headrace.models.zoo.sources import Source
 from headrace.server.engine import FeatureInput, TailKey
 from headrace.server.tail import load_tails
-from PIL import Image
 from safetensors.torch import save as save_tensors
 from typer.testing import CliRunner
 
@@ -39,14 +38,9 @@ A, B = "layer1", "layer2"
 
 
 @pytest.fixture(scope="module")
-def photographs(tmp_path_factory) -> Path:
-    """110 small pictures: blurred noise, no two alike."""
-    folder = tmp_path_factory.mktemp("pictures")
-    rng = np.random.default_rng(5)
-    for i in range(110):
-        noise = rng.integers(0, 256, (6 + i % 3, 8, 3), dtype=np.uint8)
-        Image.fromarray(noise).resize((80, 64), Image.Resampling.BICUBIC).save(folder / f"{i:03}.png")
-    return folder
+def photographs(noise_pictures) -> Path:
+    """See `noise_pictures`."""
+    return noise_pictures
 
 
 def _split(source: Source, at: tuple[str, ...], photographs: Path) -> Bundle:

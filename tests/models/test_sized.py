@@ -32,14 +32,9 @@ SMALL = "layer2-32px"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """110 small pictures: blurred noise, no two alike."""
-    folder = tmp_path_factory.mktemp("pictures")
-    rng = np.random.default_rng(5)
-    for i in range(110):
-        noise = rng.integers(0, 256, (6 + i % 3, 8, 3), dtype=np.uint8)
-        Image.fromarray(noise).resize((80, 64), Image.Resampling.BICUBIC).save(folder / f"{i:03}.png")
-    return folder
+def folder(noise_pictures) -> Path:
+    """See `noise_pictures`."""
+    return noise_pictures
 
 
 @pytest.fixture(scope="module", autouse=True)
