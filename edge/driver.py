@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import structlog
 
@@ -95,11 +95,21 @@ class Driver:
         frame, engine = work.frame, self._engine
         picture, pixels, point = frame.picture, frame.pixels, frame.point
         if work.local:
-            self._worker.submit(lambda: engine.answer(picture, pixels), lambda r, e: self._on_computed(frame, r, e))
+            self._worker.submit(
+                lambda: engine.answer(picture, pixels, point), lambda r, e: self._on_computed(frame, r, e)
+            )
         elif picture is not None and point is not None:
             abandon = self._abandon = Abandon()
             self._worker.submit(
-                lambda: engine.encode(picture, point, frame.id, abandon, filtered=work.filtered, earlier=work.earlier),
+                lambda: engine.encode(
+                    picture,
+                    point,
+                    frame.id,
+                    abandon,
+                    filtered=work.filtered,
+                    earlier=work.earlier,
+                    sure=work.sure,
+                ),
                 lambda r, e: self._on_computed(frame, r, e),
             )
 
@@ -120,11 +130,18 @@ class Driver:
             self.pipeline.compute_failed(frame, str(error) if isinstance(error, HeadraceError) else repr(error))
         self._pump()
 
-    def use(self, engine: Engine, control: Control, points: Sequence[OperatingPoint], local_s: float) -> None:
+    def use(
+        self,
+        engine: Engine,
+        control: Control,
+        points: Sequence[OperatingPoint],
+        local_s: float,
+        exits_s: Mapping[str, float] = {},
+    ) -> None:
         """Go on with another bundle; called while there is no stream."""
         self._engine = engine
         self.pipeline.forget_packets()
-        self.pipeline.use(control, points, local_s)
+        self.pipeline.use(control, points, local_s, exits_s)
         self.pipeline.disconnect(self._clock())
 
     # Stream: what `StreamClient` calls.

@@ -35,6 +35,7 @@ class Control(Protocol):
     def choose(self, now: float, captured_at: float, *, compute_free_at: float) -> Chosen: ...
     def in_outage(self, now: float) -> bool: ...
     def on_computed(self, point: OperatingPoint, seconds: float, now: float) -> None: ...
+    def on_kept(self, accuracy: float, now: float) -> None: ...
     def on_coded(self, point: OperatingPoint, size_bytes: float) -> None: ...
     def on_predicted(self, share: float) -> None: ...
     def worth_writing(self, now: float, captured_at: float, size_bytes: int) -> bool: ...
@@ -79,12 +80,14 @@ class Limits:
 @dataclass(frozen=True, slots=True)
 class Work:
     """What the device has to compute next: this frame, at its operating point; `filtered`: no packet is wanted if the
-    filter sees nothing in it; `earlier`: what it can be predicted from, where the server keeps frames."""
+    filter sees nothing in it; `earlier`: what it can be predicted from, where the server keeps frames; `sure`: no
+    packet is wanted if the exit at its split point is at least so sure of its answer, None to leave the exit out."""
 
     frame: Frame
     local: bool
     filtered: bool = False
     earlier: Earlier | None = None
+    sure: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,6 +56,7 @@ class Frame:
         timings: durations by stage: wait, prepare, compute, compress, link, server, queue, decode, tail.
         size: width and height of the picture as captured.
         presence: the filter's score; None where none was computed.
+        confidence: how sure the exit is of its answer, 0..1; None where no exit was asked.
         empty: the filter saw nothing in it; if it was sent nevertheless, it was for an audit or to keep the link alive.
         shown: the picture as captured, kept to the end where somebody wants to see it.
         outcome, reason, latency_s: known when it is closed; the latency is that of an answer.
@@ -91,6 +92,7 @@ class Frame:
     size: tuple[int, int] = (0, 0)
     presence: float | None = None
     empty: bool = False
+    confidence: float | None = None
     shown: Image.Image | None = None
 
     def note(self, result: Result, *, link_s: float) -> None:

@@ -6,7 +6,7 @@
         v                                     |
      `dropped`                                +-- feature, image --> encoded --> written --> answered --> `ok`, `late`
                                                    (nothing in it) |   |           |
-                                                        `filtered` <   |           |
+                           `filtered`, or `local` (the exit is sure) <   |           |
                                    (stale before it is written) `dropped`          | (the stream breaks)
                                                                                    v
                                                   answered on the device if there is time, else `late`
@@ -19,8 +19,9 @@ captured frame one outcome.
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -31,14 +32,12 @@ from ..protos.messages import Continuation, Result, Status
 from .filtering import Filtering
 from .interfaces import Control, Limits, Outgoing, Work
 from .ledger import BUSY, NO_ANSWER, OUTAGE, STALE, STOPPED, Frame, Ledger, Outcome
+from .on_device import Keeping, OnDevice
 from .parts import Parts
 from .references import References
 
 if TYPE_CHECKING:
     from .engine import Encoded, LocalAnswer
-
-LOCAL_GAIN = 0.3
-"""Weight of the newest local answer in the estimate of what the next one takes."""
 
 
 class Pipeline:
@@ -52,7 +51,9 @@ class Pipeline:
         ledger: Ledger,
         *,
         local_s: float,
+        exits_s: Mapping[str, float] = {},
         filtering: Filtering | None = None,
+        keeping: Keeping | None = None,
     ) -> None:
         """Start with nothing captured and no connection.
 
@@ -61,10 +62,12 @@ class Pipeline:
             points: what it chooses among; without a `local` one nothing is answered on the device.
             limits: what a frame may take.
             ledger: where frames are entered and closed.
-            local_s: seconds that a local answer is expected to take, until some have been measured.
+            local_s: seconds that the uncut model is expected to take for an answer, until some have been measured.
+            exits_s: the same of exits, by `OperatingPoint.stage`.
             filtering: keeps frames on the device in which there is nothing; None sends all.
+            keeping: keeps frames on the device of which an exit is sure; None asks none.
         """
-        self._filtering = filtering
+        self._filtering, self._keeping = filtering, keeping
         self._ledger, self.limits, self.connected = ledger, limits, False
         self.trace_of: Callable[[int], bytes] | None = None
         """Where frames are traced: a frame's ids, which are sent with it."""
@@ -77,14 +80,19 @@ class Pipeline:
         self._references = References()
         self._to_learn: list[tuple[OperatingPoint, float, float, float | None, float]] = []
         self._last_answer_at = float("-inf")
-        self.use(control, points, local_s)
+        self.use(control, points, local_s, exits_s)
 
-    def use(self, control: Control, points: Sequence[OperatingPoint], local_s: float) -> None:
+    def use(
+        self,
+        control: Control,
+        points: Sequence[OperatingPoint],
+        local_s: float,
+        exits_s: Mapping[str, float] = {},
+    ) -> None:
         """Go on with another control loop and other operating points: those of a bundle that was fetched anew."""
         self.control = control
         self._to_learn.clear()
-        self._local = next((p for p in points if p.kind is Kind.LOCAL), None)
-        self._local_s = local_s
+        self._own = OnDevice(points, local_s, exits_s)
 
     # A frame's way, in order.
 
@@ -104,8 +112,8 @@ class Pipeline:
             return None
         while self._rescue:
             frame = self._rescue.popleft()
-            if self._in_time_locally(frame, now):
-                return self._compute(frame, self._local, now)
+            if (point := self._in_time_locally(frame, now)) is not None:
+                return self._compute(frame, point, now)
             self._close_unserved(frame, OUTAGE)
         frame_or_none, self._waiting = self._waiting, None
         if frame_or_none is None:
@@ -123,9 +131,15 @@ class Pipeline:
         frame.presence, frame.empty = coded.presence, coded.empty
         if frame.outcome is not None or frame.point is None:
             return
+        frame.confidence = coded.own.confidence if coded.own is not None else None
         if not coded.packet:
             self.control.on_computed(frame.point, coded.seconds, now)
-            self._ledger.close(frame, Outcome.FILTERED)
+            if coded.own is None:
+                self._ledger.close(frame, Outcome.FILTERED)
+                return
+            self.control.on_kept(coded.own.confidence or 0.0, now)
+            frame.labels, frame.point = coded.own.labels, coded.own.point
+            self._close_answered(frame, Outcome.LOCAL, now)
             return
         self._to_learn.append((frame.point, coded.seconds, coded.alone_bytes, coded.share, now))
         frame.packet, frame.pixels = coded.packet, coded.pixels
@@ -178,6 +192,8 @@ class Pipeline:
             self.control.on_written(frame.id, size, now)
             if self._filtering is not None:
                 self._filtering.on_written(now)
+            if self._keeping is not None:
+                self._keeping.on_written(now)
             if self._parts is not None:
                 self._parts.wait(now)
             return outgoing if self.trace_of is None else replace(outgoing, trace=self.trace_of(frame.id))
@@ -219,14 +235,15 @@ class Pipeline:
     def answered_locally(self, frame: Frame, answer: LocalAnswer, now: float) -> None:
         """The device has answered by itself."""
         self._computing = None
-        self._local_s += LOCAL_GAIN * (answer.compute_s + max(answer.prepare_s, 0.0) - self._local_s)
-        if self._local is not None and answer.prepare_s > 0:
-            self.control.on_computed(self._local, answer.seconds, now)
+        if frame.point is not None:
+            self._own.took(frame.point, answer.seconds)
+            if answer.prepare_s > 0:
+                self.control.on_computed(frame.point, answer.seconds, now)
         if frame.outcome is not None:
             return
         frame.timings["prepare"] = frame.timings.get("prepare", 0.0) + answer.prepare_s
         frame.timings["compute"] = answer.compute_s
-        frame.labels = answer.labels
+        frame.labels, frame.confidence = answer.labels, answer.confidence
         self._close_answered(frame, Outcome.LOCAL, now)
 
     def abandoned(self, frame: Frame, now: float) -> None:
@@ -344,15 +361,15 @@ class Pipeline:
     @property
     def _must_wait(self) -> bool:
         """Whether packets are kept until there is a stream again, since nothing may be dropped."""
-        return self.limits.lossless and self._local is None
+        return self.limits.lossless and not self._own
 
     @property
     def _ready_to_serve(self) -> bool:
         """On demand nothing may be dropped: without a connection frames wait, unless the device can answer them."""
-        return self.connected or self._local is not None
+        return self.connected or bool(self._own)
 
     def _choose(self, frame: Frame, now: float) -> Work | None:
-        if not self.connected and self._local is None:
+        if not self.connected and not self._own:
             if self.limits.lossless:
                 self._waiting = frame
             else:
@@ -368,10 +385,13 @@ class Pipeline:
             return None
         # What waited too long for a local answer makes room for a fresh frame, if that would be answered in time. And
         # where no local answer ever is, the device stays free for the moment at which the link carries something again.
-        local_helps, link_may_help = self._local_s <= self.limits.deadline_s, self.connected and choice.p_on_time <= 0
-        wasted = (local_helps or link_may_help) and not self._in_time_locally(frame, now)
-        if self._local is not None and not wasted:
-            return self._compute(frame, self._local, now)
+        local_helps = self._own.quickest_s <= self.limits.deadline_s
+        link_may_help = self.connected and choice.p_on_time <= 0
+        point = self._in_time_locally(frame, now, choice.point)
+        if point is None and self._own and not (local_helps or link_may_help):
+            point = self._own.late(choice.point)
+        if point is not None:
+            return self._compute(frame, point, now)
         if not self.connected or self.control.in_outage(now):
             reason = OUTAGE
         else:
@@ -388,15 +408,16 @@ class Pipeline:
                 self.control.on_predicted(share)
         self._to_learn.clear()
 
-    def _compute(self, frame: Frame, point: OperatingPoint | None, now: float) -> Work:
+    def _compute(self, frame: Frame, point: OperatingPoint, now: float) -> Work:
         self._computing, frame.point, frame.epoch = frame, point, self._references.epoch
         frame.timings.setdefault("wait", now - frame.captured_at)
-        local = point is self._local
+        local = point.kind is Kind.LOCAL
         filtered = self._filtering is not None and not local and not self._filtering.must_send(now)
         earlier = None
-        if self._references.active and point is not None and point.kind is Kind.FEATURE:
+        if self._references.active and point.kind is Kind.FEATURE:
             earlier = self._references.earlier(frame.id, point.split, self.in_flight)
-        return Work(frame, local, filtered, earlier)
+        sure = self._keeping.sure(now) if self._keeping is not None and point.kind is Kind.FEATURE else None
+        return Work(frame, local, filtered, earlier, sure)
 
     def _forget_references(self) -> None:
         """The server keeps nothing any more of what was sent so far: what waits to be sent must do without."""
@@ -411,13 +432,14 @@ class Pipeline:
             frame.video, frame.predicted = frame.video.alone(), False
             frame.packet = frame.video.packet
 
-    def _in_time_locally(self, frame: Frame, now: float) -> bool:
-        return self._local is not None and (self.limits.lossless or now + self._local_s <= frame.deadline_at)
+    def _in_time_locally(self, frame: Frame, now: float, wanted: OperatingPoint | None = None) -> OperatingPoint | None:
+        """The local point to use, `wanted` if that can be; None where none is in time."""
+        return self._own.in_time(math.inf if self.limits.lossless else frame.deadline_at - now, wanted)
 
     def _rescue_or_close(self, frame: Frame, now: float, reason: str, otherwise: Outcome | None = None) -> None:
         """Let the device answer what the server will not; oldest first, since they have the least time."""
         known = frame.pixels is not None or frame.picture is not None
-        if known and self._in_time_locally(frame, now):
+        if known and self._in_time_locally(frame, now) is not None:
             self._rescue.append(frame)
         elif otherwise is not None:
             self._ledger.close(frame, otherwise, reason)

@@ -67,6 +67,7 @@ class Report:
                 **self._boxes(frame),
                 **self._class_map(frame),
                 **({} if frame.presence is None else {"presence": round(frame.presence, 3), "empty": frame.empty}),
+                **({} if frame.confidence is None else {"confidence": round(frame.confidence, 4)}),
                 "latency_ms": None if frame.latency_s is None else _ms(frame.latency_s),
                 "deadline_ms": round(deadline_s * 1000, 3),
                 "timings_ms": {name: _ms(frame.timings[name]) for name in STAGES if name in frame.timings},
