@@ -63,13 +63,15 @@ def make_ready(bundle: Bundle, settings: EdgeSettings) -> Half:
     points = select_points(bundle, settings)
     engine = make_engine(bundle, settings)
     local = next((p for p in bundle.operating_points if p.is_uncut), None)
-    asked = [bundle.exit_point(s) for s in exits_asked(bundle, points, settings)]
-    timed = [*points, *(p for p in (local, *asked) if p is not None and p not in points)]
+    asked = exit_asked(bundle, engine, settings)
+    timed = [*points, *(p for p in (local, asked) if p is not None and p not in points)]
     engine.warm_up(timed)
     profile = read_profile(settings, bundle.fingerprint)
     compute_s = profile.seconds() if profile is not None else engine.time_stages(timed, QUICK_ROUNDS)
     if profile is not None and (missing := {p.stage for p in timed} - compute_s.keys()):
         compute_s |= engine.time_stages([p for p in timed if p.stage in missing], QUICK_ROUNDS)
+    if asked is not None:  # what is sent has waited for its word
+        compute_s |= {p.stage: compute_s[p.stage] + compute_s[asked.stage] for p in _one_a_stage(points)}
     local_s = compute_s[local.stage] if local is not None else max(compute_s.values())
     log.info(
         "device is ready",
@@ -106,26 +108,25 @@ def of_splits(bundle: Bundle, settings: EdgeSettings) -> tuple[OperatingPoint, .
     if unknown := sorted(set(settings.splits) - set(known)):
         raise ConfigError(f"bundle {bundle.name} has no split point {unknown[0]!r}; --splits takes {', '.join(known)}")
     used = settings.splits or known
-    return tuple(p for p in bundle.operating_points if not p.split or p.split in used)
+    return tuple(p for p in bundle.operating_points if p.kind is not Kind.FEATURE or p.split in used)
 
 
-def exits_asked(bundle: Bundle, points: Sequence[OperatingPoint], settings: EdgeSettings) -> list[str]:
-    """Split points whose exits are asked about frames that are to be sent.
+def _one_a_stage(points: Sequence[OperatingPoint]) -> list[OperatingPoint]:
+    """One point of each stage that is sent."""
+    return list({p.stage: p for p in points if p.kind is not Kind.LOCAL}.values())
+
+
+def exit_asked(bundle: Bundle, engine: Engine, settings: EdgeSettings) -> OperatingPoint | None:
+    """The exit that is asked about frames that are to be sent, if the settings want that.
 
     Raises:
-        ConfigError: the settings ask for it, and there is no exit at any split point that is used.
+        ConfigError: they do, and the bundle has no exit.
     """
     if settings.exit_confidence is None:
-        return []
-    used = dict.fromkeys(p.split for p in points if p.kind is Kind.FEATURE)
-    found = [split for split in used if bundle.exit(split) is not None]
-    if not found:
-        having = ", ".join(s.split for s in bundle.exit_specs) or "none"
-        raise ConfigError(
-            f"--exit-confidence needs an exit at a split point that is used; bundle {bundle.name} has exits at: "
-            f"{having} (`headrace exit` makes one)"
-        )
-    return found
+        return None
+    if engine.quickest_exit is None:
+        raise ConfigError(f"bundle {bundle.name} has no exit for --exit-confidence; give it one with `headrace exit`")
+    return engine.quickest_exit
 
 
 def select_points(bundle: Bundle, settings: EdgeSettings) -> tuple[OperatingPoint, ...]:

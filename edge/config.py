@@ -142,9 +142,9 @@ class EdgeSettings(BaseSettings):
         None,
         ge=0,
         le=1,
-        description="Where a split point has an exit (`headrace exit`), ask it about each frame before it is sent: if "
-        "it is at least so sure that its label is the uncut model's, 0..1, that is the answer and nothing is sent, but "
-        "for --keep-alive-s. Default: no exit is asked.",
+        description="Ask the bundle's exit (`headrace exit`) about each frame before it is sent: if it is at least so "
+        "sure that its label is the uncut model's, 0..1, that is the answer and nothing is sent, but for "
+        "--keep-alive-s. Default: no exit is asked.",
     )
     device_speed: float | None = Field(
         None,

@@ -144,9 +144,11 @@ class ControlLoop:
         self._replay_steady(now)
 
     def on_kept(self, accuracy: float, now: float) -> None:
-        """An exit was sure enough of a frame that was to be sent: it was answered on the device."""
+        """An exit was sure enough of a frame that was to be sent: it was answered on the device, in less time than a
+        frame that is sent takes, of which nothing is learned therefore."""
         if now <= self._captured_at + self.deadline_s:
             self._answered(accuracy)
+        self._replay_steady(now)
 
     def on_coded(self, point: OperatingPoint, size_bytes: float) -> None:
         """The packet's real size; of one that was predicted from an earlier frame, its size without that."""

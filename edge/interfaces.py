@@ -81,7 +81,7 @@ class Limits:
 class Work:
     """What the device has to compute next: this frame, at its operating point; `filtered`: no packet is wanted if the
     filter sees nothing in it; `earlier`: what it can be predicted from, where the server keeps frames; `sure`: no
-    packet is wanted if the exit at its split point is at least so sure of its answer, None to leave the exit out."""
+    packet is wanted if an exit is at least so sure of its answer, None to ask none."""
 
     frame: Frame
     local: bool

@@ -133,8 +133,8 @@ class Pipeline:
             return
         frame.confidence = coded.own.confidence if coded.own is not None else None
         if not coded.packet:
-            self.control.on_computed(frame.point, coded.seconds, now)
-            if coded.own is None:
+            if coded.own is None or coded.empty:
+                self.control.on_computed(frame.point, coded.seconds, now)
                 self._ledger.close(frame, Outcome.FILTERED)
                 return
             self.control.on_kept(coded.own.confidence or 0.0, now)
@@ -416,7 +416,7 @@ class Pipeline:
         earlier = None
         if self._references.active and point.kind is Kind.FEATURE:
             earlier = self._references.earlier(frame.id, point.split, self.in_flight)
-        sure = self._keeping.sure(now) if self._keeping is not None and point.kind is Kind.FEATURE else None
+        sure = self._keeping.sure(now) if self._keeping is not None and not local else None
         return Work(frame, local, filtered, earlier, sure)
 
     def _forget_references(self) -> None:

@@ -210,6 +210,35 @@ def learn_filter(
     typer.echo(f"{output}: fingerprint {short(learned.fingerprint)}")
 
 
+@app.command("exit")
+def make_exit(
+    calibration: Annotated[Path, typer.Option(help="Folder of at least 100 unlabelled photographs.")],
+    output: BundleOutput,
+    size: Annotated[list[int], typer.Option(help="Side in pixels that it is run at; several times for several exits.")],
+    bundle: BundleFolder = COMMITTED,
+    photographs: Annotated[int, typer.Option(help="Photographs to calibrate on, at most.")] = 300,
+    held_out: Annotated[int, typer.Option(help="Other photographs to measure on; as given to `split`.")] = 64,
+    seed: Annotated[int, typer.Option(help="Of the choice of photographs; as given to `split`.")] = 0,
+) -> None:
+    """Let a classifier's device answer early, from fewer pixels, and know how sure it is; all else stays as it is."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from .bundle import Bundle, short
+    from .exits.command import ExitPlan, make_exits
+    from .split import bar_columns
+    from .zoo.catalogue import write_weights
+
+    plan = ExitPlan(tuple(size), photographs, held_out, seed)
+    with Progress(*bar_columns(), console=Console(stderr=True)) as progress:
+        model, made, reports = make_exits(Bundle.load(bundle), calibration, plan, progress)
+    made.save(output)
+    write_weights(model, output)
+    for report in reports:
+        typer.echo(str(report))
+    typer.echo(f"{output}: fingerprint {short(made.fingerprint)} as before")
+
+
 @app.command()
 def export(
     output: Annotated[Path, typer.Option(help="Folder to write the edge half to.")],

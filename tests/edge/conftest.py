@@ -18,11 +18,13 @@ from headrace.models.bundle import (
     UNCUT,
     BackboneSpec,
     Bundle,
+    ExitSpec,
     FilterSpec,
     Preprocessing,
     SplitSpec,
     head_file,
 )
+from headrace.models.bundle_files import exit_file
 from headrace.models.edge_half import file_names, write_edge_manifest
 from headrace.models.exceptions import OperatingPointError
 from headrace.models.operating_point import Kind, OperatingPoint
@@ -32,6 +34,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 SIZE, CHANNELS, PLACES, LEVELS, CLASSES = 32, 6, 4, 2, 10
 SYMBOLS = CHANNELS * PLACES * PLACES
+EXIT_SIZE = 24
 
 
 def _tables(spreads: Sequence[float]) -> dict[str, np.ndarray]:
@@ -95,6 +98,13 @@ def make_filtered(threshold: float, classes: tuple[int, ...] = (3,)) -> Bundle:
     return replace(bundle, tensors=tensors, filter=FilterSpec(classes, 0.02)).check()
 
 
+def make_exiting() -> Bundle:
+    """The tiny bundle with an exit that takes bright pictures for class 3, and is the surer the brighter they are."""
+    spec = ExitSpec("pool-24px", EXIT_SIZE, 1.0, (0.0, 1.0, 0.0), 0.02)
+    point = OperatingPoint(43, Kind.LOCAL, "pool-24px", accuracy=0.6, edge_share=0.3)
+    return make_bundle().with_exits((spec,), (point,))
+
+
 def write_edge_half(folder: Path, bundle: Bundle, work: int = 1) -> Path:
     """Save the bundle with graphs that compute something: an average pooling, and a matrix product behind it.
 
@@ -118,6 +128,17 @@ def write_edge_half(folder: Path, bundle: Bundle, work: int = 1) -> Path:
         # How bright the picture is, 0..2.
         head.append(helper.make_node("ReduceMean", ["scaled"], [PRESENCE], axes=[1, 2, 3], keepdims=0))
         more[PRESENCE] = [1]
+    weight = np.zeros((3, CLASSES), np.float32)
+    weight[:, 3] = 2.0
+    exit_nodes = [
+        *front[:2],
+        helper.make_node("ReduceMean", ["scaled"], ["mean"], axes=[1, 2], keepdims=0),
+        helper.make_node("MatMul", ["mean", "weight"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["scores"], axis=1),
+    ]
+    of_exit = [scale, numpy_helper.from_array(weight, "weight")]
+    for spec in bundle.exit_specs:
+        _save_graph(folder / exit_file(spec.split), exit_nodes, of_exit, {"scores": [1, CLASSES]}, spec.size)
     for split in bundle.splits:
         shapes = {"latent": [1, CHANNELS, PLACES, PLACES], **more}
         _save_graph(folder / head_file(split.name), head, [project, scale], shapes)
@@ -144,11 +165,13 @@ def write_edge_half(folder: Path, bundle: Bundle, work: int = 1) -> Path:
     return folder
 
 
-def _save_graph(path: Path, nodes: list[Any], weights: list[Any], outputs: dict[str, list[int]]) -> None:
+def _save_graph(
+    path: Path, nodes: list[Any], weights: list[Any], outputs: dict[str, list[int]], size: int = SIZE
+) -> None:
     graph = helper.make_graph(
         nodes,
         path.stem,
-        [helper.make_tensor_value_info("pixels", TensorProto.UINT8, [1, SIZE, SIZE, 3])],
+        [helper.make_tensor_value_info("pixels", TensorProto.UINT8, [1, size, size, 3])],
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in outputs.items()],
         initializer=weights,
     )

@@ -73,6 +73,9 @@ class Scripted:
     def on_computed(self, point, seconds, now):
         self.heard.append(("computed", point.name, seconds))
 
+    def on_kept(self, accuracy, now):
+        self.heard.append(("kept", accuracy))
+
     def on_coded(self, point, size_bytes):
         self.heard.append(("coded", size_bytes))
 
