@@ -30,6 +30,7 @@ from .measurement import ComputeTimes, Floats, PacketSizes
 from .menu import Menu, smallest_probe
 from .objective import Prices
 from .probing import Probing
+from .second_look import SecondLook
 from .steady import NOBODY, SteadyExperts
 
 __all__ = ["Choice", "ControlLoop", "ControlSettings"]
@@ -131,6 +132,17 @@ class ControlLoop:
         )
         self._lookahead.solve(*self._lookahead_inputs())
         self._menu.keep(self._lookahead.kept)
+        self._second_look = SecondLook(
+            self._accuracy,
+            self._stage_of,
+            self._sizes,
+            self._link,
+            self._lookahead,
+            deadline_s=deadline_s,
+            frame_interval_s=frame_interval_s,
+            overhead_bytes=settings.overhead_bytes,
+            scenarios=settings.scenarios,
+        )
 
     # What the pipeline reports -------------------------------------------------------------------------------------
 
@@ -276,6 +288,25 @@ class ControlLoop:
         rate = link.rate_bps(now)
         answer = start + demand.seconds + (demand.bits + link.wait_bits) / rate + link.there_and_back_s
         return Choice(point, 1.0, answer - captured_at, rate)
+
+    def look_again(
+        self, now: float, captured_at: float, point: OperatingPoint, size_bytes: int, coder_s: float
+    ) -> OperatingPoint:
+        """The point that a coded frame shall be coded at anew, `point` itself where its packet is well as it is.
+
+        Args:
+            now, captured_at: seconds.
+            point: what it was coded at.
+            size_bytes: what came out.
+            coder_s: how long coding takes.
+        """
+        index = self._index.get(point.id)
+        if index is None or not self._prices.free or self._steady.leader != NOBODY or self._link.in_outage(now):
+            return point
+        if self._probing.frame == captured_at:
+            return point
+        self._chosen = self.points[self._second_look.better(now, captured_at, index, size_bytes, coder_s)]
+        return self._chosen
 
     def worth_writing(self, now: float, captured_at: float, size_bytes: int) -> bool:
         """Whether a coded frame can still be answered in time, if the link is as fast as may be hoped. Else drop it."""
