@@ -25,7 +25,7 @@ from ..links.trace_set import Window
 from .optimum import offline_optimum
 from .policies import LoopPolicy
 from .rivals import CausalOracle, Ewma, most_in_flight
-from .simulate import Replay, best_fixed, replay
+from .simulate import Replay, best_fixed, coder_seconds, replay
 
 Floats = NDArray[np.float64]
 LOOP, ORACLE, BEST_FIXED, WEBP, LOCAL = "loop", "causal oracle", "best fixed", "adaptive webp", "local"
@@ -37,9 +37,6 @@ SCENE_S = 1.0
 ALIKE = 0.9
 """Correlation of the (log) sizes of one frame at different points, and of a scene's frames."""
 COMPUTE_SCATTER = 0.03
-CODER_SHARE = 0.1
-"""Coding a latent (again) as a share of the uncut model's time, measured: 0.06 to 0.18. Coding a picture is all of its
-compute."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,14 +137,6 @@ def draw_workload(
     sizes = np.round(median * np.exp(spread * noise))
     share = np.array([point.edge_share for point in points])
     return sizes, share * device_s * np.exp(COMPUTE_SCATTER * rng.standard_normal((frames, 1)))
-
-
-def coder_seconds(points: Sequence[OperatingPoint], device_s: float) -> Floats:
-    """What coding a computed frame anew takes, float64 [points]."""
-    share = np.array([point.edge_share for point in points])
-    feature = np.array([point.kind is Kind.FEATURE for point in points])
-    is_local = np.array([point.kind is Kind.LOCAL for point in points])
-    return np.where(is_local, 0.0, np.where(feature, np.minimum(share, CODER_SHARE), share)) * device_s
 
 
 def run_cell(
