@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +38,21 @@ LEFT_OVER = 0.6
 """Standard deviation of what is then left, as a share of what it was."""
 
 
+class LevelTerms(NamedTuple):
+    """What a frame may take, and what each packet has on top.
+
+    Attributes:
+        deadline_s, frame_interval_s: seconds, as in the control loop.
+        overhead_bytes: added to every packet.
+        scenarios: how many.
+    """
+
+    deadline_s: float
+    frame_interval_s: float
+    overhead_bytes: int
+    scenarios: int
+
+
 class SecondLook:
     """Weighs the points of one compute stage against each other.
 
@@ -44,9 +60,7 @@ class SecondLook:
         accuracy: of all points, 0..1, float64 [points].
         stage_of: index of each point's compute stage, [points].
         sizes, link, lookahead: the control loop's.
-        deadline_s, frame_interval_s: as there.
-        overhead_bytes: added to every packet.
-        scenarios: how many.
+        terms: of all frames.
     """
 
     def __init__(
@@ -56,14 +70,10 @@ class SecondLook:
         sizes: PacketSizes,
         link: LinkView,
         lookahead: Lookahead,
-        *,
-        deadline_s: float,
-        frame_interval_s: float,
-        overhead_bytes: int,
-        scenarios: int,
+        terms: LevelTerms,
     ) -> None:
         self._accuracy, self._sizes, self._link, self._lookahead = accuracy, sizes, link, lookahead
-        self._deadline_s, self._interval_s = deadline_s, frame_interval_s
+        self._deadline_s, self._interval_s, overhead_bytes, scenarios = terms
         self._overhead_bits = 8.0 * overhead_bytes
         self._size_z = shuffled_normal(scenarios, SIZE_STEPS, scenarios // 3)
         self._shares = np.full(scenarios, 1.0 / scenarios)
