@@ -281,8 +281,8 @@ class ControlLoop:
     def look_again(
         self, now: float, captured_at: float, point: OperatingPoint, size_bytes: int, coder_s: float
     ) -> OperatingPoint:
-        """The point that a frame, coded at `point` into `size_bytes`, shall be coded at anew in `coder_s` seconds; `point`
-        itself where its packet is well as it is."""
+        """The point that a frame, coded at `point` into `size_bytes`, is to be coded at anew in `coder_s` seconds; or
+        `point`, where its packet is well as it is."""
         index = self._index.get(point.id)
         if index is None or not self._prices.free or self._steady.leader != NOBODY or self._link.in_outage(now):
             return point

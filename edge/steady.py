@@ -72,7 +72,7 @@ class SteadyExperts:
         self._waiting: list[float] = []  # when the frames were captured that have not been replayed
 
     def captured(self, captured_at: float) -> int:
-        """A frame was captured. Returns how many were since the last call, it among them; the core missed the others."""
+        """A frame was captured. Returns how many were since the last call, with it; the core missed the others."""
         frames = 1
         if math.isfinite(self._captured_at):
             frames = max(round((captured_at - self._captured_at) / self._interval), 0)
