@@ -178,7 +178,7 @@ class Pipeline:
             remaining_ms = 0 if self.limits.lossless else max(1, round((frame.deadline_at - now) * 1000))
             outgoing = Outgoing(frame.packet, remaining_ms)
             if self.limits.cut_short and not self.limits.lossless:
-                self._parts = Parts.of(frame, self.control, now)
+                self._parts = Parts.of(frame, self.control.link, now)
             if self._parts is not None:
                 outgoing = self._parts.first(now, remaining_ms)
                 size = len(outgoing.packet)

@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ...models.operating_point import Kind, OperatingPoint
-from ..control.simulate import Replay, coder_seconds, replay
+from ..control.records import Replay
+from ..control.simulate import coder_seconds, replay
 from ..links.schedule import Phase
 from ..links.traces import Trace
 from ..workload import Answers, Workload, agreement

@@ -69,7 +69,11 @@ class Scripted:
     def patience_s(self, now, captured_at, size_bytes):
         return 0.125
 
-    def on_continued(self, frame_id, size_bytes, now):
+    @property
+    def link(self):
+        return self
+
+    def continued(self, frame_id, size_bytes):
         self.heard.append(("continued", frame_id, size_bytes))
 
     def on_held(self, size_bytes):
