@@ -157,14 +157,13 @@ class ControlLoop:
             self._answered(point.accuracy)
         self._replay_steady(now)
 
-    def on_fallback(self, point: OperatingPoint) -> None:
-        """The answer in reserve was given for a frame of `point`: the server's did not come in time."""
-        if point.id in self._index:
-            self._answered(float(self._fallback.accuracy[self._index[point.id]]))
-
     def on_reserve(self, seconds: float) -> None:
-        """Such an answer was computed, in so many seconds."""
+        """An answer in reserve was computed, in so many seconds."""
         self._fallback.add(seconds)
+
+    def on_fallback(self, point: OperatingPoint) -> None:
+        """Such an answer was given for a frame of `point`: the server's did not come in time."""
+        self._answered(self._fallback.of(self._index.get(point.id)))
 
     def on_coded(self, point: OperatingPoint, size_bytes: float) -> None:
         """The packet's real size; of one that was predicted from an earlier frame, its size without that."""

@@ -54,6 +54,10 @@ class Fallback:
         """Whether any point has one."""
         return self._any
 
+    def of(self, index: int | None) -> float:
+        """Accuracy of what the point at `index` has in reserve; 0 where there is none."""
+        return 0.0 if index is None else float(self.accuracy[index])
+
     def add(self, seconds: float) -> None:
         """An exit took so long."""
         self.seconds += GAIN * (seconds - self.seconds)

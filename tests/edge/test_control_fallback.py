@@ -19,12 +19,10 @@ EXIT = OperatingPoint(2, Kind.LOCAL, "cut", accuracy=0.6, edge_share=0.25)
 POINTS = (SENT, ELSEWHERE, EXIT)
 
 
-def trained(
-    rates: list[float], points: tuple[OperatingPoint, ...] = POINTS, **changes: object
-) -> tuple[ControlLoop, float]:
+def trained(rates: list[float], **changes: object) -> tuple[ControlLoop, float]:
     """A loop that has seen a frame at each of these rates, each on an idle link; and the time after that."""
     settings = ControlSettings(overhead_bytes=0, rtt_s=RTT, server_s=HOLD, **changes)  # type: ignore[arg-type]
-    loop = ControlLoop(points, deadline_s=0.1, frame_interval_s=0.1, uncut_s=0.1, settings=settings)
+    loop = ControlLoop(POINTS, deadline_s=0.1, frame_interval_s=0.1, uncut_s=0.1, settings=settings)
     loop.on_round_trip(RTT, 0.0)
     now = 0.0
     for frame, rate in enumerate(rates):
