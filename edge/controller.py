@@ -126,7 +126,6 @@ class ControlLoop:
         # A probe that is computed in half of the deadline can be an answer, too.
         self._probe_limit_s = min(frame_interval_s, deadline_s / 2)
         self._probe_index = smallest_probe(points, start, self._probe_limit_s)
-        self._best_local = float(self._accuracy[is_local].max(initial=0.0))
         self._probing = Probing(settings.probe_interval_s, settings.probe_interval_max_s)
         self.server_queue_depth = 0
         self._lookahead = Lookahead(
@@ -164,6 +163,11 @@ class ControlLoop:
     def on_fallback(self, point: OperatingPoint) -> None:
         """Such an answer was given for a frame of `point`: the server's did not come in time."""
         self._answered(self._fallback.of(self._index.get(point.id)))
+
+    def on_kept(self, accuracy: float, now: float) -> None:
+        """An exit was sure enough of a frame that was to be sent: it was answered on the device."""
+        if now <= self._captured_at + self.deadline_s:
+            self._answered(accuracy)
 
     def on_coded(self, point: OperatingPoint, size_bytes: float) -> None:
         """The packet's real size; of one that was predicted from an earlier frame, its size without that."""
@@ -400,4 +404,4 @@ class ControlLoop:
         # Where a local answer costs the next frame nothing, no link could do better: there is nothing to learn.
         seconds = float(self._menu.seconds[self._stage_of[best]])
         local_is_free = best in self._local and seconds <= self.frame_interval_s
-        return not (local_is_free and self._best_local >= float(self._accuracy.max()))
+        return not (local_is_free and float(self._accuracy[best]) >= float(self._accuracy.max()))

@@ -11,7 +11,7 @@ from .ledger import Frame
 from .references import Earlier
 
 if TYPE_CHECKING:
-    from .engine import Encoded
+    from .engine import Encoded, LocalAnswer
 
 
 class Chosen(Protocol):
@@ -52,6 +52,9 @@ class Control(Protocol):
     def choose(self, now: float, captured_at: float, *, compute_free_at: float) -> Chosen: ...
     def in_outage(self, now: float) -> bool: ...
     def on_computed(self, point: OperatingPoint, seconds: float, now: float) -> None: ...
+    def on_reserve(self, seconds: float) -> None: ...
+    def on_fallback(self, point: OperatingPoint) -> None: ...
+    def on_kept(self, accuracy: float, now: float) -> None: ...
     def on_coded(self, point: OperatingPoint, size_bytes: float) -> None: ...
     def on_predicted(self, share: float) -> None: ...
     def look_again(
@@ -76,6 +79,7 @@ class Limits:
         max_in_flight: most frames that are written and not answered.
         max_packet_bytes: most that the server takes in one packet.
         cut_short: on a slow link send a frame's slices one by one, so that its rest can be given up.
+        fallback: at split points with an exit, keep its answer in reserve for frames that are sent.
         say_size: tell the server how large frames were captured, so that boxes come back in their pixels.
         lossless: take frames only as fast as they can be served, drop none, wait for every answer.
     """
@@ -87,6 +91,7 @@ class Limits:
     max_packet_bytes: int = 2**20
     lossless: bool = False
     cut_short: bool = True
+    fallback: bool = True
     say_size: bool = False
 
 
@@ -99,14 +104,19 @@ class Work:
         local: the answer is computed on the device.
         filtered: no packet is wanted if the filter sees nothing in it.
         earlier: what it can be predicted from, where the server keeps frames.
+        sure: no packet is wanted if the exit at its split point is at least so sure of its answer, 0..1; None: it is
+            not asked before the packet is made.
         again: its head is computed, and all that is left is to code it anew, which this does.
+        reserve: its packet is made, and all that is left is the exit's answer in reserve, which this gives.
     """
 
     frame: Frame
     local: bool
     filtered: bool = False
     earlier: Earlier | None = None
+    sure: float | None = None
     again: Callable[[], Encoded] | None = None
+    reserve: Callable[[], LocalAnswer] | None = None
 
 
 @dataclass(frozen=True, slots=True)

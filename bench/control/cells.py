@@ -184,7 +184,7 @@ def run_cell(
 
     every_point = range(len(points))
     webp = [index for index, point in enumerate(points) if point.codec == "webp"]
-    local = [index for index, point in enumerate(points) if point.kind is Kind.LOCAL]
+    local = [index for index, point in enumerate(points) if point.is_uncut]
     ways: dict[str, Callable[[], Row]] = {
         LOOP: run,
         ORACLE: lambda: run(policy=CausalOracle(points, sizes, compute, window.trace, **every)),  # type: ignore[arg-type]

@@ -199,7 +199,7 @@ class _Workload:
         return cls(bytes_of, seconds, right)
 
     def uncut_s(self, points: Sequence[OperatingPoint]) -> float:
-        local = [index for index, point in enumerate(points) if point.kind is Kind.LOCAL]
+        local = [index for index, point in enumerate(points) if point.is_uncut]
         return float(self.compute_s[:, local].mean() if local else self.compute_s.mean(axis=0).max())
 
 

@@ -119,7 +119,7 @@ def replay_references(
     runs = _Replays(workload, answers, conditions)
     every = range(len(workload.points))
     webp = [i for i in every if workload.points[i].codec == "webp"]
-    local = next(i for i in every if workload.points[i].kind is Kind.LOCAL)
+    local = next(i for i in every if workload.points[i].is_uncut)
     found = []
     for name, allowed, fixed in (
         ("Headrace, replayed", None, None),
