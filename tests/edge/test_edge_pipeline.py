@@ -82,6 +82,12 @@ class Scripted:
     def on_computed(self, point, seconds, now):
         self.heard.append(("computed", point.name, seconds))
 
+    def on_reserve(self, seconds):
+        self.heard.append(("reserve", seconds))
+
+    def on_fallback(self, point):
+        self.heard.append(("fallback", point.name))
+
     def on_coded(self, point, size_bytes):
         self.heard.append(("coded", size_bytes))
 
