@@ -34,9 +34,10 @@ from .interfaces import Control, Limits, Outgoing, Work
 from .ledger import BUSY, NO_ANSWER, OUTAGE, STALE, STOPPED, Frame, Ledger, Outcome
 from .lessons import Lessons
 from .on_device import Keeping, OnDevice
-from .parts import Parts
+from .outbox import Outbox
 from .references import References
 from .reserve import Reserve
+from .taking_up import decide
 
 if TYPE_CHECKING:
     from .engine import Encoded, LocalAnswer
@@ -75,8 +76,7 @@ class Pipeline:
         """Where frames are traced: a frame's ids, which are sent with it."""
         self._waiting: Frame | None = None
         self._computing: Frame | None = None
-        self._outbox: deque[Frame] = deque()
-        self._parts: Parts | None = None
+        self._outbox = Outbox()
         self._unanswered: dict[int, Frame] = {}
         self._rescue: deque[Frame] = deque()
         self._references = References()
@@ -167,46 +167,29 @@ class Pipeline:
                 f"its packet of {len(frame.packet)} bytes is over the server's limit of {self.limits.max_packet_bytes}",
             )
         elif self.connected or self._must_wait:
-            self._outbox.append(frame)
+            self._outbox.add(frame)
         else:
             self._rescue_or_close(frame, now, OUTAGE)
 
     def next_to_write(self, now: float) -> Outgoing | Continuation | None:
         """The stream can take something: the next slice of a frame that leaves in parts, or the next packet that is
         still worth it."""
-        parts = self._parts
-        if parts is not None and parts.frame.id in self._unanswered:
-            continuation = parts.next_to_write(now, self._outbox)
-            self._parts = None if parts.done else parts
-            return continuation
-        if parts is not None:  # the server's patience was shorter: it has answered from what it had
-            parts.give_up()
-            self._parts = None
-        while self._outbox:
-            frame = self._outbox.popleft()
-            size = len(frame.packet)
-            if not self.limits.lossless and not self.control.worth_writing(now, frame.captured_at, size):
+        if self._outbox.leaves_in_parts(self._unanswered):
+            return self._outbox.next_part(now)
+        while (frame := self._outbox.pop()) is not None:
+            if not self.limits.lossless and not self.control.worth_writing(now, frame.captured_at, len(frame.packet)):
                 self._reserve.serve_unsent(frame, now)
                 continue
-            remaining_ms = 0 if self.limits.lossless else max(1, round((frame.deadline_at - now) * 1000))
-            outgoing = Outgoing(frame.packet, remaining_ms)
-            if self.limits.cut_short and not self.limits.lossless:
-                self._parts = Parts.of(frame, self.control.link, now)
-            if self._parts is not None:
-                outgoing = self._parts.first(now, remaining_ms)
-                size = len(outgoing.packet)
-            if self.limits.say_size:
-                outgoing = replace(outgoing, size=frame.size)
+            outgoing = self._outbox.begin(frame, self.control.link, self.limits, now)
+            size = len(outgoing.packet)
             frame.written_at, frame.packet = now, b""
             frame.sent_bytes += size
             self._unanswered[frame.id] = frame
             self.control.on_written(frame.id, size, now)
-            if self._filtering is not None:
-                self._filtering.on_written(now)
-            if self._keeping is not None:
-                self._keeping.on_written(now)
-            if self._parts is not None:
-                self._parts.wait(now)
+            for keeper in (self._filtering, self._keeping):
+                if keeper is not None:
+                    keeper.on_written(now)
+            self._outbox.begun(now)
             return outgoing if self.trace_of is None else replace(outgoing, trace=self.trace_of(frame.id))
         return None
 
@@ -233,11 +216,12 @@ class Pipeline:
                 self._filtering.on_answer(frame.boxes)
             self._ledger.answer(frame, Outcome.OK, now)
         elif result.status is Status.DEADLINE_EXCEEDED:
-            self._ledger.close(frame, Outcome.LATE, result.message or "the server dropped it: too late")
+            if not self._reserve.give(frame, now):
+                self._ledger.close(frame, Outcome.LATE, result.message or "the server dropped it: too late")
         elif result.status is Status.MISSING_REFERENCE and video is not None and video.alone is not None:
             frame.video = video
             self._references.do_without(frame)
-            self._outbox.appendleft(frame)
+            self._outbox.add(frame, first=True)
         elif result.status in (Status.RESOURCE_EXHAUSTED, Status.UNAVAILABLE):
             self._rescue_or_close(frame, now, result.message or result.status.name.lower(), Outcome.DROPPED)
         else:
@@ -297,14 +281,14 @@ class Pipeline:
 
     def disconnect(self, now: float) -> None:
         """The stream is broken, what is on its way gets no answer: serve it on the device where time allows."""
-        self.connected, self._parts = False, None
+        self.connected = False
+        self._outbox.break_off()
         self._lessons.tell(self.control)
         self.control.on_disconnected(now)
         lost = list(self._unanswered.values())
         self._unanswered.clear()
         if not self._must_wait:
-            lost += self._outbox
-            self._outbox.clear()
+            lost += self._outbox.take_all()
         self._forget_references()
         for frame in lost:
             if frame.outcome is None:
@@ -312,22 +296,20 @@ class Pipeline:
 
     def forget_packets(self) -> None:
         """Packets that were made under another bundle cannot be sent any more."""
-        while self._outbox:
-            self._ledger.close(self._outbox.popleft(), Outcome.DROPPED, OUTAGE)
+        for frame in self._outbox.take_all():
+            self._ledger.close(frame, Outcome.DROPPED, OUTAGE)
 
     # Time.
 
     def next_timer(self) -> float | None:
         """When `tick` is due, if something is waited for."""
         times = [self._overdue_at(f) for f in self._first_unanswered()]
-        part_at = self._parts.next_timer if self._parts is not None else None
-        times += [at for at in (self.stalls_at(), part_at) if at is not None]
+        times += [at for at in (self.stalls_at(), self._outbox.next_timer) if at is not None]
         return min(times, default=None)
 
     def tick(self, now: float) -> None:
         """Give up waiting for answers that are overdue; let the next part of a frame leave."""
-        if self._parts is not None:
-            self._parts.tick(now)
+        self._outbox.tick(now)
         for frame in list(self._unanswered.values()):
             overdue = frame.outcome is None and now >= self._overdue_at(frame)
             if overdue and not self._reserve.give(frame, now):
@@ -347,9 +329,9 @@ class Pipeline:
                 self._ledger.close(frame, Outcome.LATE, NO_ANSWER)
             else:
                 self._ledger.close(frame, Outcome.DROPPED, STOPPED)
-        self._waiting, self._parts, self._next = None, None, None
+        self._waiting, self._next = None, None
         self._rescue.clear()
-        self._outbox.clear()
+        self._outbox = Outbox()
 
     @property
     def wants_frame(self) -> bool:
@@ -360,7 +342,7 @@ class Pipeline:
     @property
     def has_packets(self) -> bool:
         """Whether `next_to_write` may have something."""
-        return bool(self._outbox) or (self._parts is not None and self._parts.due)
+        return self._outbox.has_some
 
     @property
     def in_flight(self) -> int:
@@ -394,26 +376,21 @@ class Pipeline:
             return None
         self._lessons.tell(self.control)
         choice = self.control.choose(now, frame.captured_at, compute_free_at=now)
-        remote = choice.point.kind is not Kind.LOCAL and self.connected
-        if remote and self.in_flight < self._cap and (choice.p_on_time > 0 or choice.probe or self.limits.lossless):
-            return self._compute(frame, choice.point, now)
-        if remote and self.limits.lossless:
-            self._waiting = frame
-            return None
-        # What waited too long for a local answer makes room for a fresh frame, if that would be answered in time. And
-        # where no local answer ever is, the device stays free for the moment at which the link carries something again.
-        local_helps = self._own.quickest_s <= self.limits.deadline_s
-        link_may_help = self.connected and choice.p_on_time <= 0
-        point = self._in_time_locally(frame, now, choice.point)
-        if point is None and self._own and not (local_helps or link_may_help):
-            point = self._own.late(choice.point)
+        point, reason = decide(
+            choice,
+            self._own,
+            self.limits,
+            frame.deadline_at - now,
+            connected=self.connected,
+            room=self.in_flight < self._cap,
+            outage=self.control.in_outage(now),
+        )
         if point is not None:
             return self._compute(frame, point, now)
-        if not self.connected or self.control.in_outage(now):
-            reason = OUTAGE
+        if reason:
+            self._ledger.close(frame, Outcome.DROPPED, reason)
         else:
-            reason = BUSY if remote and self.in_flight >= self._cap else STALE
-        self._ledger.close(frame, Outcome.DROPPED, reason)
+            self._waiting = frame
         return None
 
     def _keep(self, frame: Frame, coded: Encoded, now: float) -> None:
