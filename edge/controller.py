@@ -252,11 +252,12 @@ class ControlLoop:
         finish -= next_capture
         done = self._fallback.done(start + menu.seconds)
         value = self._lookahead.after(done - next_capture, menu.stage_of, finish, rates)
-        value += menu.accuracy * on_time
+        now_worth = menu.accuracy * on_time
         if self._fallback:
             reserve = self._fallback.accuracy[menu.kept] * (done[menu.stage_of] <= due)
-            value += reserve * (1.0 - on_time)
+            now_worth += reserve * (1.0 - on_time)
             on_time = np.where(reserve > 0, 1.0, on_time)
+        value += now_worth
         if not prices.free:
             value -= prices.per_byte * menu.expected_bytes() + prices.per_second * menu.seconds[menu.stage_of]
             dear = ~menu.is_local & (menu.expected_bytes() > prices.affordable_bytes)
@@ -266,6 +267,7 @@ class ControlLoop:
             value[~menu.is_local] = -math.inf
             on_time[~menu.is_local] = 0.0
         row = int(value.argmax())
+        self._steady.hoped(float(now_worth[row]))
         if self._steady.leader != NOBODY and prices.free:
             row = self._follow(row, value, on_time)
         best, p_on_time = int(menu.kept[row]), float(on_time[row])
@@ -295,6 +297,7 @@ class ControlLoop:
         if link.in_outage(now) or link.in_flight >= self._most_in_flight:
             return None
         self._chosen = point = self.points[demand.point]
+        self._steady.hoped(point.accuracy)
         rate = link.rate_bps(now)
         answer = start + demand.seconds + (demand.bits + link.wait_bits) / rate + link.there_and_back_s
         return Choice(point, 1.0, answer - captured_at, rate)
