@@ -142,7 +142,9 @@ class _Share:
         for split in self.bundle.splits:
             self.head(split.name, _black(self.bundle.preprocessing_at(split.name).size))
         for spec in self.bundle.exit_specs:
-            self.exits(spec.split, _black(spec.size))
+            features = self.head.reach(spec.split, _black(self.bundle.preprocessing_at(spec.split).size)).features
+            if features is not None:
+                self.exits(spec.split, features)
 
     def packet(self, frame: int, index: int) -> bytes:
         point = self.bundle.operating_points[index]
@@ -154,7 +156,11 @@ class _Share:
 
     def early(self, frame: int, split: str) -> Labels:
         """An exit's labels, from the captured picture on."""
-        labels, _ = self.exits(split, prepare(self.pictures[frame], self.bundle.preprocessing_at(split)))
+        pixels = prepare(self.pictures[frame], self.bundle.preprocessing_at(split))
+        features = self.head.reach(split, pixels).features
+        if features is None:
+            raise DataError(f"bundle {self.bundle.name} has no exit at {split}")
+        labels, _ = self.exits(split, features)
         return tuple(label.index for label in labels)
 
     def latent(self, frame: int, split: str) -> npt.NDArray[np.float32]:

@@ -35,12 +35,14 @@ class Half:
         points: what may be chosen, as the settings restrict it.
         compute_s: seconds by `OperatingPoint.stage`, all edge compute of a frame.
         local_s: seconds of the uncut model's answer.
+        exit_share: what the dearest exit takes behind its head, as a share of that; 0 where there is none.
     """
 
     engine: Engine
     points: tuple[OperatingPoint, ...]
     compute_s: dict[str, float]
     local_s: float
+    exit_share: float = 0.0
 
     @property
     def exits_s(self) -> dict[str, float]:
@@ -63,15 +65,13 @@ def make_ready(bundle: Bundle, settings: EdgeSettings) -> Half:
     points = select_points(bundle, settings)
     engine = make_engine(bundle, settings)
     local = next((p for p in bundle.operating_points if p.is_uncut), None)
-    asked = exit_asked(bundle, engine, settings)
-    timed = [*points, *(p for p in (local, asked) if p is not None and p not in points)]
+    asked = [bundle.exit_point(s) for s in exits_asked(bundle, points, settings)]
+    timed = [*points, *(p for p in (local, *asked) if p is not None and p not in points)]
     engine.warm_up(timed)
     profile = read_profile(settings, bundle.fingerprint)
     compute_s = profile.seconds() if profile is not None else engine.time_stages(timed, QUICK_ROUNDS)
     if profile is not None and (missing := {p.stage for p in timed} - compute_s.keys()):
         compute_s |= engine.time_stages([p for p in timed if p.stage in missing], QUICK_ROUNDS)
-    if asked is not None:  # what is sent has waited for its word
-        compute_s |= {p.stage: compute_s[p.stage] + compute_s[asked.stage] for p in _one_a_stage(points)}
     local_s = compute_s[local.stage] if local is not None else max(compute_s.values())
     log.info(
         "device is ready",
@@ -82,7 +82,7 @@ def make_ready(bundle: Bundle, settings: EdgeSettings) -> Half:
         stages_ms={stage: round(seconds * 1000, 1) for stage, seconds in compute_s.items()},
         measured="profile" if profile is not None else "now",
     )
-    return Half(engine, points, compute_s, local_s)
+    return Half(engine, points, compute_s, local_s, max((s.share for s in bundle.exit_specs), default=0.0))
 
 
 def make_engine(bundle: Bundle, settings: EdgeSettings) -> Engine:
@@ -108,25 +108,26 @@ def of_splits(bundle: Bundle, settings: EdgeSettings) -> tuple[OperatingPoint, .
     if unknown := sorted(set(settings.splits) - set(known)):
         raise ConfigError(f"bundle {bundle.name} has no split point {unknown[0]!r}; --splits takes {', '.join(known)}")
     used = settings.splits or known
-    return tuple(p for p in bundle.operating_points if p.kind is not Kind.FEATURE or p.split in used)
+    return tuple(p for p in bundle.operating_points if not p.split or p.split in used)
 
 
-def _one_a_stage(points: Sequence[OperatingPoint]) -> list[OperatingPoint]:
-    """One point of each stage that is sent."""
-    return list({p.stage: p for p in points if p.kind is not Kind.LOCAL}.values())
-
-
-def exit_asked(bundle: Bundle, engine: Engine, settings: EdgeSettings) -> OperatingPoint | None:
-    """The exit that is asked about frames that are to be sent, if the settings want that.
+def exits_asked(bundle: Bundle, points: Sequence[OperatingPoint], settings: EdgeSettings) -> list[str]:
+    """Split points whose exits are asked about frames that are to be sent.
 
     Raises:
-        ConfigError: they do, and the bundle has no exit.
+        ConfigError: the settings ask for it, and there is no exit at any split point that is used.
     """
     if settings.exit_confidence is None:
-        return None
-    if engine.quickest_exit is None:
-        raise ConfigError(f"bundle {bundle.name} has no exit for --exit-confidence; give it one with `headrace exit`")
-    return engine.quickest_exit
+        return []
+    used = dict.fromkeys(p.split for p in points if p.kind is Kind.FEATURE)
+    found = [split for split in used if bundle.exit(split) is not None]
+    if not found:
+        having = ", ".join(s.split for s in bundle.exit_specs) or "none"
+        raise ConfigError(
+            f"--exit-confidence needs an exit at a split point that is used; bundle {bundle.name} has exits at: "
+            f"{having} (`headrace exit` makes one)"
+        )
+    return found
 
 
 def select_points(bundle: Bundle, settings: EdgeSettings) -> tuple[OperatingPoint, ...]:
@@ -190,6 +191,8 @@ def make_control(half: Half, settings: EdgeSettings, interval_s: float, taken: C
             objective=Objective(settings.objective),
             accuracy_floor=settings.accuracy_floor or 0.0,
             bytes_per_day=settings.bytes_per_day or 0.0,
+            fallback=settings.fallback and not settings.as_fast_as_possible,
+            fallback_share=half.exit_share,
         ),
         compute_s=half.compute_s,
     )

@@ -138,13 +138,18 @@ class EdgeSettings(BaseSettings):
         le=3600,
         description="After so many seconds without a packet the filter, or a sure exit, lets the next frame pass.",
     )
+    fallback: bool = Field(
+        True,
+        description="Where a split point has an exit (`headrace exit`), ask it about each frame that is sent, and give "
+        "its answer (outcome `local`) where the server's is not there by the deadline.",
+    )
     exit_confidence: float | None = Field(
         None,
         ge=0,
         le=1,
-        description="Ask the bundle's exit (`headrace exit`) about each frame before it is sent: if it is at least so "
-        "sure that its label is the uncut model's, 0..1, that is the answer and nothing is sent, but for "
-        "--keep-alive-s. Default: no exit is asked.",
+        description="Where a split point has an exit (`headrace exit`), ask it about each frame before it is sent: if "
+        "it is at least so sure that its label is the uncut model's, 0..1, that is the answer and nothing is sent, but "
+        "for --keep-alive-s. Default: no exit is asked.",
     )
     device_speed: float | None = Field(
         None,

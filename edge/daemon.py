@@ -312,6 +312,7 @@ class Daemon:
             max_in_flight=most_in_flight(settings),
             lossless=settings.as_fast_as_possible,
             cut_short=settings.cut_short,
+            fallback=settings.fallback,
             say_size=self._bundle.task == "detection",
         )
 

@@ -94,7 +94,11 @@ class Driver:
     def _compute(self, work: Work) -> None:
         frame, engine = work.frame, self._engine
         picture, pixels, point = frame.picture, frame.pixels, frame.point
-        if work.local:
+        if work.again is not None:
+            self._worker.submit(work.again, lambda r, e: self._on_computed(frame, r, e))
+        elif work.reserve is not None:
+            self._worker.submit(work.reserve, lambda r, e: self._on_computed(frame, r, e, in_reserve=True))
+        elif work.local:
             self._worker.submit(
                 lambda: engine.answer(picture, pixels, point), lambda r, e: self._on_computed(frame, r, e)
             )
@@ -113,13 +117,22 @@ class Driver:
                 lambda r, e: self._on_computed(frame, r, e),
             )
 
-    def _on_computed(self, frame: Frame, result: Encoded | LocalAnswer | None, error: Exception | None) -> None:
+    def _on_computed(
+        self,
+        frame: Frame,
+        result: Encoded | LocalAnswer | None,
+        error: Exception | None,
+        *,
+        in_reserve: bool = False,
+    ) -> None:
         if isinstance(result, Encoded):
             self.pipeline.encoded(frame, result, self._clock())
             if self.stream is not None and self.pipeline.has_packets:
                 self.stream.wake()
                 self._loop.call_soon(self._pump)  # after the packet is written: it has waited for longest
                 return
+        elif isinstance(result, LocalAnswer) and in_reserve:
+            self.pipeline.reserved(frame, result, self._clock())
         elif isinstance(result, LocalAnswer):
             self.pipeline.answered_locally(frame, result, self._clock())
         elif isinstance(error, AbandonedError):

@@ -3,7 +3,7 @@
 picture --prepare--> pixels --head--> latent --compress--> packet       a `feature` point
 picture --prepare--> pixels --JPEG or WebP--> packet                    an `image` point
 picture --prepare--> pixels --uncut model--> labels                     the `local` point
-picture --prepare--> pixels --exit--> labels                            a `local` point with a split point
+picture --prepare--> pixels --head--> features --exit--> labels         a `local` point with a split point
 
 It is called from one thread, since the device has one core.
 """
@@ -13,8 +13,9 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,7 @@ from PIL import Image, ImageFilter
 
 from ..models.bundle import Bundle, Preprocessing
 from ..models.edge_half import has_local
+from ..models.exceptions import OperatingPointError
 from ..models.operating_point import Kind, OperatingPoint
 from ..models.preprocessing import prepare
 from ..protos.messages import Label
@@ -36,8 +38,7 @@ Pixels = npt.NDArray[np.uint8]
 UNCUT_ROUNDS = 15
 WARM_UP_RUNS = 2
 
-Run = Callable[[Callable[[], Any]], tuple[Any, float]]
-"""Runs a stage on the device: its result, and what it took in seconds."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,9 @@ class Encoded:
         presence: the filter's score; None where there is none.
         empty: whether it is below the bundle's threshold.
         video: more about the packet, where the server keeps frames to predict others from.
-        own: what an exit said, where it was asked; its time is in `prepare_s` and `compute_s`, too.
+        again: codes the same frame at another rate level of its stage, for the coder's time alone; raises as `encode`.
+        own: what the exit at the split point said, where it was asked; its time is in `compute_s`.
+        reserve: asks it now, where it was not; None where there is none.
     """
 
     packet: bytes
@@ -62,7 +65,14 @@ class Encoded:
     presence: float | None = None
     empty: bool = False
     video: VideoPacket | None = None
+    again: Callable[[OperatingPoint], Encoded] | None = None
     own: LocalAnswer | None = None
+    reserve: Callable[[], LocalAnswer] | None = None
+
+    @property
+    def coder_s(self) -> float:
+        """What coding took, which is what coding it again would take."""
+        return self.compress_s or self.compute_s
 
     @property
     def alone_bytes(self) -> float:
@@ -126,8 +136,8 @@ class Engine:
     ) -> Encoded:
         """From a captured picture to the bytes that are sent for it; none if it is `filtered` and holds nothing.
 
-        With `sure` the bundle's quickest exit is asked first: if its confidence is at least that, its answer is enough
-        and there are no bytes.
+        With `sure` the exit at the split point is asked, if there is one: if its confidence is at least that, its
+        answer is enough and there are no bytes.
 
         Where the server keeps frames to predict others from, `earlier` says which one this one can be predicted from.
 
@@ -137,56 +147,45 @@ class Engine:
         """
         abandon = abandon or Abandon()
 
-        def run(stage: Callable[[], Any]) -> tuple[Any, float]:
+        def run(stage: Callable[[], T]) -> tuple[T, float]:
             abandon.check()
             done = self.device.run(stage, sleep=abandon.wait)
             abandon.check()
             return done
 
-        own = self._asked(picture, run) if sure is not None else None
-        if own is not None and sure is not None and (own.confidence or 0.0) >= sure:
-            return Encoded(b"", None, own.prepare_s, own.compute_s, 0.0, own=own)
-        coded = self._encode(picture, point, frame_id, abandon, run, filtered, earlier)
-        if own is None:
-            return coded
-        prepare_s, compute_s = coded.prepare_s + own.prepare_s, coded.compute_s + own.compute_s
-        return replace(coded, prepare_s=prepare_s, compute_s=compute_s, own=own)
-
-    def _asked(self, picture: Image.Image, run: Run) -> LocalAnswer | None:
-        """What the quickest exit says; None where there is none."""
-        point = self.quickest_exit
-        if point is None:
-            return None
-        pixels, prepare_s = self._prepare(picture, self._how(point))
-        (labels, confidence), compute_s = run(lambda: self._exits(point.split, pixels))
-        return LocalAnswer(labels, prepare_s, compute_s, confidence, point)
-
-    def _encode(
-        self,
-        picture: Image.Image,
-        point: OperatingPoint,
-        frame_id: int,
-        abandon: Abandon,
-        run: Run,
-        filtered: bool,
-        earlier: Earlier | None,
-    ) -> Encoded:
         how = self._how(point)
         pixels, prepare_s = self._prepare(picture, how)
         # A local answer needs the uncut model's own size.
         kept = pixels if how == self.bundle.preprocessing else None
         if point.kind is Kind.IMAGE:
-            packet, compute_s = run(lambda: self._encoder.image(pixels, point, frame_id))
-            return Encoded(packet, kept, prepare_s, compute_s, 0.0)
-        (latent, presence), compute_s = run(lambda: self._head.with_presence(point.split, pixels, abandon))
+
+            def picture_of(other: OperatingPoint) -> Encoded:
+                packet, seconds = run(lambda: self._encoder.image(pixels, other, frame_id))
+                return Encoded(packet, kept, prepare_s, seconds, 0.0, again=picture_of)
+
+            return picture_of(point)
+        (latent, presence, features), compute_s = run(lambda: self._head.reach(point.split, pixels, abandon))
         empty = presence is not None and presence < self.bundle.filter_threshold(point.split)
         if empty and filtered:
             return Encoded(b"", kept, prepare_s, compute_s, 0.0, presence, empty)
-        if earlier is not None:
-            video, compress_s = run(lambda: self._encoder.video(latent, point, frame_id, earlier))
-            return Encoded(video.packet, kept, prepare_s, compute_s, compress_s, presence, empty, video)
-        packet, compress_s = run(lambda: self._encoder.feature(latent, point, frame_id))
-        return Encoded(packet, kept, prepare_s, compute_s, compress_s, presence, empty)
+        own = reserve = None
+        if features is not None and sure is not None:
+            own = self._exit_answer(point.split, features)
+            compute_s += own.compute_s
+            if (own.confidence or 0.0) >= sure:
+                return Encoded(b"", kept, prepare_s, compute_s, 0.0, presence, empty, own=own)
+        elif features is not None:
+            reserve = partial(self._exit_answer, point.split, features)
+        made = Encoded(b"", kept, prepare_s, compute_s, 0.0, presence, empty, own=own, reserve=reserve)
+
+        def coded(other: OperatingPoint) -> Encoded:
+            if earlier is None:
+                packet, seconds = run(lambda: self._encoder.feature(latent, other, frame_id))
+                return replace(made, packet=packet, compress_s=seconds, again=coded)
+            video, seconds = run(lambda: self._encoder.video(latent, other, frame_id, earlier))
+            return replace(made, packet=video.packet, compress_s=seconds, video=video, again=coded)
+
+        return coded(point)
 
     def answer(
         self, picture: Image.Image | None, pixels: Pixels | None, point: OperatingPoint | None = None
@@ -198,7 +197,7 @@ class Engine:
             point: of kind `local`; None for the uncut model's.
 
         Raises:
-            EngineError: the uncut model, or the exit, cannot be run.
+            EngineError: the uncut model, or head and exit, cannot be run.
         """
         split = point.split if point is not None else ""
         how = self.bundle.preprocessing_at(split) if split else self.bundle.preprocessing
@@ -212,7 +211,7 @@ class Engine:
         else:
             raise ValueError("either a picture or its pixels are needed")
         if split:
-            (labels, confidence), compute_s = self.device.run(lambda: self._exits(split, ready))
+            (labels, confidence), compute_s = self.device.run(lambda: self._early(split, ready))
             return LocalAnswer(labels, prepare_s, compute_s, confidence, point)
         labels, compute_s = self.device.run(lambda: self._local(ready))
         return LocalAnswer(labels, prepare_s, compute_s)
@@ -264,11 +263,17 @@ class Engine:
         self.device.factor = factor
         return factor
 
-    @property
-    def quickest_exit(self) -> OperatingPoint | None:
-        """The exit that is asked about frames that are to be sent; None where the bundle has none."""
-        exits = (p for p in self.bundle.operating_points if p.is_exit)
-        return min(exits, key=lambda p: p.edge_share, default=None)
+    def _exit_answer(self, split: str, features: npt.NDArray[np.float32]) -> LocalAnswer:
+        """What the exit says of features that are there."""
+        (labels, confidence), compute_s = self.device.run(lambda: self._exits(split, features))
+        return LocalAnswer(labels, 0.0, compute_s, confidence, self.bundle.exit_point(split))
+
+    def _early(self, split: str, pixels: Pixels) -> tuple[tuple[Label, ...], float]:
+        """What an exit says of pixels, and how sure it is."""
+        features = self._head.reach(split, pixels).features
+        if features is None:
+            raise OperatingPointError(f"bundle {self.bundle.name} has no exit at {split}")
+        return self._exits(split, features)
 
     def _how(self, point: OperatingPoint) -> Preprocessing:
         return self.bundle.preprocessing_at(point.split) if point.split else self.bundle.preprocessing
@@ -283,7 +288,7 @@ class Engine:
 
     def _compute(self, pixels: Pixels, point: OperatingPoint) -> None:
         if point.is_exit:
-            self._exits(point.split, pixels)
+            self._early(point.split, pixels)
         elif point.kind is Kind.LOCAL:
             self._local(pixels)
         elif point.kind is Kind.IMAGE:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from ..models.operating_point import OperatingPoint
 from .ledger import Frame
 from .references import Earlier
+
+if TYPE_CHECKING:
+    from .engine import Encoded, LocalAnswer
 
 
 class Chosen(Protocol):
@@ -29,23 +33,35 @@ class Chosen(Protocol):
         ...
 
 
-class Control(Protocol):
-    """The control loop as the pipeline uses it; see `controller.ControlLoop`."""
+class PartsLink(Protocol):
+    """What a frame that leaves in parts asks of the link; see `link_view.LinkView`."""
 
-    def choose(self, now: float, captured_at: float, *, compute_free_at: float) -> Chosen: ...
-    def in_outage(self, now: float) -> bool: ...
-    def on_computed(self, point: OperatingPoint, seconds: float, now: float) -> None: ...
-    def on_kept(self, accuracy: float, now: float) -> None: ...
-    def on_coded(self, point: OperatingPoint, size_bytes: float) -> None: ...
-    def on_predicted(self, share: float) -> None: ...
-    def worth_writing(self, now: float, captured_at: float, size_bytes: int) -> bool: ...
     def in_parts(self, now: float, size_bytes: int) -> bool: ...
     def fits(self, now: float, captured_at: float, size_bytes: int) -> bool: ...
     def next_part_at(self, now: float) -> float: ...
     def patience_s(self, now: float, captured_at: float, size_bytes: int) -> float: ...
-    def on_written(self, frame_id: int, size_bytes: int, now: float) -> None: ...
-    def on_continued(self, frame_id: int, size_bytes: int, now: float) -> None: ...
+    def continued(self, frame_id: int, size_bytes: int) -> None: ...
     def on_held(self, size_bytes: int) -> None: ...
+
+
+class Control(Protocol):
+    """The control loop as the pipeline uses it; see `controller.ControlLoop`."""
+
+    @property
+    def link(self) -> PartsLink: ...
+    def choose(self, now: float, captured_at: float, *, compute_free_at: float) -> Chosen: ...
+    def in_outage(self, now: float) -> bool: ...
+    def on_computed(self, point: OperatingPoint, seconds: float, now: float) -> None: ...
+    def on_reserve(self, seconds: float) -> None: ...
+    def on_fallback(self, point: OperatingPoint) -> None: ...
+    def on_kept(self, accuracy: float, now: float) -> None: ...
+    def on_coded(self, point: OperatingPoint, size_bytes: float) -> None: ...
+    def on_predicted(self, share: float) -> None: ...
+    def look_again(
+        self, now: float, captured_at: float, point: OperatingPoint, size_bytes: int, coder_s: float
+    ) -> OperatingPoint: ...
+    def worth_writing(self, now: float, captured_at: float, size_bytes: int) -> bool: ...
+    def on_written(self, frame_id: int, size_bytes: int, now: float) -> None: ...
     def on_result(self, frame_id: int, now: float, *, server_s: float, queue_depth: int) -> None: ...
     def on_round_trip(self, seconds: float, now: float) -> None: ...
     def on_connected(self, now: float) -> None: ...
@@ -63,6 +79,7 @@ class Limits:
         max_in_flight: most frames that are written and not answered.
         max_packet_bytes: most that the server takes in one packet.
         cut_short: on a slow link send a frame's slices one by one, so that its rest can be given up.
+        fallback: at split points with an exit, keep its answer in reserve for frames that are sent.
         say_size: tell the server how large frames were captured, so that boxes come back in their pixels.
         lossless: take frames only as fast as they can be served, drop none, wait for every answer.
     """
@@ -74,20 +91,32 @@ class Limits:
     max_packet_bytes: int = 2**20
     lossless: bool = False
     cut_short: bool = True
+    fallback: bool = True
     say_size: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What the device has to compute next: this frame, at its operating point; `filtered`: no packet is wanted if the
-    filter sees nothing in it; `earlier`: what it can be predicted from, where the server keeps frames; `sure`: no
-    packet is wanted if an exit is at least so sure of its answer, None to ask none."""
+    """What the device has to compute next.
+
+    Attributes:
+        frame: this frame, at its operating point.
+        local: the answer is computed on the device.
+        filtered: no packet is wanted if the filter sees nothing in it.
+        earlier: what it can be predicted from, where the server keeps frames.
+        sure: no packet is wanted if the exit at its split point is at least so sure of its answer, 0..1; None: it is
+            not asked before the packet is made.
+        again: its head is computed, and all that is left is to code it anew, which this does.
+        reserve: its packet is made, and all that is left is the exit's answer in reserve, which this gives.
+    """
 
     frame: Frame
     local: bool
     filtered: bool = False
     earlier: Earlier | None = None
     sure: float | None = None
+    again: Callable[[], Encoded] | None = None
+    reserve: Callable[[], LocalAnswer] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from PIL import Image
 from ..models.operating_point import OperatingPoint
 from ..protos.messages import Box, ClassMap, Label, Result, Status
 from .encoder import VideoPacket
-from .engine import Pixels
+from .engine import LocalAnswer, Pixels
 from .exceptions import LedgerError
 
 
@@ -51,11 +51,16 @@ class Frame:
         packet: its bytes while they wait to be sent.
         video: more about its packet, until it is answered, where the server keeps frames to predict others from.
         predicted: its packet was predicted from an earlier frame's.
+        coded_again: its first packet was too large, and it was coded at another level.
         epoch: of the stream on which that one is kept.
         sent_bytes: bytes that were sent for it.
-        timings: durations by stage: wait, prepare, compute, compress, link, server, queue, decode, tail.
+        timings: durations by stage: wait, prepare, compute, compress, again, link, server, queue, decode,
+            tail.
         size: width and height of the picture as captured.
         presence: the filter's score; None where none was computed.
+        reserve: the exit's answer, in case the server's is late; `reserve_comes` while it is computed.
+        unsent: it was not worth sending when its turn came.
+        fell_back: it was answered with what was in reserve.
         confidence: how sure the exit is of its answer, 0..1; None where no exit was asked.
         empty: the filter saw nothing in it; if it was sent nevertheless, it was for an audit or to keep the link alive.
         shown: the picture as captured, kept to the end where somebody wants to see it.
@@ -75,6 +80,7 @@ class Frame:
     packet: bytes = b""
     video: VideoPacket | None = None
     predicted: bool = False
+    coded_again: bool = False
     epoch: int = 0
     sent_bytes: int = 0
     written_at: float | None = None
@@ -92,6 +98,10 @@ class Frame:
     size: tuple[int, int] = (0, 0)
     presence: float | None = None
     empty: bool = False
+    reserve: LocalAnswer | None = None
+    reserve_comes: bool = False
+    unsent: bool = False
+    fell_back: bool = False
     confidence: float | None = None
     shown: Image.Image | None = None
 
@@ -142,6 +152,11 @@ class Ledger:
         self.captured += 1
         self._open[frame.id] = frame
         return frame
+
+    def answer(self, frame: Frame, outcome: Outcome, now: float) -> None:
+        """An answer is there: close the frame with `outcome`, or as late."""
+        frame.latency_s = now - frame.captured_at
+        self.close(frame, outcome if now <= frame.deadline_at else Outcome.LATE)
 
     def close(self, frame: Frame, outcome: Outcome, reason: str = "") -> None:
         """Give the frame its outcome.

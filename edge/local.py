@@ -1,4 +1,4 @@
-"""Local answers: the uncut model on the device, or an exit."""
+"""Local answers: the uncut model on the device, or an exit behind a head that has run anyway."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ..models.bundle import UNCUT, Bundle
+from ..models.bundle import FEATURES, UNCUT, Bundle
 from ..models.bundle_files import exit_file
 from ..models.exceptions import OperatingPointError
 from ..protos.messages import Label
@@ -36,28 +36,28 @@ class Local:
 
 
 class Exits:
-    """The exits of a bundle: pixels -> labels, and how likely the best is the uncut model's; a graph is loaded on first
-    use."""
+    """The exits of a bundle: features at a split point -> labels, and how likely the best is the uncut model's; a
+    graph is loaded on first use."""
 
     def __init__(self, bundle: Bundle, folder: Path, threads: int = 1) -> None:
         """Keep where the graphs lie."""
         self._bundle, self._folder, self._threads = bundle, folder, threads
         self._graphs: dict[str, Graph] = {}
 
-    def __call__(self, split: str, pixels: npt.NDArray[np.uint8]) -> tuple[tuple[Label, ...], float]:
-        """The five best labels of pixels uint8 [S, S, 3] at the exit's own size, and the confidence in the best, 0..1.
+    def __call__(self, split: str, features: npt.NDArray[np.float32]) -> tuple[tuple[Label, ...], float]:
+        """The five best labels of features float32 [C, H, W], and the confidence in the best, 0..1.
 
         Raises:
             EngineError: the graph cannot be loaded or run.
-            OperatingPointError: there is no such exit.
+            OperatingPointError: the split point has no exit.
         """
         spec = self._bundle.exit(split)
         if spec is None:
             raise OperatingPointError(f"bundle {self._bundle.name} has no exit at {split}")
         graph = self._graphs.get(split)
         if graph is None:
-            graph = self._graphs[split] = Graph(self._folder / exit_file(split), "scores", self._threads)
-        labels = best_labels(graph(pixels))
+            graph = self._graphs[split] = Graph(self._folder / exit_file(split), "scores", self._threads, FEATURES)
+        labels = best_labels(graph(features))
         return labels, spec.sure(labels[0].score, labels[1].score if len(labels) > 1 else 0.0)
 
 

@@ -7,7 +7,7 @@
     backbone.safetensors  the backbone's weights, or backbone.pt2 all of it, where no package has them
     edge.msgpack          edge half only: digests of the files below
     head-SPLIT.onnx       edge half only: pixels -> latent
-    exit-SPLIT.onnx       edge half only: pixels -> scores, for early local answers
+    exit-SPLIT.onnx       edge half only: features -> scores, where the split point has an exit
     uncut.onnx            edge half only: pixels -> scores, for local answers
 
 The **fingerprint** is a SHA-256 over all tensors and over every part of the manifest that the two sides must share;
@@ -74,6 +74,8 @@ from .operating_point import Kind, OperatingPoint
 FORMAT = 2
 MANIFEST, TENSORS, EDGE_MANIFEST, UNCUT = "bundle.msgpack", "bundle.safetensors", "edge.msgpack", "uncut.onnx"
 REPAIR, LEARNED = "repair.safetensors", "learned.safetensors"
+FEATURES = "features"
+"""Output of a head's graph, beside `latent`, where its split point has an exit: what the encoder takes."""
 PRESENCE = "presence"
 """Output of a head's graph, beside `latent`, where the bundle has a filter: the score float32 [1] of the frame."""
 COMPACT_FROM = 4 * 10**6
@@ -152,9 +154,8 @@ class Bundle:
         )
 
     def preprocessing_at(self, split: str) -> Preprocessing:
-        """From a captured frame to the pixels that the head of a split point, or an exit, takes."""
-        found = self.exit(split) or self.split(split)
-        return self.preprocessing.at(found.size)
+        """From a captured frame to the pixels that the head of a split point takes."""
+        return self.preprocessing.at(self.split(split).size)
 
     def operating_point(self, point_id: int) -> OperatingPoint:
         """The operating point of that id.
@@ -179,11 +180,11 @@ class Bundle:
         raise OperatingPointError(f"bundle {self.name} has no operating point {split}@{level}")
 
     def exit(self, split: str) -> ExitSpec | None:
-        """The exit of that split point, if there is one."""
+        """The exit at a split point, if it has one."""
         return next((s for s in self.exit_specs if s.split == split), None)
 
     def exit_point(self, split: str) -> OperatingPoint:
-        """The operating point of an exit."""
+        """The operating point of the exit at a split point that has one."""
         return next(p for p in self.operating_points if p.is_exit and p.split == split)
 
     def tables(self, split: str) -> EntropyTables:

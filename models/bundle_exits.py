@@ -38,17 +38,14 @@ def read_exit_fields(manifest: Mapping[str, Any]) -> tuple[tuple[ExitSpec, ...],
 
 
 def check_exits(bundle: Bundle) -> None:
-    """Raise BundleError unless every exit has one operating point, and can be run."""
-    exits = [s.split for s in bundle.exit_specs]
+    """Raise BundleError unless every exit has a split point and one operating point."""
+    splits, exits = {s.name for s in bundle.splits}, [s.split for s in bundle.exit_specs]
     points = [p.split for p in bundle.operating_points if p.is_exit]
-    if sorted(points) != sorted(set(exits)) or len(exits) != len(set(exits)):
+    if sorted(points) != sorted(set(exits)) or len(exits) != len(set(exits)) or not set(exits) <= splits:
         raise BundleError(
-            f"bundle {bundle.name}: exits {exits} and operating points of exits {points} do not go together; "
+            f"bundle {bundle.name}: exits {exits} do not fit its split points and the operating points {points}; "
             "make them anew with `headrace exit`"
         )
     for spec in bundle.exit_specs:
-        if not 1 <= spec.size <= bundle.preprocessing.size or not spec.temperature > 0:
-            raise BundleError(
-                f"bundle {bundle.name}: exit {spec.split} takes {spec.size} pixels at temperature "
-                f"{spec.temperature:g}, which cannot be; make it anew with `headrace exit`"
-            )
+        if not spec.temperature > 0:
+            raise BundleError(f"bundle {bundle.name}: the exit at {spec.split} has temperature {spec.temperature:g}")

@@ -144,17 +144,15 @@ class ExitSpec:
     """A local exit, and how sure it is of what.
 
     Attributes:
-        split: name of its own split point: a cut of the backbone at `size` pixels, in front of the classifier.
-        size: side in pixels that it is run at.
+        split: name of the split point whose features it reads.
         temperature: by which its logits are divided before they become scores.
         confidence: of the logistic function that says how likely its label is the uncut model's: offset, weight of the
             best score's log-odds, weight of the logarithm of the best score over the second.
-        share: the classifier's time as a share of the uncut model's, head not included; same engine, one core.
+        share: its own time as a share of the uncut model's, head not included; same engine, one core.
         surest: its accuracy on the quarter of the held-out photographs that it is surest about, 0..1.
     """
 
     split: str
-    size: int
     temperature: float
     confidence: tuple[float, float, float]
     share: float = 0.0

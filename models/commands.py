@@ -214,13 +214,13 @@ def learn_filter(
 def make_exit(
     calibration: Annotated[Path, typer.Option(help="Folder of at least 100 unlabelled photographs.")],
     output: BundleOutput,
-    size: Annotated[list[int], typer.Option(help="Side in pixels that it is run at; several times for several exits.")],
+    at: Annotated[list[str], typer.Option(help="Split point that gets an exit; several times for several.")],
     bundle: BundleFolder = COMMITTED,
     photographs: Annotated[int, typer.Option(help="Photographs to calibrate on, at most.")] = 300,
     held_out: Annotated[int, typer.Option(help="Other photographs to measure on; as given to `split`.")] = 64,
     seed: Annotated[int, typer.Option(help="Of the choice of photographs; as given to `split`.")] = 0,
 ) -> None:
-    """Let a classifier's device answer early, from fewer pixels, and know how sure it is; all else stays as it is."""
+    """Let a device answer from a head's features, early and knowing how sure it is; all else of the bundle stays."""
     from rich.console import Console
     from rich.progress import Progress
 
@@ -229,7 +229,7 @@ def make_exit(
     from .split import bar_columns
     from .zoo.catalogue import write_weights
 
-    plan = ExitPlan(tuple(size), photographs, held_out, seed)
+    plan = ExitPlan(tuple(at), photographs, held_out, seed)
     with Progress(*bar_columns(), console=Console(stderr=True)) as progress:
         model, made, reports = make_exits(Bundle.load(bundle), calibration, plan, progress)
     made.save(output)

@@ -1,8 +1,9 @@
 """The edge's half of a bundle: a folder that a device can run from without torch, verified file by file.
 
 bundle.msgpack, bundle.safetensors    as in `bundle`
-head-SPLIT.onnx                       input `pixels` uint8 [1, S, S, 3] -> `latent` float32 [1, K, H, W]
-exit-SPLIT.onnx                       as uncut.onnx, on fewer pixels; where the bundle has such an exit
+head-SPLIT.onnx                       input `pixels` uint8 [1, S, S, 3] -> `latent` float32 [1, K, H, W], and, where the
+                                      split point has an exit, `features` float32 [1, C, H, W]
+exit-SPLIT.onnx                       input `features` as above -> `scores` float32 [1, classes], sum 1
 uncut.onnx                            input `pixels` uint8 [1, S, S, 3] -> `scores` float32 [1, classes], sum 1;
                                       only where the bundle has a local operating point
 edge.msgpack                          fingerprint; size and SHA-256 of every file above
@@ -45,7 +46,7 @@ def file_names(bundle: Bundle, splits: Collection[str] = ()) -> tuple[str, ...]:
     """
     chosen = [bundle.split(name) for name in splits] or bundle.splits
     uncut = (UNCUT,) if has_local(bundle) else ()
-    exits = tuple(exit_file(s.split) for s in bundle.exit_specs)
+    exits = tuple(exit_file(s.name) for s in chosen if bundle.exit(s.name) is not None)
     return (MANIFEST, TENSORS, *(head_file(s.name) for s in chosen), *exits, *uncut)
 
 

@@ -143,7 +143,7 @@ def measure_all(bundle: Bundle, data: Path, limit: int = 0, others: Others | Non
             bar = progress.add_task("exits", total=len(paths) * len(bundle.exit_specs))
         told = measure_exits(backbone, bundle, paths, partial(progress.advance, bar))
         uncut = np.array([a.indexes[0] for a in reference if isinstance(a, Labels)], np.int64)
-        exits = exit_rows(backbone, bundle, told, np.array(truth, np.int64), uncut) if told else []
+        exits = exit_rows(backbone, bundle, told, np.array(truth, np.int64), uncut, costs.splits) if told else []
     samples = [_sample(p.name, FEATURE, p.split, measured[p.id], truth) for p in points]
     samples += [_sample(each.name, each.codec, "", pictures[each], truth) for each in chosen]
     samples += [_other_sample(each, truth) for each in beside]

@@ -23,6 +23,12 @@ class Policy(Protocol):
         """The core took `seconds` for a frame; its packet has `size` bytes."""
         ...
 
+    def look_again(
+        self, now: float, captured_at: float, point: OperatingPoint, size: int, coder_s: float
+    ) -> OperatingPoint:
+        """The point that a coded frame shall be coded at anew; `point` itself if its packet is well as it is."""
+        ...
+
     def worth_writing(self, now: float, captured_at: float, size: int) -> bool:
         """Whether a packet that is ready shall be written."""
         ...
@@ -33,6 +39,10 @@ class Policy(Protocol):
 
     def result(self, frame: int, now: float, server_s: float, queue_depth: int) -> None:
         """Its answer came, of which the server held it for `server_s`."""
+        ...
+
+    def fallback(self, point: OperatingPoint) -> None:
+        """The answer in reserve was given for a frame that was computed at `point`."""
         ...
 
     def connected(self, up: bool, now: float) -> None:
@@ -55,6 +65,11 @@ class FixedPoint:
 
     def computed(self, point: OperatingPoint, seconds: float, size: int, now: float) -> None: ...
 
+    def look_again(
+        self, now: float, captured_at: float, point: OperatingPoint, size: int, coder_s: float
+    ) -> OperatingPoint:
+        return point
+
     def worth_writing(self, now: float, captured_at: float, size: int) -> bool:
         fits = len(self._in_flight) < self._max_in_flight
         return self._connected and fits and now <= captured_at + self._deadline_s
@@ -64,6 +79,8 @@ class FixedPoint:
 
     def result(self, frame: int, now: float, server_s: float, queue_depth: int) -> None:
         self._in_flight.discard(frame)
+
+    def fallback(self, point: OperatingPoint) -> None: ...
 
     def connected(self, up: bool, now: float) -> None:
         self._connected = up
@@ -84,6 +101,11 @@ class LoopPolicy:
         if point.kind is not Kind.LOCAL:
             self.loop.on_coded(point, size)
 
+    def look_again(
+        self, now: float, captured_at: float, point: OperatingPoint, size: int, coder_s: float
+    ) -> OperatingPoint:
+        return self.loop.look_again(now, captured_at, point, size, coder_s)
+
     def worth_writing(self, now: float, captured_at: float, size: int) -> bool:
         return self.loop.worth_writing(now, captured_at, size)
 
@@ -92,6 +114,9 @@ class LoopPolicy:
 
     def result(self, frame: int, now: float, server_s: float, queue_depth: int) -> None:
         self.loop.on_result(frame, now, server_s=server_s, queue_depth=queue_depth)
+
+    def fallback(self, point: OperatingPoint) -> None:
+        self.loop.on_fallback(point)
 
     def connected(self, up: bool, now: float) -> None:
         (self.loop.on_connected if up else self.loop.on_disconnected)(now)

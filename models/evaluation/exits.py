@@ -21,6 +21,7 @@ from ..bundle import Bundle
 from ..exits.command import exit_scores
 from ..exits.confidence import best_two, calibration_error, confidences, surest
 from ..exits.costs import ExitCost, exit_costs
+from .edge_costs import StageCost
 from .resampling import Resampled, interval
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
@@ -62,9 +63,9 @@ class ExitRow:
         surest_top1: on the quarter it is surest about; `surest_relative`: that as a share of the uncut model's top-1 on
             all, `surest_of_uncut`: of its top-1 on the same quarter.
         calibration_error: expected, of its confidence that its label is the uncut model's.
-        gmac, ms, share_of_uncut: multiply-accumulates, and time on one core; the latter also as a share of the uncut
-            model's.
-        beyond: share of the uncut model's time that the exit's classifier takes behind its head.
+        gmac, ms, beyond: multiply-accumulates and time on one core of the exit alone; `beyond` as a share of the uncut
+            model's time.
+        share_of_uncut: that share with the head.
         kept: by confidence.
     """
 
@@ -107,6 +108,7 @@ def exit_rows(
     told: Mapping[str, Told],
     truth: npt.NDArray[np.int64],
     uncut: npt.NDArray[np.int64],
+    heads: Mapping[str, StageCost],
 ) -> list[ExitRow]:
     """One row an exit.
 
@@ -114,9 +116,10 @@ def exit_rows(
         backbone, bundle: as measured.
         told: what exits said.
         truth, uncut: the photographs' classes, and the uncut model's labels, int64 [N].
+        heads: what head and encoder take, by split point.
     """
     costs = exit_costs(backbone, bundle.exit_specs)
-    return [_row(bundle, name, each, truth, uncut, costs[name]) for name, each in told.items()]
+    return [_row(bundle, name, each, truth, uncut, heads[name], costs[name]) for name, each in told.items()]
 
 
 def _row(
@@ -125,6 +128,7 @@ def _row(
     told: Told,
     truth: npt.NDArray[np.int64],
     uncut: npt.NDArray[np.int64],
+    head: StageCost,
     cost: ExitCost,
 ) -> ExitRow:
     right, uncut_right, agrees = told.labels == truth, uncut == truth, told.labels == uncut
@@ -147,8 +151,8 @@ def _row(
         calibration_error=calibration_error(told.confidence, agrees),
         gmac=cost.gmac,
         ms=cost.ms,
-        beyond=cost.classifier_share,
-        share_of_uncut=cost.share,
+        beyond=cost.share,
+        share_of_uncut=head.share_of_uncut + cost.share,
     )
     kept = []
     for least in THRESHOLDS:

@@ -1,4 +1,4 @@
-"""Local exits: the backbone on fewer pixels, so that a device can answer early, and knows how sure it is.
+"""Local exits: answers from a head's features on the device, early, and knowing how sure they are.
 
 `graph.py` is what runs, `confidence.py` calibrates, `command.py` gives a bundle its exits and measures them.
 """

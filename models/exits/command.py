@@ -1,7 +1,7 @@
 """`headrace exit`: give a bundle local exits, calibrate and measure them.
 
 photographs -> uncut model: labels
-            -> the exit's own graph: scores -> temperature and confidence, fitted on some, judged on others
+            -> head, the exit's own graph: scores -> temperature and confidence, fitted on some, judged on others
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import torch
 from rich.progress import Progress
 
 from ..backbones import Backbone
-from ..bundle import Bundle
+from ..bundle import FEATURES, Bundle
 from ..bundle_specs import ExitSpec
 from ..exceptions import DataError
-from ..measure import load_pixels, pixel_batches
+from ..measure import pixel_batches
 from ..onnx_time import one_core_session
 from ..operating_point import MAX_ID, Kind, OperatingPoint
 from ..split import choose
@@ -28,7 +28,7 @@ from ..tasks import CLASSIFICATION
 from ..zoo.catalogue import backbone_of
 from .confidence import best_two, calibration_error, confidences, fit_confidence, fit_temperature, surest, tempered
 from .costs import exit_costs
-from .graph import exit_name, write_exit
+from .graph import write_exit
 
 UNCALIBRATED = (0.0, 1.0, 0.0)
 """Confidence that is the best score itself."""
@@ -39,14 +39,14 @@ class ExitPlan:
     """What to make.
 
     Attributes:
-        sizes: sides in pixels; each makes an exit.
+        at: split points that get an exit.
         photographs: how many temperature and confidence are fitted on.
         held_out: how many others the exits are measured on. With `photographs`, this and the seed as they were given to
             `split` they are those that the bundle's other operating points were measured on.
         seed: of the choice of photographs.
     """
 
-    sizes: tuple[int, ...]
+    at: tuple[str, ...]
     photographs: int = 300
     held_out: int = 64
     seed: int = 0
@@ -60,7 +60,7 @@ class Report:
         name: of its operating point.
         accuracy: share of photographs with the uncut model's label; `surest`: of the quarter it is surest about.
         error: expected calibration error of its confidence.
-        share, classifier_share: its time, and its classifier's alone, as a share of the uncut model's.
+        share: its time as a share of the uncut model's; `with_head`: that of head and exit.
     """
 
     name: str
@@ -68,13 +68,13 @@ class Report:
     surest: float
     error: float
     share: float
-    classifier_share: float
+    with_head: float
 
     def __str__(self) -> str:
         return (
             f"{self.name}: {self.accuracy:.3f} of the uncut answers, {self.surest:.3f} on the quarter it is surest "
-            f"about, calibration error {self.error:.3f}, {self.share:.3f} of the uncut model's time, of that "
-            f"{self.classifier_share:.3f} behind its head"
+            f"about, calibration error {self.error:.3f}, {self.with_head:.3f} of the uncut model's time, of that "
+            f"{self.share:.3f} behind the head"
         )
 
 
@@ -84,24 +84,24 @@ def make_exits(
     """The backbone, the bundle with exits (its fingerprint stays), and how each one does.
 
     Args:
-        bundle: of a classifier; exits that it has at other sizes stay.
+        bundle: of a classifier; exits that it has at other split points stay.
         calibration: folder of unlabelled photographs.
         plan: what to make.
         progress: where to show progress; None for nowhere.
 
     Raises:
-        DataError: the bundle is for another task, no size is named, there are too few photographs, or no room for more
-            operating points.
-        BackboneError: the backbone has no linear classifier behind one vector, cannot be run at a size, or is not the
-            bundle's.
+        DataError: the bundle is for another task, no split point is named, there are too few photographs, or no room
+            for more operating points.
+        BackboneError: the backbone has no linear classifier behind one vector, or is not the bundle's.
+        OperatingPointError: the bundle has no such split point.
     """
     progress = progress or Progress(disable=True)
     if bundle.task != CLASSIFICATION:
         raise DataError(f"bundle {bundle.name} is for {bundle.task}; an exit is for classifiers")
-    if not plan.sizes:
-        raise DataError("no size is named; give the exit's side in pixels with --size, such as half of the backbone's")
+    names = tuple(dict.fromkeys(bundle.split(name).name for name in plan.at))
+    if not names:
+        raise DataError(f"name the split points that get an exit with --at: {', '.join(s.name for s in bundle.splits)}")
     backbone = backbone_of(bundle)
-    names = {exit_name(backbone, size): size for size in plan.sizes}
     fitted, held_out = choose(calibration, plan.photographs, plan.held_out, plan.seed)
     bar = progress.add_task("uncut model", total=len(fitted) + len(held_out))
     labels = uncut_labels(backbone, [*fitted, *held_out], lambda n: progress.advance(bar, n))
@@ -109,8 +109,8 @@ def make_exits(
     points = {p.split: p for p in bundle.operating_points if p.is_exit}
     free = iter(sorted(set(range(MAX_ID + 1)) - {p.id for p in bundle.operating_points}))
     reports = {}
-    for name, size in names.items():
-        plain = ExitSpec(name, size, 1.0, UNCALIBRATED)
+    for name in names:
+        plain = ExitSpec(name, 1.0, UNCALIBRATED)
         bar = progress.add_task(name, total=len(fitted) + len(held_out))
         scores = exit_scores(backbone, plain, [*fitted, *held_out], lambda n, bar=bar: progress.advance(bar, n))  # type: ignore[misc]
         spec = calibrated(plain, scores[: len(fitted)], labels[: len(fitted)])
@@ -128,11 +128,12 @@ def make_exits(
         reports[name] = Report(points[name].name, points[name].accuracy, specs[name].surest, error, 0.0, 0.0)
     costs = exit_costs(backbone, [specs[name] for name in names])
     for name, cost in costs.items():
-        specs[name] = replace(specs[name], share=cost.classifier_share)
-        points[name] = replace(points[name], edge_share=cost.share)
-        reports[name] = replace(reports[name], share=cost.share, classifier_share=cost.classifier_share)
+        share = bundle.split(name).edge_share + cost.share
+        specs[name] = replace(specs[name], share=cost.share)
+        points[name] = replace(points[name], edge_share=share)
+        reports[name] = replace(reports[name], share=cost.share, with_head=share)
     said = (
-        f"headrace exit {' '.join(f'--size {size}' for size in plan.sizes)} --photographs {plan.photographs} "
+        f"headrace exit {' '.join(f'--at {name}' for name in names)} --photographs {plan.photographs} "
         f"--held-out {plan.held_out} --seed {plan.seed}"
     )
     made = bundle.with_exits(tuple(specs.values()), tuple(points.values()))
@@ -155,13 +156,15 @@ def exit_scores(
     backbone: Backbone, spec: ExitSpec, paths: Sequence[Path], note: Callable[[int], None] = lambda _: None
 ) -> npt.NDArray[np.float64]:
     """Scores float64 [N, classes] of photographs, by the graph that a device runs; `note` as above."""
-    how, found = backbone.preprocessing.at(spec.size), []
+    head, found = backbone.head(spec.split), []
     with TemporaryDirectory() as folder:
         write_exit(backbone, spec, Path(folder) / "exit.onnx")
         session = one_core_session(Path(folder) / "exit.onnx")
-    for path in paths:
-        found.append(session.run(None, {"pixels": load_pixels(path, how)[None]})[0][0])
-        note(1)
+    with torch.inference_mode():
+        for pixels in pixel_batches(paths, backbone.at(spec.split)[0].preprocessing):
+            (features,) = head(pixels)
+            found += [session.run(None, {FEATURES: each[None].numpy()})[0][0] for each in features]
+            note(len(pixels))
     return np.asarray(np.stack(found), dtype=np.float64)
 
 

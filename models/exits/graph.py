@@ -1,11 +1,12 @@
-"""What an exit is on the device: one graph from few pixels to scores.
+"""What an exit is on the device: a graph behind a head, from its features to scores.
 
-pixels uint8 [1, S, S, 3] --backbone--> pooled float32 [1, V] --classifier: uint8 x int8, int32 sums--> logits
+features float32 [1, C, H, W] --rest of the backbone--> pooled [1, V] --classifier: uint8 x int8, int32 sums--> logits
     logits / temperature --softmax--> scores float32 [1, classes]
 
-Weights are the backbone's own, so a bundle holds nothing of an exit but a few numbers. The classifier is in eight bits:
-on few pixels it would be a large share of the time otherwise, for it reads 5 MB of float32 weights and uses each once.
-Weights have one scale a class; activations are quantised as they come (`DynamicQuantizeLinear`).
+Behind a head that runs on few pixels the rest of the backbone is cheap, too. Weights are the backbone's own, so a
+bundle holds nothing of an exit but a few numbers. The classifier is in eight bits: on few pixels it would be a large
+share of the time otherwise, for it reads 5 MB of float32 weights and uses each once. Weights have one scale a class;
+activations are quantised as they come (`DynamicQuantizeLinear`).
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..backbones import Backbone
+from ..bundle import FEATURES
 from ..bundle_specs import ExitSpec
 from ..cutting.cuts import Tail
 from ..cutting.maps import Unpack
 from ..exceptions import BackboneError
-from ..export import Only, write_onnx
+from ..export import Only, write_graph
 
 POOLED, SCORES = "pooled", "scores"
 OPSET = 18
@@ -50,19 +52,6 @@ def pooled_cut(backbone: Backbone) -> str:
             f"{cut.name} with {', '.join(str(list(s)) for s in cut.shapes)}"
         )
     return cut.name
-
-
-def exit_name(backbone: Backbone, size: int) -> str:
-    """Name of an exit's split point: that cut of the backbone at another size.
-
-    Raises:
-        BackboneError: there is no such cut, or the backbone cannot be run at that size.
-    """
-    name = f"{pooled_cut(backbone)}-{size}px"
-    sized, _ = backbone.at(name)
-    if sized is backbone:
-        raise BackboneError(f"{backbone.spec.name} takes {size} pixels; an exit has to take fewer to be any quicker")
-    return name
 
 
 def classifier(backbone: Backbone) -> tuple[Floats, Floats]:
@@ -94,7 +83,7 @@ def classifier(backbone: Backbone) -> tuple[Floats, Floats]:
 
 
 def write_exit(backbone: Backbone, spec: ExitSpec, path: Path) -> None:
-    """Write an exit's graph, pixels -> scores.
+    """Write an exit's graph, features at its split point -> scores.
 
     Args:
         backbone: the bundle's.
@@ -104,24 +93,15 @@ def write_exit(backbone: Backbone, spec: ExitSpec, path: Path) -> None:
     Raises:
         BackboneError: the backbone has no linear classifier behind one vector.
     """
-    write_onnx(backbone.at(spec.split)[0], Only(backbone.head(spec.split)), POOLED, path)
+    sized, cut = backbone.at(spec.split)
+    rest = Only(sized.between(cut, pooled_cut(sized)))
+    write_graph(rest, torch.zeros(1, *sized.shape(cut)), FEATURES, POOLED, path)
     model = onnx.load(path)
     nodes, weights = _classifier(*classifier(backbone), spec.temperature)
     model.graph.node.extend(nodes)
     model.graph.initializer.extend(weights)
     del model.graph.output[:]
     model.graph.output.append(_scores(weights))
-    onnx.save(model, path)
-
-
-def write_classifier(backbone: Backbone, path: Path) -> None:
-    """Write the classifier alone, pooled float32 [1, V, 1, 1] -> scores float32 [1, classes], to time it."""
-    weight, offset = classifier(backbone)
-    nodes, weights = _classifier(weight, offset, 1.0)
-    given = helper.make_tensor_value_info(POOLED, TensorProto.FLOAT, [1, weight.shape[1], 1, 1])
-    graph = helper.make_graph(nodes, "classifier", [given], [_scores(weights)], initializer=weights)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=9)
-    onnx.checker.check_model(model)
     onnx.save(model, path)
 
 

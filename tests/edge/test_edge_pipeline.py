@@ -41,6 +41,7 @@ class Scripted:
     parts: bool = False
     room: int | None = None
     held: int = 0
+    again: OperatingPoint | None = None
     heard: list[tuple] = field(default_factory=list)
 
     def choose(self, now, captured_at, *, compute_free_at):
@@ -51,6 +52,10 @@ class Scripted:
 
     def worth_writing(self, now, captured_at, size_bytes):
         return self.worth
+
+    def look_again(self, now, captured_at, point, size_bytes, coder_s):
+        self.heard.append(("coded anew?", size_bytes, coder_s))
+        return self.again or point
 
     def in_parts(self, now, size_bytes):
         return self.parts
@@ -64,7 +69,11 @@ class Scripted:
     def patience_s(self, now, captured_at, size_bytes):
         return 0.125
 
-    def on_continued(self, frame_id, size_bytes, now):
+    @property
+    def link(self):
+        return self
+
+    def continued(self, frame_id, size_bytes):
         self.heard.append(("continued", frame_id, size_bytes))
 
     def on_held(self, size_bytes):
@@ -73,8 +82,14 @@ class Scripted:
     def on_computed(self, point, seconds, now):
         self.heard.append(("computed", point.name, seconds))
 
+    def on_reserve(self, seconds):
+        self.heard.append(("reserve", seconds))
+
     def on_kept(self, accuracy, now):
         self.heard.append(("kept", accuracy))
+
+    def on_fallback(self, point):
+        self.heard.append(("fallback", point.name))
 
     def on_coded(self, point, size_bytes):
         self.heard.append(("coded", size_bytes))
