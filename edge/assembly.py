@@ -9,7 +9,7 @@ import structlog
 
 from ..models.bundle import Bundle, short
 from ..models.exceptions import OperatingPointError
-from ..models.operating_point import Kind, OperatingPoint
+from ..models.operating_point import Kind, OperatingPoint, reserves
 from .config import EdgeSettings
 from .controller import ControlLoop, ControlSettings
 from .device import Device
@@ -35,7 +35,7 @@ class Half:
         points: what may be chosen, as the settings restrict it.
         compute_s: seconds by `OperatingPoint.stage`, all edge compute of a frame.
         local_s: seconds of the uncut model's answer.
-        exit_share: what the dearest exit takes behind its head, as a share of that; 0 where there is none.
+        exit_share: what the dearest exit that is kept in reserve takes behind its head, as a share of that.
     """
 
     engine: Engine
@@ -82,7 +82,9 @@ def make_ready(bundle: Bundle, settings: EdgeSettings) -> Half:
         stages_ms={stage: round(seconds * 1000, 1) for stage, seconds in compute_s.items()},
         measured="profile" if profile is not None else "now",
     )
-    return Half(engine, points, compute_s, local_s, max((s.share for s in bundle.exit_specs), default=0.0))
+    in_reserve = reserves(points)
+    shares = [s.share for s in bundle.exit_specs if s.split in in_reserve]
+    return Half(engine, points, compute_s, local_s, max(shares, default=0.0))
 
 
 def make_engine(bundle: Bundle, settings: EdgeSettings) -> Engine:

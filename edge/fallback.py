@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ..models.operating_point import Kind, OperatingPoint
+from ..models.operating_point import Kind, OperatingPoint, reserves
 from .measurement import Floats
 
 Indexes = NDArray[np.intp]
@@ -30,7 +30,7 @@ class Fallback:
     """What each point has in reserve.
 
     Args:
-        points: all operating points; an exit among them serves the points of its split point.
+        points: all operating points; an exit among them that is cheap enough serves the points of its split point.
         stage_of: index of each point's compute stage, [points].
         seconds: what an exit is expected to take.
         active: whether answers are kept in reserve at all.
@@ -43,7 +43,7 @@ class Fallback:
     def __init__(
         self, points: Sequence[OperatingPoint], stage_of: Indexes, *, seconds: float, active: bool = True
     ) -> None:
-        exits = {point.split: point.accuracy for point in points if point.is_exit and active}
+        exits = {split: exit_point.accuracy for split, exit_point in reserves(points).items()} if active else {}
         self.accuracy: Floats = np.array([exits.get(p.split, 0.0) if p.kind is Kind.FEATURE else 0.0 for p in points])
         self.seconds = seconds
         self._any = bool(self.accuracy.any())

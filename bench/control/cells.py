@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...edge.controller import ControlLoop, ControlSettings
-from ...models.operating_point import Kind, OperatingPoint
+from ...models.operating_point import Kind, OperatingPoint, reserves
 from ..links.trace_set import Window
 from .optimum import offline_optimum
 from .policies import LoopPolicy
@@ -204,9 +204,9 @@ def run_cell(
 
 
 def exit_share(points: Sequence[OperatingPoint]) -> float:
-    """What the dearest exit takes behind head and coding, as a share of the uncut model's time."""
+    """What the dearest exit in reserve takes behind head and coding, as a share of the uncut model's time."""
     sent = {p.split: p.edge_share for p in points if p.kind is Kind.FEATURE}
-    shares = [p.edge_share - sent[p.split] for p in points if p.is_exit and p.split in sent]
+    shares = [p.edge_share - sent[split] for split, p in reserves(points).items()]
     return max([ControlSettings().fallback_share, *shares])
 
 

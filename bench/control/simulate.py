@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ...edge.controller import ControlLoop, ControlSettings
 from ...models.exceptions import DataError
-from ...models.operating_point import Kind, OperatingPoint
+from ...models.operating_point import Kind, OperatingPoint, reserves
 from ..links.traces import Trace
 from ..links.virtual_link import VirtualLink
 from .policies import FixedPoint, LoopPolicy, Policy
@@ -222,7 +222,7 @@ class _Run:
     ) -> None:
         self._points = points
         self._fallback_s = fallback_s
-        exits = {point.split: index for index, point in enumerate(points) if point.is_exit}
+        exits = {split: points.index(exit_point) for split, exit_point in reserves(points).items()}
         self._exit_of = [exits.get(p.split, -1) if p.kind is Kind.FEATURE and fallback_s > 0 else -1 for p in points]
         self._reserve: dict[int, int] = {}  # frame -> exit's point, from when its answer is known
         self._coder_s = np.broadcast_to(np.asarray(coder_s, dtype=np.float64), len(points))
