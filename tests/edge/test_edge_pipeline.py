@@ -85,6 +85,9 @@ class Scripted:
     def on_reserve(self, seconds):
         self.heard.append(("reserve", seconds))
 
+    def on_kept(self, accuracy, now):
+        self.heard.append(("kept", accuracy))
+
     def on_fallback(self, point):
         self.heard.append(("fallback", point.name))
 
