@@ -54,7 +54,7 @@ class Made:
         if coded.again is None or self._lossless or not connected:
             return None
         size = len(coded.packet)
-        point = self._control.look_again(now, frame.captured_at, frame.point, size, coded.coder_s)
+        point = self._control.look_again(now, frame.captured_at, frame.point, size, coded.coder_s, frame.reserved_by)
         if point.id == frame.point.id:
             return None
         frame.point, frame.coded_again, again = point, True, coded.again

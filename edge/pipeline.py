@@ -145,7 +145,7 @@ class Pipeline:
         if coded.pixels is not None:
             frame.picture = None
         frame.video = coded.video
-        if (reserve := self._reserve.wanted(frame, coded)) is not None:
+        if (reserve := self._reserve.wanted(frame, coded, now)) is not None:
             self._computing, self._next = frame, reserve
         if frame.epoch != self._references.epoch:
             self._references.do_without(frame)
@@ -231,7 +231,7 @@ class Pipeline:
         self._ledger.answer(frame, Outcome.LOCAL, now)
 
     def reserved(self, frame: Frame, answer: LocalAnswer, now: float) -> None:
-        """The exit has answered for a frame that was to be sent, in case the server's answer is late."""
+        """The device has answered for a frame that was to be sent, in case the server's answer is late."""
         self._computing = None
         self._reserve.came(frame, answer, now)
 
@@ -373,6 +373,7 @@ class Pipeline:
             outage=self.control.in_outage(now),
         )
         if point is not None:
+            frame.reserved_by = choice.reserve if point is choice.point else None
             return self._compute(frame, point, now)
         if reason:
             self._ledger.close(frame, Outcome.DROPPED, reason)
