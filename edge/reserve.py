@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .engine import Encoded, LocalAnswer
 
 EARLY_S = 0.006
-"""So long before the deadline it is given: a timer fires late, by what another thread may keep the interpreter (5 ms)."""
+"""So long before the deadline it is given: a timer fires late, by what a thread may keep the interpreter (5 ms)."""
 
 
 class Reserve:
