@@ -9,7 +9,7 @@ import structlog
 
 from ..models.bundle import Bundle, short
 from ..models.exceptions import OperatingPointError
-from ..models.operating_point import Kind, OperatingPoint, reserves
+from ..models.operating_point import Kind, OperatingPoint
 from .config import EdgeSettings
 from .controller import ControlLoop, ControlSettings
 from .device import Device
@@ -35,14 +35,12 @@ class Half:
         points: what may be chosen, as the settings restrict it.
         compute_s: seconds by `OperatingPoint.stage`, all edge compute of a frame.
         local_s: seconds of the uncut model's answer.
-        exit_share: what the dearest exit that is kept in reserve takes behind its head, as a share of that.
     """
 
     engine: Engine
     points: tuple[OperatingPoint, ...]
     compute_s: dict[str, float]
     local_s: float
-    exit_share: float = 0.0
 
     @property
     def exits_s(self) -> dict[str, float]:
@@ -82,9 +80,7 @@ def make_ready(bundle: Bundle, settings: EdgeSettings) -> Half:
         stages_ms={stage: round(seconds * 1000, 1) for stage, seconds in compute_s.items()},
         measured="profile" if profile is not None else "now",
     )
-    in_reserve = reserves(points)
-    shares = [s.share for s in bundle.exit_specs if s.split in in_reserve]
-    return Half(engine, points, compute_s, local_s, max(shares, default=0.0))
+    return Half(engine, points, compute_s, local_s)
 
 
 def make_engine(bundle: Bundle, settings: EdgeSettings) -> Engine:
@@ -194,7 +190,6 @@ def make_control(half: Half, settings: EdgeSettings, interval_s: float, taken: C
             accuracy_floor=settings.accuracy_floor or 0.0,
             bytes_per_day=settings.bytes_per_day or 0.0,
             fallback=settings.fallback and not settings.as_fast_as_possible,
-            fallback_share=half.exit_share,
         ),
         compute_s=half.compute_s,
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ..models.operating_point import Kind, OperatingPoint, reserves
+from ..models.operating_point import Kind, OperatingPoint
 
 GAIN = 0.3
 """Weight of the newest answer in the estimate of what the next one takes."""
@@ -27,7 +27,6 @@ class OnDevice:
         """
         local = (p for p in points if p.kind is Kind.LOCAL)
         self._points = sorted(local, key=lambda p: p.accuracy, reverse=True)
-        self._reserves = reserves(points)
         self._seconds = {p.stage: exits_s.get(p.stage, uncut_s) if p.is_exit else uncut_s for p in self._points}
 
     def __bool__(self) -> bool:
@@ -40,8 +39,8 @@ class OnDevice:
         return min(self._seconds.values(), default=float("inf"))
 
     def has_exit(self, split: str) -> bool:
-        """Whether the split point has an exit that is cheap enough to be asked about every frame that is sent there."""
-        return split in self._reserves
+        """Whether the split point has an exit that may be used."""
+        return any(p.is_exit and p.split == split for p in self._points)
 
     def in_time(self, left_s: float, wanted: OperatingPoint | None = None) -> OperatingPoint | None:
         """The point to use within so many seconds: `wanted` if it is local and fits, else the most accurate that does.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
@@ -11,9 +11,6 @@ from .exceptions import BundleError
 
 MAX_ID = 127
 """Identifiers fit one msgpack byte, so that the header keeps its size."""
-
-RESERVE_SHARE = 0.06
-"""Most that an answer in reserve may take behind head and coding, as a share of the uncut model's time."""
 
 
 class Kind(StrEnum):
@@ -110,17 +107,3 @@ class OperatingPoint:
         if not 0 <= point.id <= MAX_ID:
             raise BundleError(f"operating point {point.name} has id {point.id}; ids are 0..{MAX_ID}")
         return point
-
-
-def reserves(points: Iterable[OperatingPoint]) -> dict[str, OperatingPoint]:
-    """By split point: the exit whose answer a frame that is sent there can have in reserve, should the server be late.
-
-    An exit that takes more than `RESERVE_SHARE` would take the core from the frames after it; it is none.
-    """
-    points = tuple(points)
-    sent: dict[str, float] = {}
-    for point in points:
-        if point.kind is Kind.FEATURE:
-            sent[point.split] = min(point.edge_share, sent.get(point.split, point.edge_share))
-    exits = {p.split: p for p in points if p.is_exit}
-    return {s: p for s, p in exits.items() if s in sent and p.edge_share - sent[s] <= RESERVE_SHARE}

@@ -19,8 +19,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ...edge.controller import ControlLoop, ControlSettings
-from ...models.operating_point import Kind, OperatingPoint, reserves
+from ...edge.controller import ControlLoop
+from ...models.operating_point import Kind, OperatingPoint
 from ..links.trace_set import Window
 from .optimum import offline_optimum
 from .policies import LoopPolicy
@@ -159,9 +159,7 @@ def run_cell(
         "server_s": c.server_s,
         "overhead_bytes": c.overhead_bytes,
     }
-    common = dict(
-        every, uncut_s=device_s, coder_s=coder_seconds(points, device_s), fallback_s=exit_share(points) * device_s
-    )
+    common = dict(every, uncut_s=device_s, coder_s=coder_seconds(points, device_s))
     best = offline_optimum(points, sizes, compute, window.trace, **every)  # type: ignore[arg-type]
 
     def run(**how: object) -> Row:
@@ -201,13 +199,6 @@ def run_cell(
     rows = {name: way() for name, way in ways.items() if name in policies}
     name, mean = window.trace.name, window.trace.mean_bps
     return Cell(name, window.group, window.cellular, mean, deadline_s, device_s, c.seconds, best, rows)
-
-
-def exit_share(points: Sequence[OperatingPoint]) -> float:
-    """What the dearest exit in reserve takes behind head and coding, as a share of the uncut model's time."""
-    sent = {p.split: p.edge_share for p in points if p.kind is Kind.FEATURE}
-    shares = [p.edge_share - sent[split] for split, p in reserves(points).items()]
-    return max([ControlSettings().fallback_share, *shares])
 
 
 def spread_points(points: Sequence[OperatingPoint], count: int) -> list[OperatingPoint]:

@@ -21,7 +21,7 @@ from headrace.edge.pipeline import Pipeline
 from headrace.models.bundle import MANIFEST, Bundle
 from headrace.models.edge_half import file_names, load_edge_half
 from headrace.models.exceptions import BundleError
-from headrace.models.operating_point import Kind, OperatingPoint, reserves
+from headrace.models.operating_point import Kind, OperatingPoint
 from headrace.protos.messages import Label
 from PIL import Image
 
@@ -210,11 +210,3 @@ def test_an_older_reader_finds_nothing_that_it_does_not_know(half):
     manifest = msgpack.unpackb((half / MANIFEST).read_bytes())
     assert all(p["id"] != 43 for p in manifest["operating_points"]), "its operating points are those it always had"
     assert json.dumps([p["split"] for p in manifest["exits"]["points"]]) == '["stage.1"]'
-
-
-def test_only_a_cheap_exit_is_kept_in_reserve():
-    sent = OperatingPoint(0, Kind.FEATURE, "a", edge_share=0.3)
-    cheap, dear = (OperatingPoint(1, Kind.LOCAL, "a", accuracy=0.6, edge_share=share) for share in (0.35, 0.6))
-    assert reserves((sent, cheap)) == {"a": cheap} and not reserves((sent, dear))
-    assert not reserves((cheap,)), "nothing is sent there"
-    assert OnDevice((sent, cheap), 0.2, {}).has_exit("a") and not OnDevice((sent, dear), 0.2, {}).has_exit("a")
