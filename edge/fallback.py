@@ -29,6 +29,8 @@ from .menu import Menu
 Indexes = NDArray[np.intp]
 MOST_ROWS = 6
 """So many of the best choices are looked at with something in reserve."""
+LEAST_P = 0.02
+"""A chance smaller than this is no bet."""
 WORTH = 0.005
 """On-time accuracy by which it must be better."""
 
@@ -57,10 +59,12 @@ class Fallback:
     """
 
     def __init__(self, points: Sequence[OperatingPoint], stage_of: Indexes, lookahead: Lookahead) -> None:
-        local = [index for index, point in enumerate(points) if point.kind is Kind.LOCAL]
-        self._local = np.array(local, dtype=np.intp)
-        self._stage = stage_of[self._local]
-        self._accuracy: Floats = np.array([points[index].accuracy for index in local])
+        self._local = [
+            (index, point.accuracy, int(stage_of[index]))
+            for index, point in enumerate(points)
+            if point.kind is Kind.LOCAL
+        ]
+        self._most_accurate = max((accuracy for _, accuracy, _ in self._local), default=0.0)
         self._lookahead = lookahead
 
     def __bool__(self) -> bool:
@@ -89,18 +93,31 @@ class Fallback:
             left_s, to_next_s: seconds from now up to the deadline, and up to the next capture.
         """
         enough = float(value.max()) + WORTH
-        ready, takes = menu.seconds[menu.stage_of], menu.seconds[self._stage]
-        in_time = (takes[:, None] + ready <= left_s) & ~menu.is_local
-        bound = value + np.where(in_time, (1.0 - on_time) * self._accuracy[:, None], 0.0).max(axis=0)
-        rows = np.argsort(bound)[::-1][:MOST_ROWS]
-        rows = rows[bound[rows] > enough]
-        local, at = np.nonzero(in_time[:, rows])
-        if not len(at):
+        seconds = menu.seconds.tolist()
+        takes = [(index, accuracy, seconds[stage]) for index, accuracy, stage in self._local]
+        quickest = min(more for _, _, more in takes)
+        most = np.where(menu.seconds <= left_s - quickest, self._most_accurate, 0.0)
+        bound = value + (1.0 - on_time) * most[menu.stage_of]
+        rows = np.flatnonzero((bound > enough) & (on_time > LEAST_P) & ~menu.is_local)
+        if len(rows) > MOST_ROWS:
+            rows = rows[bound[rows].argpartition(-MOST_ROWS)[-MOST_ROWS:]]
+        rows = rows[menu.middle_bits[rows].argsort()]  # of several that are worth the same, the smallest packet
+        # A few numbers are handled one by one in less time than as arrays.
+        bets: list[tuple[int, int, float, float]] = []  # row, reserve, worth now, when the core is free again
+        for row, stage, now_worth, p in zip(
+            rows.tolist(), menu.stage_of[rows].tolist(), expected[rows].tolist(), on_time[rows].tolist(), strict=True
+        ):
+            bets += [
+                (row, index, now_worth + (1.0 - p) * accuracy, seconds[stage] + more)
+                for index, accuracy, more in takes
+                if seconds[stage] + more <= left_s
+            ]
+        if not bets:
             return None
-        rows = rows[at]
-        now_worth = expected[rows] + (1.0 - on_time[rows]) * self._accuracy[local]
-        core_left = ready[rows] + takes[local] - to_next_s
-        after = self._lookahead.after(core_left, np.arange(len(rows)), sent_s[rows], rates_bps)
-        best = int((now_worth + after).argmax())
-        total = float(now_worth[best] + after[best])
-        return Bet(int(rows[best]), int(self._local[local[best]]), float(now_worth[best])) if total > enough else None
+        at, reserves, worth, free = zip(*bets, strict=True)
+        after = self._lookahead.after(
+            np.array(free) - to_next_s, np.arange(len(bets)), sent_s.take(at, axis=0), rates_bps
+        )
+        total = np.array(worth) + after
+        best = int(total.argmax())
+        return Bet(at[best], reserves[best], worth[best]) if total[best] > enough else None
