@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,10 +18,19 @@ from .backbones import Backbone
 from .bundle import Bundle
 from .evaluation.curves import bjontegaard
 from .evaluation.edge_costs import edge_costs
+from .evaluation.kept import (
+    Kept,
+    costs_as_json,
+    costs_from_json,
+    pictures_identity,
+    samples_as_json,
+    samples_from_json,
+)
 from .evaluation.pictures import QUALITIES, available, encode_picture, measure_pictures, settings
 from .evaluation.plots import need_matplotlib
 from .evaluation.report import print_tables, summary, write_files
 from .evaluation.samples import FEATURE, Measurements, Sample
+from .evaluation.uncut import UncutInOnnx
 from .exceptions import DataError
 from .measure import Measured, find_pictures, measure
 from .onnx_time import image_milliseconds
@@ -48,8 +57,20 @@ class OtherCodec:
     answers: list[int] = field(default_factory=list)
 
 
-Others = Callable[[Backbone, Bundle, Sequence[Path], Progress], Sequence[OtherCodec]]
-"""Measures other codecs on photographs."""
+class Others(Protocol):
+    """Measures other codecs on photographs, cut by cut."""
+
+    @property
+    def identity(self) -> str:
+        """Of what is measured and how, beside the bundle and the photographs."""
+
+    def splits(self, bundle: Bundle) -> Sequence[str]:
+        """Where it cuts."""
+
+    def measure(
+        self, backbone: Backbone, bundle: Bundle, split: str, paths: Sequence[Path], progress: Progress
+    ) -> Sequence[OtherCodec]:
+        """Every codec at every rate setting at a split point, on the photographs `paths`."""
 
 
 def labelled_pictures(folder: Path, class_ids: Sequence[str], limit: int = 0) -> tuple[list[Path], list[int]]:
@@ -86,6 +107,8 @@ def evaluate_rate_distortion(
     console: Console | None = None,
     others: Others | None = None,
     output: Path | None = None,
+    work: Path | None = None,
+    codecs: Sequence[str] = tuple(QUALITIES),
 ) -> dict[str, Any]:
     """Measure, print tables, and return (and write) what `--json` holds.
 
@@ -97,20 +120,25 @@ def evaluate_rate_distortion(
         console: where the tables go; standard output by default.
         others: measures further codecs, which get rows and families of their own.
         output: folder for rate-accuracy.csv and rate-accuracy.png; None writes neither.
+        work: folder that keeps every finished stage, so that a run that was stopped goes on; None keeps nothing.
+        codecs: of `pictures.QUALITIES`.
 
     Returns:
         See `evaluation.report.summary`.
 
     Raises:
-        DataError: the bundle is for another task, photographs cannot be used, or a library is missing.
+        DataError: the bundle is for another task, photographs cannot be used, a codec is unknown, or a library is
+            missing.
     """
     console = console or Console()
     if bundle.task != CLASSIFICATION:
         raise DataError(f"bundle {bundle.name} is for {bundle.task}; `eval rd` counts right classes")
+    if unknown := sorted(set(codecs) - set(QUALITIES)):
+        raise DataError(f"unknown picture codec {unknown[0]!r}; there are {', '.join(QUALITIES)}")
     bjontegaard()
     if output is not None:
         need_matplotlib()
-    found = measure_all(bundle, data, limit, others)
+    found = measure_all(bundle, data, limit, others, work, codecs)
     result = summary(found)
     print_tables(console, found, result)
     if json_file is not None:
@@ -120,28 +148,59 @@ def evaluate_rate_distortion(
     return result
 
 
-def measure_all(bundle: Bundle, data: Path, limit: int = 0, others: Others | None = None) -> Measurements:
-    """Every operating point, every picture codec and `others` on the same photographs, and what the edge computes."""
+def measure_all(
+    bundle: Bundle,
+    data: Path,
+    limit: int = 0,
+    others: Others | None = None,
+    work: Path | None = None,
+    codecs: Sequence[str] = tuple(QUALITIES),
+) -> Measurements:
+    """Every operating point, every picture codec and `others` on the same photographs, and what the edge computes.
+
+    Arguments as of `evaluate_rate_distortion`.
+    """
     backbone = backbone_of(bundle)
     paths, truth = labelled_pictures(data, backbone.class_ids, limit)
     points = [p for p in bundle.operating_points if p.kind is Kind.FEATURE]
-    chosen = settings()
+    chosen = [each for each in settings() if each.codec in codecs]
+    kept = Kept(
+        work, bundle.fingerprint.hex(), pictures_identity(paths), str(truth), str([(p.id, p.name) for p in points])
+    )
     with Progress(*bar_columns(), console=Console(stderr=True)) as progress:
-        bar = progress.add_task("times on one core", total=len(bundle.splits) + 1)
-        costs = edge_costs(bundle, backbone, partial(progress.advance, bar))
-        size = backbone.preprocessing.size
-        picture_ms = {
-            codec: image_milliseconds(codec, size, encode=encode_picture) for codec in QUALITIES if available(codec)
-        }
-        bar = progress.add_task("operating points", total=len(paths))
-        reference, measured = measure(backbone, bundle, paths, points, partial(progress.advance, bar))
-        bar = progress.add_task("pictures", total=len(paths))
-        pictures = measure_pictures(backbone, paths, chosen, note=partial(progress.advance, bar))
-        beside = others(backbone, bundle, paths, progress) if others else ()
-    samples = [_sample(p.name, FEATURE, p.split, measured[p.id], truth) for p in points]
-    samples += [_sample(each.name, each.codec, "", pictures[each], truth) for each in chosen]
-    samples += [_other_sample(each, truth) for each in beside]
-    return Measurements(samples, _right(reference, truth), costs, picture_ms)
+
+        def times() -> dict[str, Any]:
+            bar = progress.add_task("times on one core", total=len(bundle.splits) + 1)
+            costs = edge_costs(bundle, backbone, partial(progress.advance, bar))
+            size = backbone.preprocessing.size
+            there = [codec for codec in QUALITIES if available(codec)]
+            picture_ms = {codec: image_milliseconds(codec, size, encode=encode_picture) for codec in there}
+            return costs_as_json(costs) | {"picture_ms": picture_ms}
+
+        def ours() -> list[dict[str, Any]]:
+            bar = progress.add_task("operating points", total=len(paths))
+            reference, measured = measure(backbone, bundle, paths, points, partial(progress.advance, bar))
+            uncut = Sample("uncut", "", "", np.zeros(len(paths)), _right(reference, truth), 0.0, 0.0)
+            return samples_as_json([uncut, *(_sample(p.name, FEATURE, p.split, measured[p.id], truth) for p in points)])
+
+        def pictures() -> list[dict[str, Any]]:
+            bar = progress.add_task("pictures", total=len(paths))
+            found = measure_pictures(
+                backbone, paths, chosen, note=partial(progress.advance, bar), uncut=UncutInOnnx(backbone)
+            )
+            return samples_as_json([_sample(each.name, each.codec, "", found[each], truth) for each in chosen])
+
+        def beside(split: str) -> list[dict[str, Any]]:
+            found = others.measure(backbone, bundle, split, paths, progress) if others else ()
+            return samples_as_json([_other_sample(each, truth) for each in found])
+
+        timed = kept.stage("times", times)
+        uncut, *samples = samples_from_json(kept.stage("operating points", ours))
+        samples += samples_from_json(kept.stage("pictures", pictures, str(chosen)))
+        if others is not None:
+            for split in others.splits(bundle):
+                samples += samples_from_json(kept.stage(split, partial(beside, split), others.identity))
+    return Measurements(samples, uncut.right, costs_from_json(timed), timed["picture_ms"])
 
 
 def _sample(name: str, family: str, split: str, found: Measured, truth: Sequence[int]) -> Sample:
