@@ -30,9 +30,10 @@ from .evaluation.pictures import QUALITIES, available, encode_picture, measure_p
 from .evaluation.plots import need_matplotlib
 from .evaluation.report import print_tables, summary, write_files
 from .evaluation.samples import FEATURE, Measurements, Sample
+from .evaluation.slices import points_by_slice
 from .evaluation.uncut import UncutInOnnx
 from .exceptions import DataError
-from .measure import Measured, find_pictures, measure
+from .measure import Measured, find_pictures, measure, measure_prefixes
 from .onnx_time import image_milliseconds
 from .operating_point import Kind
 from .split import bar_columns
@@ -119,7 +120,7 @@ def evaluate_rate_distortion(
         json_file: where to write the result.
         console: where the tables go; standard output by default.
         others: measures further codecs, which get rows and families of their own.
-        output: folder for rate-accuracy.csv and rate-accuracy.png; None writes neither.
+        output: folder for rate-accuracy.csv, slices.csv and their pictures; None writes none.
         work: folder that keeps every finished stage, so that a run that was stopped goes on; None keeps nothing.
         codecs: of `pictures.QUALITIES`.
 
@@ -190,6 +191,21 @@ def measure_all(
             )
             return samples_as_json([_sample(each.name, each.codec, "", found[each], truth) for each in chosen])
 
+        def prefixes() -> dict[str, list[dict[str, Any]]]:
+            bar = progress.add_task("first slices", total=len(paths))
+            by_slice = points_by_slice(bundle)
+            measured = measure_prefixes(backbone, bundle, paths, by_slice, partial(progress.advance, bar))
+            return {
+                p.name: samples_as_json(
+                    [
+                        _sample(f"{p.name}, {n} slices", FEATURE, p.split, each, truth)
+                        for (id_, n), each in measured.items()
+                        if id_ == p.id
+                    ]
+                )
+                for p in by_slice
+            }
+
         def beside(split: str) -> list[dict[str, Any]]:
             found = others.measure(backbone, bundle, split, paths, progress) if others else ()
             return samples_as_json([_other_sample(each, truth) for each in found])
@@ -200,7 +216,8 @@ def measure_all(
         if others is not None:
             for split in others.splits(bundle):
                 samples += samples_from_json(kept.stage(split, partial(beside, split), others.identity))
-    return Measurements(samples, uncut.right, costs_from_json(timed), timed["picture_ms"])
+        by_slice = {name: samples_from_json(each) for name, each in kept.stage("first slices", prefixes).items()}
+    return Measurements(samples, uncut.right, costs_from_json(timed), timed["picture_ms"], prefixes=by_slice)
 
 
 def _sample(name: str, family: str, split: str, found: Measured, truth: Sequence[int]) -> Sample:
