@@ -214,7 +214,9 @@ def test_a_cut_of_several_maps_is_fitted_and_sent_as_one(tmp_path):
     points = [p for p in bundle.operating_points if p.kind is Kind.FEATURE]
     assert all(p.bytes_median > 0 for p in points)
     # The real packets, decoded: what comes back is nearer to what was sent, the finer the rate level.
-    (features,) = backbone.head(several.name)(torch.from_numpy(load_pixels(paths[0], bundle.preprocessing))[None])
+    (features,) = backbone.head(several.name)(
+        torch.from_numpy(load_pixels(paths[0], bundle.preprocessing).copy())[None]
+    )
     latent, codec = Encoder.of(bundle, several.name)(features)[0].numpy(), Codec(bundle)
     errors = []
     for point in (points[0], points[-1]):
