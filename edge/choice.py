@@ -30,6 +30,8 @@ class ControlSettings:
         accuracy_floor: on-time accuracy that is kept while bytes or compute are saved, 0..1.
         bytes_per_day: most that is sent; 0: any amount.
         budget_window_s: so much of that budget can be saved up.
+        fallback: where a split point has an exit, each frame that is sent has the exit's answer in reserve.
+        fallback_share: what that answer takes, as a share of the uncut model's time; a start value.
     """
 
     rtt_s: float = 0.03
@@ -48,6 +50,8 @@ class ControlSettings:
     accuracy_floor: float = 0.0
     bytes_per_day: float = 0.0
     budget_window_s: float = 600.0
+    fallback: bool = True
+    fallback_share: float = 0.03
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +60,8 @@ class Choice:
 
     Attributes:
         point: the operating point.
-        p_on_time: probability that the answer is in time, 0..1. At 0 (and not a probe) computing is in vain: drop it.
+        p_on_time: probability that an answer is in time, the one in reserve included, 0..1. At 0 (and not a probe)
+            computing is in vain: drop it.
         expected_latency_s: capture to answer in the middle scenario; infinite where none is expected.
         rate_bps: median estimate of the link's rate; infinite while unknown.
         probe: sent to learn whether the link is back, not for its answer: write it even if it would be late.

@@ -11,9 +11,13 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ..models.bitstream import MAX_BACK
 from ..models.temporal import Reference
+
+if TYPE_CHECKING:
+    from .ledger import Frame
 
 MOST_KEPT = 16
 """However many more the server keeps."""
@@ -81,3 +85,10 @@ class References:
             if reference.split == split:
                 return Earlier(reference, back, self.epoch)
         return Earlier(None, 0, self.epoch)
+
+    def do_without(self, frame: Frame) -> None:
+        """Code the frame anew by itself, if it was predicted from one that is gone."""
+        frame.epoch = self.epoch
+        if frame.video is not None and frame.video.alone is not None:
+            frame.video, frame.predicted = frame.video.alone(), False
+            frame.packet = frame.video.packet

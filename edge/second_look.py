@@ -59,6 +59,7 @@ class SecondLook:
     Args:
         accuracy: of all points, 0..1, float64 [points].
         stage_of: index of each point's compute stage, [points].
+        fallback: accuracy of the answer in reserve where the server's is late, float64 [points].
         sizes, link, lookahead: the control loop's.
         terms: of all frames.
     """
@@ -67,12 +68,14 @@ class SecondLook:
         self,
         accuracy: Floats,
         stage_of: Indexes,
+        fallback: Floats,
         sizes: PacketSizes,
         link: LinkView,
         lookahead: Lookahead,
         terms: LevelTerms,
     ) -> None:
         self._accuracy, self._sizes, self._link, self._lookahead = accuracy, sizes, link, lookahead
+        self._fallback = fallback
         self._deadline_s, self._interval_s, overhead_bytes, scenarios = terms
         self._overhead_bits = 8.0 * overhead_bytes
         self._size_z = shuffled_normal(scenarios, SIZE_STEPS, scenarios // 3)
@@ -113,7 +116,8 @@ class SecondLook:
         next_capture = captured_at + self._interval_s
         finish -= next_capture
         value = self._lookahead.after(begin - next_capture, np.arange(len(begin)), finish, rates)
-        value[:-1] += self._accuracy[rows] * on_time
+        # All points of a stage have the same answer in reserve, and a frame that is dropped has it too.
+        value[:-1] += np.maximum(self._accuracy[rows] - self._fallback[rows], 0.0) * on_time
         best = int(value[:-1].argmax())
         return int(rows[best]) if value[best] > max(value[own], value[-1]) + MARGIN else index
 

@@ -31,6 +31,7 @@ class SteadyExperts:
     Args:
         accuracy: of the points, float64 [points].
         is_local: which send nothing, bool [points].
+        fallback: accuracy of the answer in reserve where the server's is late, float64 [points]; None: there is none.
         deadline_s, frame_interval_s: as in the control loop.
         memory: frames over which scores are averaged, exponentially.
         margin: on-time accuracy by which an expert must be better at least.
@@ -40,6 +41,8 @@ class SteadyExperts:
     LATELY, FAILS = 0.1, 0.6
     """Where the last ten frames or so came to less than this share of what the replay says, it is followed no longer: a
     device that stood still for a second makes the loop look worse than a replay that knows of no such thing."""
+    HOPES = 50
+    """So many of the loop's last expectations are averaged, exponentially."""
     NOISE = 0.7
     """By so many standard deviations of the mean it must be better, beside the margin."""
 
@@ -48,6 +51,7 @@ class SteadyExperts:
         accuracy: Floats,
         is_local: NDArray[np.bool_],
         *,
+        fallback: Floats | None = None,
         deadline_s: float,
         frame_interval_s: float,
         memory: int = 150,
@@ -55,6 +59,7 @@ class SteadyExperts:
         doubt: float = 2e-5,
     ) -> None:
         self._accuracy, self._is_local = accuracy, is_local
+        self._fallback: Floats = np.zeros(len(accuracy)) if fallback is None else fallback
         self._deadline, self._interval = deadline_s, frame_interval_s
         self._memory, self._margin, self._doubt = memory, margin, doubt
         self._core = np.full(len(accuracy), -np.inf)
@@ -66,10 +71,16 @@ class SteadyExperts:
         """What the loop came to, while it was used."""
         self._credit = 0.0
         self._followed = self._lately = 0.0
+        self._hope, self._hopes, self._trust = 0.0, 0, 1.0
         self.leader = NOBODY
         """The point to follow, or `NOBODY`."""
         self._captured_at = -math.inf
         self._waiting: list[float] = []  # when the frames were captured that have not been replayed
+
+    def hoped(self, accuracy: float) -> None:
+        """The loop would expect this on-time accuracy of its own choice for a frame, whether or not it was followed."""
+        self._hopes += 1
+        self._hope += (accuracy - self._hope) / min(self._hopes, self.HOPES)
 
     def captured(self, captured_at: float) -> int:
         """A frame was captured. Returns how many were since the last call, with it; the core missed the others."""
@@ -86,10 +97,12 @@ class SteadyExperts:
         """Whether there are frames before the last one that have not been replayed."""
         return bool(self._waiting)
 
-    def replay(self, seconds: Floats, bits: Floats, rate_bps: float, there_and_back_s: float) -> None:
+    def replay(
+        self, seconds: Floats, bits: Floats, rate_bps: float, there_and_back_s: float, fallback_s: Floats | float = 0.0
+    ) -> None:
         """Let the experts have these frames; arguments as for `frame`."""
         for captured_at in self._waiting:
-            self.frame(captured_at, seconds, bits, rate_bps, there_and_back_s)
+            self.frame(captured_at, seconds, bits, rate_bps, there_and_back_s, fallback_s)
         self._waiting.clear()
 
     def answered(self, accuracy: float) -> None:
@@ -97,7 +110,13 @@ class SteadyExperts:
         self._credit += accuracy
 
     def frame(
-        self, captured_at: float, seconds: Floats, bits: Floats, rate_bps: float, there_and_back_s: float
+        self,
+        captured_at: float,
+        seconds: Floats,
+        bits: Floats,
+        rate_bps: float,
+        there_and_back_s: float,
+        fallback_s: Floats | float = 0.0,
     ) -> None:
         """One captured frame, with what is known of it by the next capture.
 
@@ -106,6 +125,7 @@ class SteadyExperts:
             seconds, bits: compute and packet of each point, float64 [points].
             rate_bps: of the link then.
             there_and_back_s: round trip and server.
+            fallback_s: what the answer in reserve takes, float64 [points].
         """
         start = np.maximum(self._core, captured_at)
         computed = start < captured_at + self._interval  # else the core takes a newer frame
@@ -115,10 +135,11 @@ class SteadyExperts:
         link = np.where(written, np.maximum(ready, self._link) + bits / max(rate_bps, 1.0), self._link)
         answer = np.where(self._is_local, ready, link + there_and_back_s)
         in_time = (written | (computed & self._is_local)) & (answer <= due)
-        self._core, self._link = ready, link
+        self._core, self._link = np.where(computed, ready + fallback_s, ready), link
         self._frames += 1
         gain = 1.0 / min(self._frames, self._memory)
-        self.scores += gain * (self._accuracy * in_time - self.scores)
+        reserve = self._fallback * (computed & (ready + fallback_s <= due))
+        self.scores += gain * (np.maximum(self._accuracy * in_time, reserve) - self.scores)
         if self.leader == NOBODY:
             self.loop += gain * (self._credit - self.loop)
         else:
@@ -137,8 +158,13 @@ class SteadyExperts:
             noise = math.sqrt(max(score * (1.0 - score), 0.0) / self._memory)
             if score > self.loop + self._margin + self.NOISE * noise:
                 self.leader, self._followed, self._lately = best, score, score
+                self._trust = min(self.loop / max(self._hope, 1e-6), 1.0)
         elif self._followed < self.loop:
             self.leader = NOBODY
+        elif self._trust * self._hope > self._followed + self._margin:
+            # The link has become better: what the loop would do now is worth more, even if it falls as short of what it
+            # expects as it did before.
+            self.leader, self.loop = NOBODY, self._trust * self._hope
         elif self._lately < self.FAILS * self.scores[self.leader]:
             # The replay does not see what really happens. The loop gets the benefit of the doubt for a while.
             self.leader, self.loop = NOBODY, float(self.scores.max())

@@ -75,11 +75,15 @@ def extend(
 
 
 def without(bundle: Bundle, names: Collection[str]) -> Bundle:
-    """The bundle without some split points, their operating points, tensors and repairs."""
+    """The bundle without some split points, their operating points, tensors, repairs and exits."""
 
     def stays(key: str) -> bool:
         return not any(key.startswith(f"{name}/") for name in names)
 
+    specs = tuple(s for s in bundle.exit_specs if s.split not in names)
+    if specs != bundle.exit_specs:
+        points = tuple(p for p in bundle.operating_points if p.is_exit and p.split not in names)
+        bundle = bundle.with_exits(specs, points, {k: v for k, v in bundle.exits.items() if stays(k)})
     return replace(
         bundle,
         splits=tuple(s for s in bundle.splits if s.name not in names),

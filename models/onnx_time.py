@@ -61,7 +61,7 @@ def coding_milliseconds(bundle: Bundle, split: SplitSpec, path: Path) -> float:
     feed = {x.name: _picture(int(x.shape[1]))[None] for x in session.get_inputs()}
     latent = session.run(None, feed)[0][0]
     level = split.rate_levels // 2
-    point = next(p for p in bundle.operating_points if (p.split, p.rate_level) == (split.name, level))
+    point = bundle.feature_point(split.name, level)
     codec, times = Codec(bundle), []
     for i in range(ROUNDS + 1):
         begin = time.thread_time()

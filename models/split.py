@@ -334,7 +334,11 @@ def timed(backbone: Backbone, bundle: Bundle, progress: Progress) -> Bundle:
     return replace(
         bundle,
         splits=tuple(replace(s, edge_share=share[s.name]) for s in bundle.splits),
-        operating_points=tuple(replace(p, edge_share=on_the_edge.get(p.stage, 1.0)) for p in bundle.operating_points),
+        operating_points=tuple(
+            # An exit's share is measured with the exit.
+            p if p.is_exit else replace(p, edge_share=on_the_edge.get(p.stage, 1.0))
+            for p in bundle.operating_points
+        ),
     )
 
 

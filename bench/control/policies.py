@@ -41,6 +41,10 @@ class Policy(Protocol):
         """Its answer came, of which the server held it for `server_s`."""
         ...
 
+    def fallback(self, point: OperatingPoint) -> None:
+        """The answer in reserve was given for a frame that was computed at `point`."""
+        ...
+
     def connected(self, up: bool, now: float) -> None:
         """The stream came up or went down."""
         ...
@@ -76,6 +80,8 @@ class FixedPoint:
     def result(self, frame: int, now: float, server_s: float, queue_depth: int) -> None:
         self._in_flight.discard(frame)
 
+    def fallback(self, point: OperatingPoint) -> None: ...
+
     def connected(self, up: bool, now: float) -> None:
         self._connected = up
         self._in_flight.clear()
@@ -108,6 +114,9 @@ class LoopPolicy:
 
     def result(self, frame: int, now: float, server_s: float, queue_depth: int) -> None:
         self.loop.on_result(frame, now, server_s=server_s, queue_depth=queue_depth)
+
+    def fallback(self, point: OperatingPoint) -> None:
+        self.loop.on_fallback(point)
 
     def connected(self, up: bool, now: float) -> None:
         (self.loop.on_connected if up else self.loop.on_disconnected)(now)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from headrace.bench.control.simulate import OUTCOMES, Replay, best_fixed, replay
+from headrace.bench.control.records import OUTCOMES, Replay
+from headrace.bench.control.simulate import best_fixed, replay
 from headrace.bench.links.traces import Trace, read_trace
 from headrace.edge.controller import ControlLoop
 from headrace.models.exceptions import DataError
@@ -314,6 +315,35 @@ def test_a_packet_that_came_out_too_large_is_coded_anew() -> None:
     assert with_it.score > without.score + 0.02
     again = [r for r in with_it.records if r.latency_s < 0.1 and sizes[r.frame, 0] > 3000]
     assert all(r.point == 1 for r in again) and len(again) > 30
+
+
+STALLS = Trace.steps([(0.4, 2e6), (0.4, 0.0)])
+SENT = OperatingPoint(0, Kind.FEATURE, "cut", bytes_median=1500, bytes_p95=1500, accuracy=0.9, edge_share=0.3)
+EXIT = OperatingPoint(1, Kind.LOCAL, "cut", accuracy=0.6, edge_share=0.25)
+
+
+def stalling(fallback_s: float, *, sends: bool = True) -> Replay:
+    return replay(
+        [SENT, EXIT], np.full((200, 2), 1500.0), [0.03, 0.025], STALLS, delay_s=DELAY, deadline_s=0.1, fps=FPS,
+        fixed=0 if sends else 1, fallback_s=fallback_s,
+    )  # fmt: skip
+
+
+def test_the_answer_in_reserve_is_given_where_the_link_stalls() -> None:
+    without, with_it, never_sent = stalling(0.0), stalling(0.003), stalling(0.003, sends=False)
+    for each in (without, with_it, never_sent):
+        assert sum(each.outcomes.values()) == 200
+    assert without.outcomes["local"] == 0 and with_it.outcomes["ok"] == without.outcomes["ok"]
+    fallen_back = [r for r in with_it.records if r.reason == "fallback"]
+    assert len(fallen_back) == with_it.outcomes["local"] == 200 - with_it.outcomes["ok"] > 50
+    assert all(r.score == EXIT.accuracy and r.latency_s <= 0.1 and r.point == 0 for r in fallen_back)
+    assert with_it.score > max(without.score, never_sent.score)
+
+
+def test_an_answer_in_reserve_takes_the_core_and_may_come_too_late() -> None:
+    too_slow = stalling(0.08)
+    assert too_slow.outcomes["local"] == 0
+    assert too_slow.outcomes["dropped"] > stalling(0.003).outcomes["dropped"]
 
 
 def test_switches_are_counted() -> None:

@@ -69,7 +69,11 @@ class Scripted:
     def patience_s(self, now, captured_at, size_bytes):
         return 0.125
 
-    def on_continued(self, frame_id, size_bytes, now):
+    @property
+    def link(self):
+        return self
+
+    def continued(self, frame_id, size_bytes):
         self.heard.append(("continued", frame_id, size_bytes))
 
     def on_held(self, size_bytes):
@@ -77,6 +81,12 @@ class Scripted:
 
     def on_computed(self, point, seconds, now):
         self.heard.append(("computed", point.name, seconds))
+
+    def on_reserve(self, seconds):
+        self.heard.append(("reserve", seconds))
+
+    def on_fallback(self, point):
+        self.heard.append(("fallback", point.name))
 
     def on_coded(self, point, size_bytes):
         self.heard.append(("coded", size_bytes))
