@@ -30,8 +30,7 @@ class ControlSettings:
         accuracy_floor: on-time accuracy that is kept while bytes or compute are saved, 0..1.
         bytes_per_day: most that is sent; 0: any amount.
         budget_window_s: so much of that budget can be saved up.
-        fallback: where a split point has an exit, each frame that is sent has the exit's answer in reserve.
-        fallback_share: what that answer takes, as a share of the uncut model's time; a start value.
+        fallback: frames that are sent may have an answer of the device in reserve.
     """
 
     rtt_s: float = 0.03
@@ -51,7 +50,6 @@ class ControlSettings:
     bytes_per_day: float = 0.0
     budget_window_s: float = 600.0
     fallback: bool = True
-    fallback_share: float = 0.03
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +63,7 @@ class Choice:
         expected_latency_s: capture to answer in the middle scenario; infinite where none is expected.
         rate_bps: median estimate of the link's rate; infinite while unknown.
         probe: sent to learn whether the link is back, not for its answer: write it even if it would be late.
+        reserve: the local point whose answer the device keeps in reserve, in case the server's is late.
     """
 
     point: OperatingPoint
@@ -72,3 +71,4 @@ class Choice:
     expected_latency_s: float
     rate_bps: float
     probe: bool = False
+    reserve: OperatingPoint | None = None

@@ -140,8 +140,8 @@ class EdgeSettings(BaseSettings):
     )
     fallback: bool = Field(
         True,
-        description="Where a split point has an exit (`headrace exit`), ask it about each frame that is sent, and give "
-        "its answer (outcome `local`) where the server's is not there by the deadline.",
+        description="Where it pays, let the device answer frames, too, that are sent, and give that answer (outcome "
+        "`local`) where the server's is not there by the deadline.",
     )
     exit_confidence: float | None = Field(
         None,

@@ -87,9 +87,6 @@ class ControlLoop:
         self._index = {point.id: index for index, point in enumerate(points)}
         self._accuracy = np.array([point.accuracy for point in points])
         is_local = np.array([point.kind is Kind.LOCAL for point in points])
-        self._fallback = Fallback(
-            points, self._stage_of, seconds=settings.fallback_share * uncut_s, active=settings.fallback
-        )
         self._local = [index for index, point in enumerate(points) if point.kind is Kind.LOCAL]
         self._compute = ComputeTimes(start)
         self._sizes = PacketSizes(points, self._stage_of, len(stages))
@@ -115,7 +112,6 @@ class ControlLoop:
         self._steady = SteadyExperts(
             self._accuracy,
             is_local,
-            fallback=self._fallback.accuracy,
             deadline_s=deadline_s,
             frame_interval_s=frame_interval_s,
         )
@@ -132,17 +128,15 @@ class ControlLoop:
             self._accuracy,
             is_local,
             self._stage_of,
-            fallback=self._fallback.accuracy,
             deadline_s=deadline_s,
             frame_interval_s=frame_interval_s,
             discount=settings.discount,
         )
         self._lookahead.solve(*self._lookahead_inputs())
         self._menu.keep(self._lookahead.kept)
+        self._fallback = Fallback(points if settings.fallback else (), self._stage_of, self._lookahead)
         terms = LevelTerms(deadline_s, frame_interval_s, settings.overhead_bytes, settings.scenarios)
-        self._second_look = SecondLook(
-            self._accuracy, self._stage_of, self._fallback.accuracy, self._sizes, self.link, self._lookahead, terms
-        )
+        self._second_look = SecondLook(self._accuracy, self._stage_of, self._sizes, self.link, self._lookahead, terms)
 
     # What the pipeline reports -------------------------------------------------------------------------------------
 
@@ -156,13 +150,13 @@ class ControlLoop:
             self._answered(point.accuracy)
         self._replay_steady(now)
 
-    def on_reserve(self, seconds: float) -> None:
-        """An answer in reserve was computed, in so many seconds."""
-        self._fallback.add(seconds)
+    def on_reserve(self, reserve: OperatingPoint, seconds: float) -> None:
+        """An answer in reserve was computed at a local point, in so many seconds."""
+        self._compute.add(reserve.stage, seconds)
 
-    def on_fallback(self, point: OperatingPoint) -> None:
-        """Such an answer was given for a frame of `point`: the server's did not come in time."""
-        self._answered(self._fallback.of(self._index.get(point.id)))
+    def on_fallback(self, reserve: OperatingPoint) -> None:
+        """Such an answer was given: the server's did not come in time."""
+        self._answered(reserve.accuracy)
 
     def on_kept(self, accuracy: float, now: float) -> None:
         """An exit was sure enough of a frame that was to be sent: it was answered on the device."""
@@ -250,13 +244,9 @@ class ControlLoop:
             p = self._compute.p_within(due - start, seconds)
             on_time[row] = p if p >= LEAST_P else 0.0
         finish -= next_capture
-        done = self._fallback.done(start + menu.seconds)
-        value = self._lookahead.after(done - next_capture, menu.stage_of, finish, rates)
+        sent = finish.copy() if self._fallback else finish
+        value = self._lookahead.after(menu.seconds + (start - next_capture), menu.stage_of, finish, rates)
         now_worth = menu.accuracy * on_time
-        if self._fallback:
-            reserve = self._fallback.accuracy[menu.kept] * (done[menu.stage_of] <= due)
-            now_worth += reserve * (1.0 - on_time)
-            on_time = np.where(reserve > 0, 1.0, on_time)
         value += now_worth
         if not prices.free:
             value -= prices.per_byte * menu.expected_bytes() + prices.per_second * menu.seconds[menu.stage_of]
@@ -266,18 +256,23 @@ class ControlLoop:
         if self.link.in_outage(now) or self.link.in_flight >= self._most_in_flight:
             value[~menu.is_local] = -math.inf
             on_time[~menu.is_local] = 0.0
-        row = int(value.argmax())
-        self._steady.hoped(float(now_worth[row]))
+        row, bet = int(value.argmax()), None
+        if self._fallback and prices.free:
+            left = due - start, next_capture - start
+            bet = self._fallback.best(menu, value, now_worth, on_time, sent, rates, *left)
+        self._steady.hoped(bet.expected if bet is not None else float(now_worth[row]))
+        row = bet.row if bet is not None else row
         if self._steady.leader != NOBODY and prices.free:
             row = self._follow(row, value, on_time)
-        best, p_on_time = int(menu.kept[row]), float(on_time[row])
+        reserve = self.points[bet.reserve] if bet is not None and bet.row == row else None
+        best, p_on_time = int(menu.kept[row]), 1.0 if reserve is not None else float(on_time[row])
         probe = self._wants_probe(now, best, p_on_time)
         if probe:
             self._probe_index = smallest_probe(self.points, self._stage_seconds(), self._probe_limit_s)
-            best, p_on_time = self._probe_index, 0.0
+            best, p_on_time, reserve = self._probe_index, 0.0, None
             self._probing.sends(now, captured_at, oldest=self.link.oldest)
         answer = self._expected_answer(row, best, start, free, per_bit, probe)
-        return Choice(self._chosen, p_on_time, answer - captured_at, self.link.rate_bps(now), probe)
+        return Choice(self._chosen, p_on_time, answer - captured_at, self.link.rate_bps(now), probe, reserve)
 
     def _nothing_to_weigh(self, now: float, captured_at: float, start: float) -> Choice | None:
         """The most accurate point, if even the worst scenario has it in time and leaves core and link free for the next
@@ -303,16 +298,24 @@ class ControlLoop:
         return Choice(point, 1.0, answer - captured_at, rate)
 
     def look_again(
-        self, now: float, captured_at: float, point: OperatingPoint, size_bytes: int, coder_s: float
+        self,
+        now: float,
+        captured_at: float,
+        point: OperatingPoint,
+        size_bytes: int,
+        coder_s: float,
+        reserve: OperatingPoint | None = None,
     ) -> OperatingPoint:
         """The point that a frame, coded at `point` into `size_bytes`, is to be coded at anew in `coder_s` seconds; or
-        `point`, where its packet is well as it is."""
+        `point`, where its packet is well as it is. `reserve`: the local point that answers where it is late."""
         index = self._index.get(point.id)
         if index is None or not self._prices.free or self._steady.leader != NOBODY or self.link.in_outage(now):
             return point
         if self._probing.frame == captured_at:
             return point
-        self._chosen = self.points[self._second_look.better(now, captured_at, index, size_bytes, coder_s)]
+        otherwise = reserve.accuracy if reserve is not None else 0.0
+        better = self._second_look.better(now, captured_at, index, size_bytes, coder_s, otherwise)
+        self._chosen = self.points[better]
         return self._chosen
 
     def worth_writing(self, now: float, captured_at: float, size_bytes: int) -> bool:
@@ -384,13 +387,13 @@ class ControlLoop:
             seconds = self._menu.seconds.take(self._stage_of)
             bits = 8.0 * (self._sizes.quantile(STEADY_Z) + self.settings.overhead_bytes) + self.link.wait_bits
             rate, there_and_back = self.link.measured_bps(now), self.link.there_and_back_s
-            self._steady.replay(seconds, bits, rate, there_and_back, self._fallback.seconds_of())
+            self._steady.replay(seconds, bits, rate, there_and_back)
 
-    def _lookahead_inputs(self) -> tuple[Floats, Floats, float, float]:
-        """Seconds and bits by point, the way there and back, and what a fallback takes: what the lookahead is for."""
+    def _lookahead_inputs(self) -> tuple[Floats, Floats, float]:
+        """Seconds and bits by point, and the way there and back: what the lookahead is solved for."""
         self._menu.update(self.link.wait_bits)
         bits = 8.0 * (self._sizes.quantile(self.settings.size_z) + self.settings.overhead_bytes) + self.link.wait_bits
-        return self._menu.seconds[self._stage_of], bits, self.link.there_and_back_s, self._fallback.seconds
+        return self._menu.seconds[self._stage_of], bits, self.link.there_and_back_s
 
     def _stage_seconds(self) -> dict[str, float]:
         """Expected compute by stage."""

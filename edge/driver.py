@@ -97,7 +97,10 @@ class Driver:
         if work.again is not None:
             self._worker.submit(work.again, lambda r, e: self._on_computed(frame, r, e))
         elif work.reserve is not None:
-            self._worker.submit(work.reserve, lambda r, e: self._on_computed(frame, r, e, in_reserve=True))
+            self._worker.submit(
+                lambda: engine.answer(picture, pixels, work.reserve),
+                lambda r, e: self._on_computed(frame, r, e, in_reserve=True),
+            )
         elif work.local:
             self._worker.submit(
                 lambda: engine.answer(picture, pixels, point), lambda r, e: self._on_computed(frame, r, e)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -54,7 +53,6 @@ class Encoded:
         video: more about the packet, where the server keeps frames to predict others from.
         again: codes the same frame at another rate level of its stage, for the coder's time alone; raises as `encode`.
         own: what the exit at the split point said, where it was asked; its time is in `compute_s`.
-        reserve: asks it now, where it was not; None where there is none.
     """
 
     packet: bytes
@@ -67,7 +65,6 @@ class Encoded:
     video: VideoPacket | None = None
     again: Callable[[OperatingPoint], Encoded] | None = None
     own: LocalAnswer | None = None
-    reserve: Callable[[], LocalAnswer] | None = None
 
     @property
     def coder_s(self) -> float:
@@ -168,15 +165,13 @@ class Engine:
         empty = presence is not None and presence < self.bundle.filter_threshold(point.split)
         if empty and filtered:
             return Encoded(b"", kept, prepare_s, compute_s, 0.0, presence, empty)
-        own = reserve = None
+        own = None
         if features is not None and sure is not None:
             own = self._exit_answer(point.split, features)
             compute_s += own.compute_s
             if (own.confidence or 0.0) >= sure:
                 return Encoded(b"", kept, prepare_s, compute_s, 0.0, presence, empty, own=own)
-        elif features is not None:
-            reserve = partial(self._exit_answer, point.split, features)
-        made = Encoded(b"", kept, prepare_s, compute_s, 0.0, presence, empty, own=own, reserve=reserve)
+        made = Encoded(b"", kept, prepare_s, compute_s, 0.0, presence, empty, own=own)
 
         def coded(other: OperatingPoint) -> Encoded:
             if earlier is None:

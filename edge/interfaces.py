@@ -11,7 +11,7 @@ from .ledger import Frame
 from .references import Earlier
 
 if TYPE_CHECKING:
-    from .engine import Encoded, LocalAnswer
+    from .engine import Encoded
 
 
 class Chosen(Protocol):
@@ -30,6 +30,11 @@ class Chosen(Protocol):
     @property
     def probe(self) -> bool:
         """Sent to learn about the link: worth it even if its answer would be late."""
+        ...
+
+    @property
+    def reserve(self) -> OperatingPoint | None:
+        """The local point whose answer is kept in reserve, in case the server's is late."""
         ...
 
 
@@ -52,13 +57,19 @@ class Control(Protocol):
     def choose(self, now: float, captured_at: float, *, compute_free_at: float) -> Chosen: ...
     def in_outage(self, now: float) -> bool: ...
     def on_computed(self, point: OperatingPoint, seconds: float, now: float) -> None: ...
-    def on_reserve(self, seconds: float) -> None: ...
-    def on_fallback(self, point: OperatingPoint) -> None: ...
+    def on_reserve(self, reserve: OperatingPoint, seconds: float) -> None: ...
+    def on_fallback(self, reserve: OperatingPoint) -> None: ...
     def on_kept(self, accuracy: float, now: float) -> None: ...
     def on_coded(self, point: OperatingPoint, size_bytes: float) -> None: ...
     def on_predicted(self, share: float) -> None: ...
     def look_again(
-        self, now: float, captured_at: float, point: OperatingPoint, size_bytes: int, coder_s: float
+        self,
+        now: float,
+        captured_at: float,
+        point: OperatingPoint,
+        size_bytes: int,
+        coder_s: float,
+        reserve: OperatingPoint | None = None,
     ) -> OperatingPoint: ...
     def worth_writing(self, now: float, captured_at: float, size_bytes: int) -> bool: ...
     def on_written(self, frame_id: int, size_bytes: int, now: float) -> None: ...
@@ -79,7 +90,7 @@ class Limits:
         max_in_flight: most frames that are written and not answered.
         max_packet_bytes: most that the server takes in one packet.
         cut_short: on a slow link send a frame's slices one by one, so that its rest can be given up.
-        fallback: at split points with an exit, keep its answer in reserve for frames that are sent.
+        fallback: frames that are sent may have an answer of the device in reserve.
         say_size: tell the server how large frames were captured, so that boxes come back in their pixels.
         lossless: take frames only as fast as they can be served, drop none, wait for every answer.
     """
@@ -107,7 +118,7 @@ class Work:
         sure: no packet is wanted if the exit at its split point is at least so sure of its answer, 0..1; None: it is
             not asked before the packet is made.
         again: its head is computed, and all that is left is to code it anew, which this does.
-        reserve: its packet is made, and all that is left is the exit's answer in reserve, which this gives.
+        reserve: its packet is made, and all that is left is the answer in reserve, by this local point.
     """
 
     frame: Frame
@@ -116,7 +127,7 @@ class Work:
     earlier: Earlier | None = None
     sure: float | None = None
     again: Callable[[], Encoded] | None = None
-    reserve: Callable[[], LocalAnswer] | None = None
+    reserve: OperatingPoint | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,7 +58,8 @@ class Frame:
             tail.
         size: width and height of the picture as captured.
         presence: the filter's score; None where none was computed.
-        reserve: the exit's answer, in case the server's is late; `reserve_comes` while it is computed.
+        reserved_by: the local point whose answer is to be kept in reserve, in case the server's is late.
+        reserve: that answer; `reserve_comes` until it is there.
         unsent: it was not worth sending when its turn came.
         fell_back: it was answered with what was in reserve.
         confidence: how sure the exit is of its answer, 0..1; None where no exit was asked.
@@ -98,6 +99,7 @@ class Frame:
     size: tuple[int, int] = (0, 0)
     presence: float | None = None
     empty: bool = False
+    reserved_by: OperatingPoint | None = None
     reserve: LocalAnswer | None = None
     reserve_comes: bool = False
     unsent: bool = False

@@ -40,7 +40,6 @@ class Lookahead:
         accuracy: of each point, 0..1, float64 [points].
         is_local: which points send nothing, bool [points].
         stage_of: index of each point's compute stage, [points].
-        fallback: accuracy of the answer in reserve where the server's is late, float64 [points]; None: there is none.
         deadline_s, frame_interval_s: as in the control loop.
         discount: weight of each further frame, 0..1.
         rates, core_cells, link_cells: size of the table.
@@ -52,7 +51,6 @@ class Lookahead:
         is_local: NDArray[np.bool_],
         stage_of: Indexes,
         *,
-        fallback: Floats | None = None,
         deadline_s: float,
         frame_interval_s: float,
         discount: float = 0.9,
@@ -64,8 +62,6 @@ class Lookahead:
         self._accuracy = accuracy
         self._is_local = is_local
         self._stage_of = stage_of
-        self._fallback: Floats = np.zeros(len(accuracy)) if fallback is None else fallback
-        self._fallback_s: Floats = np.zeros(len(accuracy))
         self._deadline = deadline_s
         self._interval = frame_interval_s
         self._rates = np.geomspace(MIN_RATE_BPS, MAX_RATE_BPS, rates)
@@ -89,15 +85,14 @@ class Lookahead:
         self._kept: Indexes = np.arange(len(accuracy))
         self._stale_rows: list[int] = []
 
-    def solve(self, seconds: Floats, bits: Floats, there_and_back_s: float, fallback_s: float = 0.0) -> None:
-        """Solve for these compute times and packet sizes, float64 [points], this round trip with the server's, and what
-        the answer in reserve takes where there is one."""
-        self._take(seconds, bits, there_and_back_s, fallback_s)
+    def solve(self, seconds: Floats, bits: Floats, there_and_back_s: float) -> None:
+        """Solve for these compute times and packet sizes, float64 [points], and this round trip with the server's."""
+        self._take(seconds, bits, there_and_back_s)
         for row in range(len(self._rates)):
             self._solve_row(row, FIRST_SWEEPS)
         self._stale_rows.clear()
 
-    def refresh(self, seconds: Floats, bits: Floats, there_and_back_s: float, fallback_s: float = 0.0) -> None:
+    def refresh(self, seconds: Floats, bits: Floats, there_and_back_s: float) -> None:
         """Follow drifting inputs: at most one row of the table a call, so that no frame pays for all of it."""
         if not self._stale_rows:
             drifted = (
@@ -107,7 +102,7 @@ class Lookahead:
             )
             if not drifted:
                 return
-            self._take(seconds, bits, there_and_back_s, fallback_s)
+            self._take(seconds, bits, there_and_back_s)
             self._stale_rows = list(range(len(self._rates))) * REFRESH_ROUNDS
         self._solve_row(self._stale_rows.pop(), REFRESH_SWEEPS)
 
@@ -151,8 +146,7 @@ class Lookahead:
         lower = place.astype(np.intp)
         return lower, np.asarray(place - lower, dtype=np.float64)
 
-    def _take(self, seconds: Floats, bits: Floats, there_and_back_s: float, fallback_s: float) -> None:
-        self._fallback_s = np.where(self._fallback > 0, fallback_s, 0.0)
+    def _take(self, seconds: Floats, bits: Floats, there_and_back_s: float) -> None:
         self._seconds, self._bits, self._there_and_back = seconds.copy(), bits.copy(), there_and_back_s
         # A point that another one beats in accuracy, bytes and compute is never needed.
         no_worse = (
@@ -160,7 +154,6 @@ class Lookahead:
             & (bits[:, None] <= bits)
             & (seconds[:, None] <= seconds)
             & (self._is_local[:, None] >= self._is_local)
-            & (self._fallback[:, None] >= self._fallback)
         )
         same = no_worse & no_worse.T
         earlier = np.tri(len(bits), k=-1, dtype=bool).T
@@ -176,9 +169,6 @@ class Lookahead:
         finish = np.where(local, link_left, finish)
         answer = np.where(local, ready, finish + self._there_and_back)
         reward = self._accuracy[kept] * (answer <= self._deadline)
-        ready = ready + self._fallback_s[kept]
-        reserve = self._fallback[kept] * (ready <= self._deadline)
-        reward = np.maximum(reward, reserve)
         core, core_part = self._cell(np.broadcast_to(ready - interval, finish.shape), self._core_step, self._core_cells)
         link, link_part = self._cell(finish - interval, self._link_step, width)
         # Doing nothing with a frame, or losing it to a core that is a whole interval behind.

@@ -5,11 +5,11 @@
         | (a newer frame takes its place)     +-- local --> computed on the device --> `local`, or `late`
         v                                     |
      `dropped`                                +-- feature, image --> encoded --> written --> answered --> `ok`, `late`
-                                                   (nothing in it) |   |           |
-                           `filtered`, or `local` (the exit is sure) <   |           |
-                                   (stale before it is written) `dropped`          | (the stream breaks)
-                                                                                   v
-                                                  answered on the device if there is time, else `late`
+                                                                     ^  |  |  |           |
+                                        (too large: coded anew, once) --+  |  |           | (not by the deadline, or the
+              (nothing in it: `filtered`; the exit is sure of it: `local`) +  |           | stream breaks)
+                                               (stale before it is written)   v           v
+                          what the exit said, or the device still has time for: `local`; else `dropped`, `late`
 
 This is the core: it knows no clock, no thread and no socket. Events go in as method calls with the time `now`
 (seconds, monotonic); what to do next comes out of `take_up` (compute this), `next_to_write` (send this) and
@@ -19,8 +19,6 @@ captured frame one outcome.
 
 from __future__ import annotations
 
-import math
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -32,12 +30,14 @@ from ..protos.messages import Continuation, Result, Status
 from .filtering import Filtering
 from .interfaces import Control, Limits, Outgoing, Work
 from .ledger import BUSY, NO_ANSWER, OUTAGE, STALE, STOPPED, Frame, Ledger, Outcome
-from .lessons import Lessons
+from .made import Made
 from .on_device import Keeping, OnDevice
 from .outbox import Outbox
 from .references import References
+from .rescue import Rescue
 from .reserve import Reserve
 from .taking_up import decide
+from .unanswered import Unanswered
 
 if TYPE_CHECKING:
     from .engine import Encoded, LocalAnswer
@@ -77,13 +77,11 @@ class Pipeline:
         self._waiting: Frame | None = None
         self._computing: Frame | None = None
         self._outbox = Outbox()
-        self._unanswered: dict[int, Frame] = {}
-        self._rescue: deque[Frame] = deque()
+        self._unanswered = Unanswered()
         self._references = References()
-        self._lessons = Lessons()
         self._next: Work | None = None
-        self._last_answer_at = float("-inf")
-        self.use(control, points, local_s, exits_s)
+        self._take(control, points, local_s, exits_s)
+        self._rescue = Rescue(ledger, limits, self._own, self._reserve)
 
     def use(
         self,
@@ -93,9 +91,15 @@ class Pipeline:
         exits_s: Mapping[str, float] = {},
     ) -> None:
         """Go on with another control loop and other operating points: those of a bundle that was fetched anew."""
+        self._take(control, points, local_s, exits_s)
+        self._rescue.use(self._own, self._reserve)
+
+    def _take(
+        self, control: Control, points: Sequence[OperatingPoint], local_s: float, exits_s: Mapping[str, float]
+    ) -> None:
         self.control = control
-        self._lessons.clear()
         self._own = OnDevice(points, local_s, exits_s)
+        self._made = Made(control, self._ledger, self.limits)
         self._reserve = Reserve(control, self._ledger, self.limits, self._own)
 
     # A frame's way, in order.
@@ -117,12 +121,8 @@ class Pipeline:
             return work
         if self._computing is not None:
             return None
-        while self._rescue:
-            frame = self._rescue.popleft()
-            if (point := self._in_time_locally(frame, now)) is not None:
-                return self._compute(frame, point, now)
-            if not self._reserve.give(frame, now):
-                self._close_unserved(frame, OUTAGE)
+        if (rescued := self._rescue.next(now)) is not None:
+            return self._compute(*rescued, now)
         frame_or_none, self._waiting = self._waiting, None
         if frame_or_none is None:
             return None
@@ -135,27 +135,17 @@ class Pipeline:
     def encoded(self, frame: Frame, coded: Encoded, now: float) -> None:
         """The device has made the frame's packet."""
         self._computing = None
-        if frame.coded_again:
-            frame.timings["again"] = coded.coder_s
-        else:
-            frame.timings.update(prepare=coded.prepare_s, compute=coded.compute_s, compress=coded.compress_s)
-        frame.presence, frame.empty = coded.presence, coded.empty
-        if frame.outcome is not None or frame.point is None:
+        self._made.note(frame, coded)
+        if frame.outcome is not None or self._made.keeps(frame, coded, now):
             return
-        frame.confidence = coded.own.confidence if coded.own is not None else None
-        if not coded.packet:
-            self._keep(frame, coded, now)
-            return
-        if not frame.coded_again:
-            self._lessons.add(frame.point, coded, now)
-        if (again := self._look_again(frame, coded, now)) is not None:
+        if (again := self._made.anew(frame, coded, now, connected=self.connected)) is not None:
             self._computing, self._next = frame, again
             return
         frame.packet, frame.pixels = coded.packet, coded.pixels
         if coded.pixels is not None:
             frame.picture = None
         frame.video = coded.video
-        if (reserve := self._reserve.wanted(frame, coded)) is not None:
+        if (reserve := self._reserve.wanted(frame, coded, now)) is not None:
             self._computing, self._next = frame, reserve
         if frame.epoch != self._references.epoch:
             self._references.do_without(frame)
@@ -169,7 +159,7 @@ class Pipeline:
         elif self.connected or self._must_wait:
             self._outbox.add(frame)
         else:
-            self._rescue_or_close(frame, now, OUTAGE)
+            self._rescue.add(frame, now, OUTAGE)
 
     def next_to_write(self, now: float) -> Outgoing | Continuation | None:
         """The stream can take something: the next slice of a frame that leaves in parts, or the next packet that is
@@ -184,7 +174,7 @@ class Pipeline:
             size = len(outgoing.packet)
             frame.written_at, frame.packet = now, b""
             frame.sent_bytes += size
-            self._unanswered[frame.id] = frame
+            self._unanswered.add(frame)
             self.control.on_written(frame.id, size, now)
             for keeper in (self._filtering, self._keeping):
                 if keeper is not None:
@@ -195,11 +185,10 @@ class Pipeline:
 
     def answered(self, result: Result, now: float) -> None:
         """The server's result has come; one for a frame that is not on its way is ignored."""
-        frame = self._unanswered.pop(result.frame_id, None)
+        frame = self._unanswered.take(result.frame_id, now)
         if frame is None or frame.written_at is None:
             return
-        self._last_answer_at = now
-        self._lessons.tell(self.control)
+        self._made.tell()
         server_s = result.timing.total_us / 1e6
         self.control.on_result(frame.id, now, server_s=server_s, queue_depth=result.queue_depth)
         video, frame.video = frame.video, None
@@ -207,7 +196,7 @@ class Pipeline:
         if whole and video is not None and video.reference is not None:
             self._references.answered(frame.id, video.reference)
         if result.status is Status.MISSING_REFERENCE:
-            self._forget_references()
+            self._references.forget(self._outbox)
         if frame.outcome is not None:
             return
         frame.note(result, link_s=max(0.0, now - frame.written_at - server_s))
@@ -223,7 +212,7 @@ class Pipeline:
             self._references.do_without(frame)
             self._outbox.add(frame, first=True)
         elif result.status in (Status.RESOURCE_EXHAUSTED, Status.UNAVAILABLE):
-            self._rescue_or_close(frame, now, result.message or result.status.name.lower(), Outcome.DROPPED)
+            self._rescue.add(frame, now, result.message or result.status.name.lower(), Outcome.DROPPED)
         else:
             self._ledger.close(frame, Outcome.ERROR, result.message or f"the server said {result.status.name}")
 
@@ -242,7 +231,7 @@ class Pipeline:
         self._ledger.answer(frame, Outcome.LOCAL, now)
 
     def reserved(self, frame: Frame, answer: LocalAnswer, now: float) -> None:
-        """The exit has answered for a frame that was to be sent, in case the server's answer is late."""
+        """The device has answered for a frame that was to be sent, in case the server's answer is late."""
         self._computing = None
         self._reserve.came(frame, answer, now)
 
@@ -250,7 +239,7 @@ class Pipeline:
         """The device has stopped making the frame's packet, since there is no stream to send it on."""
         self._computing = None
         if frame.outcome is None:
-            self._rescue_or_close(frame, now, OUTAGE)
+            self._rescue.add(frame, now, OUTAGE)
 
     def compute_failed(self, frame: Frame, message: str) -> None:
         """The device could not compute the frame."""
@@ -272,7 +261,8 @@ class Pipeline:
         """The server has greeted us, with its limits; that took `round_trip_s`, if it was timed. It keeps so many
         `references` to predict frames from."""
         self._references.connect(references)
-        self.connected, self._last_answer_at = True, now
+        self.connected = True
+        self._unanswered.connected(now)
         self._server_in_flight = max_in_flight
         self.limits = replace(self.limits, max_packet_bytes=max_packet_bytes)
         self.control.on_connected(now)
@@ -283,16 +273,15 @@ class Pipeline:
         """The stream is broken, what is on its way gets no answer: serve it on the device where time allows."""
         self.connected = False
         self._outbox.break_off()
-        self._lessons.tell(self.control)
+        self._made.tell()
         self.control.on_disconnected(now)
-        lost = list(self._unanswered.values())
-        self._unanswered.clear()
+        lost = self._unanswered.take_all()
         if not self._must_wait:
             lost += self._outbox.take_all()
-        self._forget_references()
+        self._references.forget(self._outbox)
         for frame in lost:
             if frame.outcome is None:
-                self._rescue_or_close(frame, now, OUTAGE)
+                self._rescue.add(frame, now, OUTAGE)
 
     def forget_packets(self) -> None:
         """Packets that were made under another bundle cannot be sent any more."""
@@ -303,24 +292,22 @@ class Pipeline:
 
     def next_timer(self) -> float | None:
         """When `tick` is due, if something is waited for."""
-        times = [self._overdue_at(f) for f in self._first_unanswered()]
-        times += [at for at in (self.stalls_at(), self._outbox.next_timer) if at is not None]
-        return min(times, default=None)
+        first = self._unanswered.first_open()
+        overdue_at = self._overdue_at(first) if first is not None else None
+        times = overdue_at, self.stalls_at(), self._outbox.next_timer
+        return min((at for at in times if at is not None), default=None)
 
     def tick(self, now: float) -> None:
         """Give up waiting for answers that are overdue; let the next part of a frame leave."""
         self._outbox.tick(now)
-        for frame in list(self._unanswered.values()):
+        for frame in self._unanswered:
             overdue = frame.outcome is None and now >= self._overdue_at(frame)
             if overdue and not self._reserve.give(frame, now):
                 self._ledger.close(frame, Outcome.LATE, NO_ANSWER)
 
     def stalls_at(self) -> float | None:
         """When the stream counts as hanging, unless an answer comes before; None while nothing is on its way."""
-        oldest = next(iter(self._unanswered.values()), None)
-        if oldest is None or oldest.written_at is None:
-            return None
-        return max(oldest.written_at, self._last_answer_at) + self.limits.stall_s
+        return self._unanswered.stalls_at(self.limits.stall_s)
 
     def finish(self) -> None:
         """Give every frame that is still open its outcome; nothing is waited for any more."""
@@ -374,7 +361,7 @@ class Pipeline:
             else:
                 self._ledger.close(frame, Outcome.DROPPED, OUTAGE)
             return None
-        self._lessons.tell(self.control)
+        self._made.tell()
         choice = self.control.choose(now, frame.captured_at, compute_free_at=now)
         point, reason = decide(
             choice,
@@ -386,36 +373,13 @@ class Pipeline:
             outage=self.control.in_outage(now),
         )
         if point is not None:
+            frame.reserved_by = choice.reserve if point is choice.point else None
             return self._compute(frame, point, now)
         if reason:
             self._ledger.close(frame, Outcome.DROPPED, reason)
         else:
             self._waiting = frame
         return None
-
-    def _keep(self, frame: Frame, coded: Encoded, now: float) -> None:
-        """Nothing is sent: the filter saw nothing in the frame, or the exit is sure of its answer."""
-        if frame.point is not None:
-            self.control.on_computed(frame.point, coded.seconds, now)
-        if coded.own is None:
-            self._ledger.close(frame, Outcome.FILTERED)
-            return
-        self.control.on_kept(coded.own.confidence or 0.0, now)
-        frame.labels, frame.point = coded.own.labels, coded.own.point
-        self._ledger.answer(frame, Outcome.LOCAL, now)
-
-    def _look_again(self, frame: Frame, coded: Encoded, now: float) -> Work | None:
-        """Code the frame anew at another rate level of its split point, where the packet that came out is too large."""
-        if frame.coded_again or coded.again is None or frame.point is None or self.limits.lossless:
-            return None
-        if not self.connected:
-            return None
-        size = len(coded.packet)
-        point = self.control.look_again(now, frame.captured_at, frame.point, size, coded.coder_s)
-        if point.id == frame.point.id:
-            return None
-        frame.point, frame.coded_again, again = point, True, coded.again
-        return Work(frame, local=False, again=lambda: again(point))
 
     def _compute(self, frame: Frame, point: OperatingPoint, now: float) -> Work:
         self._computing, frame.point, frame.epoch = frame, point, self._references.epoch
@@ -428,39 +392,7 @@ class Pipeline:
         sure = self._keeping.sure(now) if self._keeping is not None and point.kind is Kind.FEATURE else None
         return Work(frame, local, filtered, earlier, sure)
 
-    def _forget_references(self) -> None:
-        """The server keeps nothing any more of what was sent so far: what waits to be sent must do without."""
-        self._references.forget()
-        for frame in self._outbox:
-            self._references.do_without(frame)
-
-    def _in_time_locally(self, frame: Frame, now: float, wanted: OperatingPoint | None = None) -> OperatingPoint | None:
-        """The local point to use, `wanted` if that can be; None where none is in time."""
-        return self._own.in_time(math.inf if self.limits.lossless else frame.deadline_at - now, wanted)
-
-    def _rescue_or_close(self, frame: Frame, now: float, reason: str, otherwise: Outcome | None = None) -> None:
-        """Let the device answer what the server will not; oldest first, since they have the least time."""
-        known = frame.pixels is not None or frame.picture is not None
-        if self._reserve.give(frame, now):
-            return
-        if known and self._in_time_locally(frame, now) is not None:
-            self._rescue.append(frame)
-        elif otherwise is not None:
-            self._ledger.close(frame, otherwise, reason)
-        else:
-            self._close_unserved(frame, reason)
-
     def _overdue_at(self, frame: Frame) -> float:
         """When the server's answer is no longer waited for."""
         due = self._reserve.due_at(frame)
         return due if due is not None else frame.deadline_at + self.limits.grace_s
-
-    def _close_unserved(self, frame: Frame, reason: str) -> None:
-        if frame.written_at is not None:
-            self._ledger.close(frame, Outcome.LATE, NO_ANSWER)
-        else:
-            self._ledger.close(frame, Outcome.DROPPED, reason)
-
-    def _first_unanswered(self) -> list[Frame]:
-        """The open frame that is overdue first; frames are written in the order in which they were captured."""
-        return next(([f] for f in self._unanswered.values() if f.outcome is None), [])

@@ -10,6 +10,7 @@ answer yet. When the stream breaks nothing is kept any more.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -53,10 +54,12 @@ class References:
         self.forget()
         self._keep = keep
 
-    def forget(self) -> None:
-        """Nothing is kept any more of what was sent so far."""
+    def forget(self, waiting: Iterable[Frame] = ()) -> None:
+        """Nothing is kept any more of what was sent so far; frames that wait to be sent must do without."""
         self.epoch += 1
         self._frames.clear()
+        for frame in waiting:
+            self.do_without(frame)
 
     @property
     def active(self) -> bool:

@@ -59,7 +59,6 @@ class SecondLook:
     Args:
         accuracy: of all points, 0..1, float64 [points].
         stage_of: index of each point's compute stage, [points].
-        fallback: accuracy of the answer in reserve where the server's is late, float64 [points].
         sizes, link, lookahead: the control loop's.
         terms: of all frames.
     """
@@ -68,14 +67,12 @@ class SecondLook:
         self,
         accuracy: Floats,
         stage_of: Indexes,
-        fallback: Floats,
         sizes: PacketSizes,
         link: LinkView,
         lookahead: Lookahead,
         terms: LevelTerms,
     ) -> None:
         self._accuracy, self._sizes, self._link, self._lookahead = accuracy, sizes, link, lookahead
-        self._fallback = fallback
         self._deadline_s, self._interval_s, overhead_bytes, scenarios = terms
         self._overhead_bits = 8.0 * overhead_bytes
         self._size_z = shuffled_normal(scenarios, SIZE_STEPS, scenarios // 3)
@@ -83,7 +80,9 @@ class SecondLook:
         members: Sequence[Indexes] = [np.flatnonzero(stage_of == stage) for stage in range(int(stage_of.max()) + 1)]
         self._members = [members[stage] for stage in stage_of.tolist()]
 
-    def better(self, now: float, captured_at: float, index: int, size_bytes: int, coder_s: float) -> int:
+    def better(
+        self, now: float, captured_at: float, index: int, size_bytes: int, coder_s: float, reserve: float = 0.0
+    ) -> int:
         """The point of the same stage that is worth most for a frame that was coded.
 
         Args:
@@ -91,6 +90,7 @@ class SecondLook:
             index: the point that it was coded at.
             size_bytes: what came out.
             coder_s: seconds that coding it again would take.
+            reserve: accuracy of the answer that the device has in reserve for it, 0..1.
 
         Returns:
             Its index; `index` itself unless another one is clearly better than that, and than to drop the frame.
@@ -116,8 +116,8 @@ class SecondLook:
         next_capture = captured_at + self._interval_s
         finish -= next_capture
         value = self._lookahead.after(begin - next_capture, np.arange(len(begin)), finish, rates)
-        # All points of a stage have the same answer in reserve, and a frame that is dropped has it too.
-        value[:-1] += np.maximum(self._accuracy[rows] - self._fallback[rows], 0.0) * on_time
+        # A frame that is late or dropped has its answer in reserve.
+        value[:-1] += np.maximum(self._accuracy[rows] - reserve, 0.0) * on_time
         best = int(value[:-1].argmax())
         return int(rows[best]) if value[best] > max(value[own], value[-1]) + MARGIN else index
 

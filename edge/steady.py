@@ -31,7 +31,6 @@ class SteadyExperts:
     Args:
         accuracy: of the points, float64 [points].
         is_local: which send nothing, bool [points].
-        fallback: accuracy of the answer in reserve where the server's is late, float64 [points]; None: there is none.
         deadline_s, frame_interval_s: as in the control loop.
         memory: frames over which scores are averaged, exponentially.
         margin: on-time accuracy by which an expert must be better at least.
@@ -51,7 +50,6 @@ class SteadyExperts:
         accuracy: Floats,
         is_local: NDArray[np.bool_],
         *,
-        fallback: Floats | None = None,
         deadline_s: float,
         frame_interval_s: float,
         memory: int = 150,
@@ -59,7 +57,6 @@ class SteadyExperts:
         doubt: float = 2e-5,
     ) -> None:
         self._accuracy, self._is_local = accuracy, is_local
-        self._fallback: Floats = np.zeros(len(accuracy)) if fallback is None else fallback
         self._deadline, self._interval = deadline_s, frame_interval_s
         self._memory, self._margin, self._doubt = memory, margin, doubt
         self._core = np.full(len(accuracy), -np.inf)
@@ -97,12 +94,10 @@ class SteadyExperts:
         """Whether there are frames before the last one that have not been replayed."""
         return bool(self._waiting)
 
-    def replay(
-        self, seconds: Floats, bits: Floats, rate_bps: float, there_and_back_s: float, fallback_s: Floats | float = 0.0
-    ) -> None:
+    def replay(self, seconds: Floats, bits: Floats, rate_bps: float, there_and_back_s: float) -> None:
         """Let the experts have these frames; arguments as for `frame`."""
         for captured_at in self._waiting:
-            self.frame(captured_at, seconds, bits, rate_bps, there_and_back_s, fallback_s)
+            self.frame(captured_at, seconds, bits, rate_bps, there_and_back_s)
         self._waiting.clear()
 
     def answered(self, accuracy: float) -> None:
@@ -110,13 +105,7 @@ class SteadyExperts:
         self._credit += accuracy
 
     def frame(
-        self,
-        captured_at: float,
-        seconds: Floats,
-        bits: Floats,
-        rate_bps: float,
-        there_and_back_s: float,
-        fallback_s: Floats | float = 0.0,
+        self, captured_at: float, seconds: Floats, bits: Floats, rate_bps: float, there_and_back_s: float
     ) -> None:
         """One captured frame, with what is known of it by the next capture.
 
@@ -125,7 +114,6 @@ class SteadyExperts:
             seconds, bits: compute and packet of each point, float64 [points].
             rate_bps: of the link then.
             there_and_back_s: round trip and server.
-            fallback_s: what the answer in reserve takes, float64 [points].
         """
         start = np.maximum(self._core, captured_at)
         computed = start < captured_at + self._interval  # else the core takes a newer frame
@@ -135,11 +123,10 @@ class SteadyExperts:
         link = np.where(written, np.maximum(ready, self._link) + bits / max(rate_bps, 1.0), self._link)
         answer = np.where(self._is_local, ready, link + there_and_back_s)
         in_time = (written | (computed & self._is_local)) & (answer <= due)
-        self._core, self._link = np.where(computed, ready + fallback_s, ready), link
+        self._core, self._link = ready, link
         self._frames += 1
         gain = 1.0 / min(self._frames, self._memory)
-        reserve = self._fallback * (computed & (ready + fallback_s <= due))
-        self.scores += gain * (np.maximum(self._accuracy * in_time, reserve) - self.scores)
+        self.scores += gain * (self._accuracy * in_time - self.scores)
         if self.leader == NOBODY:
             self.loop += gain * (self._credit - self.loop)
         else:

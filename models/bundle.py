@@ -4,7 +4,6 @@
     bundle.safetensors    per split: gains, matrices of encoder and decoder, entropy tables (integers) and their use
     learned.safetensors   server's half only, where an encoder was learned: see `learning.cut`
     repair.safetensors    server's half only, where it was learned: see `repaired`
-    exits.safetensors     whole bundle only, where they were learned: see `bundle_exits`
     backbone.safetensors  the backbone's weights, or backbone.pt2 all of it, where no package has them
     edge.msgpack          edge half only: digests of the files below
     head-SPLIT.onnx       edge half only: pixels -> latent
@@ -13,8 +12,8 @@
 
 The **fingerprint** is a SHA-256 over all tensors and over every part of the manifest that the two sides must share;
 measured values (bytes, accuracy, times), labels and provenance are left out, so that measuring anew keeps it. So is the
-repair, which the edge neither has nor needs, and local exits, which the server does not; the manifest states the
-digests of their files. The digest of what was learned
+repair, which the edge neither has nor needs; the manifest states the digest of its file. So are local exits, of which
+the server knows nothing (see `bundle_exits`). The digest of what was learned
 is in the fingerprint; the edge has it as the graphs of its heads.
 Nothing here is pickle, and nothing is read before its size is known.
 """
@@ -36,7 +35,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from .bundle_checks import check_coding, check_learned, check_repair
-from .bundle_exits import EXITS, check_exits, exit_fields, read_exit_fields
+from .bundle_exits import check_exits, exit_fields, read_exit_fields
 from .bundle_files import (
     MAX_MANIFEST_BYTES,
     MAX_TENSORS_BYTES,
@@ -118,11 +117,7 @@ class Bundle:
     the edge."""
     learned_digest: bytes = b""
     """SHA-256 of their file, which the edge knows too."""
-    exits: Mapping[str, Array] = field(default_factory=dict)
-    """Tensors int8 and float16 of local exits, see `bundle_exits`; not on the edge."""
     exit_specs: tuple[ExitSpec, ...] = ()
-    exits_digest: bytes = b""
-    """SHA-256 of their file, which the edge knows too."""
 
     @cached_property
     def fingerprint(self) -> bytes:
@@ -231,7 +226,7 @@ class Bundle:
 
     def for_edge(self) -> Bundle:
         """The bundle as the edge gets it."""
-        return replace(self, repair={}, learned={}, exits={})
+        return replace(self, repair={}, learned={})
 
     def with_learned(self, tensors: Mapping[str, Array]) -> Bundle:
         """The same with these tensors float16 of encoders and syntheses."""
@@ -239,15 +234,10 @@ class Bundle:
             self, learned=tensors, learned_digest=hashlib.sha256(tensors_file(tensors)).digest() if tensors else b""
         )
 
-    def with_exits(
-        self, specs: tuple[ExitSpec, ...], points: tuple[OperatingPoint, ...], tensors: Mapping[str, Array]
-    ) -> Bundle:
-        """The same with these exits, their operating points and their tensors in place of those that it has."""
-        digest = hashlib.sha256(tensors_file(tensors)).digest() if tensors else b""
+    def with_exits(self, specs: tuple[ExitSpec, ...], points: tuple[OperatingPoint, ...]) -> Bundle:
+        """The same with these exits and their operating points in place of those that it has."""
         others = tuple(p for p in self.operating_points if not p.is_exit)
-        return replace(
-            self, exits=tensors, exits_digest=digest, exit_specs=specs, operating_points=(*others, *points)
-        ).check()
+        return replace(self, exit_specs=specs, operating_points=(*others, *points)).check()
 
     def _tensor(self, name: str) -> Array:
         try:
@@ -323,7 +313,7 @@ class Bundle:
         tensors = {k: narrow(k, np.ascontiguousarray(v)) for k, v in self.tensors.items()}
         (folder / TENSORS).write_bytes(save_tensors(tensors))
         # What an earlier bundle left there would be taken for this one's by nobody, but would be shipped with it.
-        for name, found in ((REPAIR, self.repair), (LEARNED, self.learned), (EXITS, self.exits)):
+        for name, found in ((REPAIR, self.repair), (LEARNED, self.learned)):
             (folder / name).unlink(missing_ok=True)
             if found:
                 (folder / name).write_bytes(tensors_file(found))
@@ -356,7 +346,7 @@ class Bundle:
         except (SafetensorError, ValueError, KeyError) as error:
             raise BundleError(f"{folder / TENSORS} is not a safetensors file: {error}") from error
         try:
-            exit_specs, exit_points, exits_digest = read_exit_fields(manifest)
+            exit_specs, exit_points = read_exit_fields(manifest)
             bundle = cls(
                 name=manifest["name"],
                 task=manifest["task"],
@@ -373,9 +363,7 @@ class Bundle:
                 # The edge's half has the digest alone.
                 learned=read_digested(folder / LEARNED, manifest["learned"]) if (folder / LEARNED).is_file() else {},
                 learned_digest=manifest.get("learned", b""),
-                exits=read_digested(folder / EXITS, exits_digest) if (folder / EXITS).is_file() else {},
                 exit_specs=exit_specs,
-                exits_digest=exits_digest,
             )
         except (TypeError, KeyError, ValueError) as error:
             raise BundleError(f"{folder / MANIFEST} is not a bundle's manifest: {error!r}") from error

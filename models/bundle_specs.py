@@ -144,7 +144,7 @@ class ExitSpec:
     """A local exit, and how sure it is of what.
 
     Attributes:
-        split: whose features it reads.
+        split: name of the split point whose features it reads.
         temperature: by which its logits are divided before they become scores.
         confidence: of the logistic function that says how likely its label is the uncut model's: offset, weight of the
             best score's log-odds, weight of the logarithm of the best score over the second.

@@ -18,10 +18,13 @@ from .backbones import Backbone
 from .bundle import Bundle
 from .evaluation.curves import bjontegaard
 from .evaluation.edge_costs import edge_costs
+from .evaluation.exits import exit_rows, measure_exits
 from .evaluation.kept import (
     Kept,
     costs_as_json,
     costs_from_json,
+    exits_as_json,
+    exits_from_json,
     pictures_identity,
     samples_as_json,
     samples_from_json,
@@ -178,11 +181,12 @@ def measure_all(
             picture_ms = {codec: image_milliseconds(codec, size, encode=encode_picture) for codec in there}
             return costs_as_json(costs) | {"picture_ms": picture_ms}
 
-        def ours() -> list[dict[str, Any]]:
+        def ours() -> dict[str, Any]:
             bar = progress.add_task("operating points", total=len(paths))
             reference, measured = measure(backbone, bundle, paths, points, partial(progress.advance, bar))
-            uncut = Sample("uncut", "", "", np.zeros(len(paths)), _right(reference, truth), 0.0, 0.0)
-            return samples_as_json([uncut, *(_sample(p.name, FEATURE, p.split, measured[p.id], truth) for p in points)])
+            samples = [_sample(p.name, FEATURE, p.split, measured[p.id], truth) for p in points]
+            uncut = [a.indexes[0] for a in reference if isinstance(a, Labels)]
+            return {"uncut": uncut, "samples": samples_as_json(samples)}
 
         def pictures() -> list[dict[str, Any]]:
             bar = progress.add_task("pictures", total=len(paths))
@@ -210,14 +214,23 @@ def measure_all(
             found = others.measure(backbone, bundle, split, paths, progress) if others else ()
             return samples_as_json([_other_sample(each, truth) for each in found])
 
+        def exits() -> list[dict[str, Any]]:
+            bar = progress.add_task("exits", total=len(paths) * len(bundle.exit_specs))
+            told = measure_exits(backbone, bundle, paths, partial(progress.advance, bar))
+            rows = exit_rows(backbone, bundle, told, np.array(truth, np.int64), uncut, costs.splits)
+            return exits_as_json(rows)
+
         timed = kept.stage("times", times)
-        uncut, *samples = samples_from_json(kept.stage("operating points", ours))
+        costs = costs_from_json(timed)
+        answered = kept.stage("operating points", ours)
+        uncut, samples = np.array(answered["uncut"], np.int64), samples_from_json(answered["samples"])
         samples += samples_from_json(kept.stage("pictures", pictures, str(chosen)))
         if others is not None:
             for split in others.splits(bundle):
                 samples += samples_from_json(kept.stage(split, partial(beside, split), others.identity))
         by_slice = {name: samples_from_json(each) for name, each in kept.stage("first slices", prefixes).items()}
-    return Measurements(samples, uncut.right, costs_from_json(timed), timed["picture_ms"], prefixes=by_slice)
+        told = exits_from_json(kept.stage("exits", exits, str(bundle.exit_specs))) if bundle.exit_specs else []
+    return Measurements(samples, uncut == np.array(truth), costs, timed["picture_ms"], told, prefixes=by_slice)
 
 
 def _sample(name: str, family: str, split: str, found: Measured, truth: Sequence[int]) -> Sample:

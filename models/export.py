@@ -19,7 +19,6 @@ from .bundle import FEATURES, PRESENCE, UNCUT, Bundle, head_file
 from .bundle_files import exit_file
 from .detection.filter import Presence, WithFilter
 from .edge_half import has_local, write_edge_manifest
-from .exits.network import exit_of
 from .zoo.catalogue import backbone_of
 
 
@@ -47,14 +46,10 @@ def export_edge_half(bundle: Bundle, folder: Path, note: Callable[[str], None] =
         if (found := bundle.exit(spec.name)) is not None:
             encoder = WithFeatures(encoder)
             outputs.append(FEATURES)
+            from .exits.graph import write_exit  # which writes its graph as this does
+
             note(exit_file(spec.name))
-            write_graph(
-                exit_of(bundle, found),
-                torch.zeros(1, *spec.features),
-                FEATURES,
-                "scores",
-                folder / exit_file(spec.name),
-            )
+            write_exit(backbone, found, folder / exit_file(spec.name))
         if len(outputs) == 1:
             write_onnx(sized, Only(backbone.head(spec.name), encoder), "latent", path)
         else:

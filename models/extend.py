@@ -80,12 +80,9 @@ def without(bundle: Bundle, names: Collection[str]) -> Bundle:
     def stays(key: str) -> bool:
         return not any(key.startswith(f"{name}/") for name in names)
 
-    specs = tuple(s for s in bundle.exit_specs if s.split not in names)
-    if specs != bundle.exit_specs:
-        points = tuple(p for p in bundle.operating_points if p.is_exit and p.split not in names)
-        bundle = bundle.with_exits(specs, points, {k: v for k, v in bundle.exits.items() if stays(k)})
     return replace(
         bundle,
+        exit_specs=tuple(s for s in bundle.exit_specs if s.split not in names),
         splits=tuple(s for s in bundle.splits if s.name not in names),
         operating_points=tuple(p for p in bundle.operating_points if p.split not in names),
         tensors={k: v for k, v in bundle.tensors.items() if stays(k)},

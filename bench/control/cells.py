@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ...edge.controller import ControlLoop, ControlSettings
+from ...edge.controller import ControlLoop
 from ...models.operating_point import Kind, OperatingPoint
 from ..links.trace_set import Window
 from .optimum import offline_optimum
@@ -38,7 +38,6 @@ SCENE_S = 1.0
 ALIKE = 0.9
 """Correlation of the (log) sizes of one frame at different points, and of a scene's frames."""
 COMPUTE_SCATTER = 0.03
-EXIT_SHARE = ControlSettings().fallback_share
 """An exit's answer, kept in reserve for a frame that is sent, as a share of the uncut model's time."""
 
 
@@ -160,7 +159,7 @@ def run_cell(
         "server_s": c.server_s,
         "overhead_bytes": c.overhead_bytes,
     }
-    common = dict(every, uncut_s=device_s, coder_s=coder_seconds(points, device_s), fallback_s=EXIT_SHARE * device_s)
+    common = dict(every, uncut_s=device_s, coder_s=coder_seconds(points, device_s))
     best = offline_optimum(points, sizes, compute, window.trace, **every)  # type: ignore[arg-type]
 
     def run(**how: object) -> Row:

@@ -24,7 +24,13 @@ class Policy(Protocol):
         ...
 
     def look_again(
-        self, now: float, captured_at: float, point: OperatingPoint, size: int, coder_s: float
+        self,
+        now: float,
+        captured_at: float,
+        point: OperatingPoint,
+        size: int,
+        coder_s: float,
+        reserve: OperatingPoint | None,
     ) -> OperatingPoint:
         """The point that a coded frame shall be coded at anew; `point` itself if its packet is well as it is."""
         ...
@@ -41,8 +47,12 @@ class Policy(Protocol):
         """Its answer came, of which the server held it for `server_s`."""
         ...
 
-    def fallback(self, point: OperatingPoint) -> None:
-        """The answer in reserve was given for a frame that was computed at `point`."""
+    def reserved(self, reserve: OperatingPoint, seconds: float) -> None:
+        """An answer in reserve was computed at a local point."""
+        ...
+
+    def fallback(self, reserve: OperatingPoint) -> None:
+        """It was given."""
         ...
 
     def connected(self, up: bool, now: float) -> None:
@@ -66,7 +76,13 @@ class FixedPoint:
     def computed(self, point: OperatingPoint, seconds: float, size: int, now: float) -> None: ...
 
     def look_again(
-        self, now: float, captured_at: float, point: OperatingPoint, size: int, coder_s: float
+        self,
+        now: float,
+        captured_at: float,
+        point: OperatingPoint,
+        size: int,
+        coder_s: float,
+        reserve: OperatingPoint | None,
     ) -> OperatingPoint:
         return point
 
@@ -80,7 +96,9 @@ class FixedPoint:
     def result(self, frame: int, now: float, server_s: float, queue_depth: int) -> None:
         self._in_flight.discard(frame)
 
-    def fallback(self, point: OperatingPoint) -> None: ...
+    def reserved(self, reserve: OperatingPoint, seconds: float) -> None: ...
+
+    def fallback(self, reserve: OperatingPoint) -> None: ...
 
     def connected(self, up: bool, now: float) -> None:
         self._connected = up
@@ -102,9 +120,15 @@ class LoopPolicy:
             self.loop.on_coded(point, size)
 
     def look_again(
-        self, now: float, captured_at: float, point: OperatingPoint, size: int, coder_s: float
+        self,
+        now: float,
+        captured_at: float,
+        point: OperatingPoint,
+        size: int,
+        coder_s: float,
+        reserve: OperatingPoint | None,
     ) -> OperatingPoint:
-        return self.loop.look_again(now, captured_at, point, size, coder_s)
+        return self.loop.look_again(now, captured_at, point, size, coder_s, reserve)
 
     def worth_writing(self, now: float, captured_at: float, size: int) -> bool:
         return self.loop.worth_writing(now, captured_at, size)
@@ -115,8 +139,11 @@ class LoopPolicy:
     def result(self, frame: int, now: float, server_s: float, queue_depth: int) -> None:
         self.loop.on_result(frame, now, server_s=server_s, queue_depth=queue_depth)
 
-    def fallback(self, point: OperatingPoint) -> None:
-        self.loop.on_fallback(point)
+    def reserved(self, reserve: OperatingPoint, seconds: float) -> None:
+        self.loop.on_reserve(reserve, seconds)
+
+    def fallback(self, reserve: OperatingPoint) -> None:
+        self.loop.on_fallback(reserve)
 
     def connected(self, up: bool, now: float) -> None:
         (self.loop.on_connected if up else self.loop.on_disconnected)(now)

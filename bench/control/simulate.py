@@ -54,7 +54,6 @@ def replay(
     link: VirtualLink | None = None,
     disconnected_s: Sequence[tuple[float, float]] = (),
     coder_s: ArrayLike = 0.0,
-    fallback_s: float = 0.0,
 ) -> Replay:
     """Run frames over a link in virtual time.
 
@@ -81,8 +80,6 @@ def replay(
         link: the uplink (with losses, or other traffic); None: a plain one over `trace`.
         disconnected_s: (from, until) stretches of virtual time in which the stream is down and the loop knows.
         coder_s: what coding a frame anew takes, of all points or [points]; 0: no frame is (see `edge.second_look`).
-        fallback_s: what an exit's answer takes that is kept in reserve for frames that are sent, at split points that
-            have one; 0: none is kept.
 
     Raises:
         DataError: shapes don't fit, or an index is out of range.
@@ -120,7 +117,6 @@ def replay(
         server_s,
         sorted(disconnected_s),
         coder_s,
-        fallback_s,
     )
     return run.result()
 
@@ -218,13 +214,10 @@ class _Run:
         server_s: ArrayLike,
         disconnected_s: Sequence[tuple[float, float]],
         coder_s: ArrayLike,
-        fallback_s: float,
     ) -> None:
         self._points = points
-        self._fallback_s = fallback_s
-        exits = {point.split: index for index, point in enumerate(points) if point.is_exit}
-        self._exit_of = [exits.get(p.split, -1) if p.kind is Kind.FEATURE and fallback_s > 0 else -1 for p in points]
-        self._reserve: dict[int, int] = {}  # frame -> exit's point, from when its answer is known
+        self._bet = -1  # the local point in reserve for the frame that the core is busy with
+        self._reserve: dict[int, int] = {}  # frame -> that point, from when its answer is known
         self._coder_s = np.broadcast_to(np.asarray(coder_s, dtype=np.float64), len(points))
         self._first: tuple[int, float, int] | None = None  # of a frame that is coded anew: point, seconds, bytes
         self._index = {point.id: index for index, point in enumerate(points)}
@@ -294,6 +287,7 @@ class _Run:
             return
         point = self._index[choice.point.id]
         self._busy = (frame, point, now, choice.probe)
+        self._bet = self._index[choice.reserve.id] if choice.reserve is not None else -1
         heapq.heappush(self._events, (now + float(self._table.compute_s[frame, point]), _CORE, frame, 0.0))
 
     def _computed(self, now: float) -> None:
@@ -321,20 +315,21 @@ class _Run:
             self._server_free = begin + float(self._server_s[frame])
             answer = self._server_free + self._delay_s
             heapq.heappush(self._events, (answer, _ANSWER, frame, self._server_free - arrived))
-        if self._exit_of[point] >= 0:
+        if self._bet >= 0:
             self._busy = frame, point, now, probe
-            heapq.heappush(self._events, (now + self._fallback_s, _RESERVE, frame, 0.0))
+            heapq.heappush(self._events, (now + float(self._table.compute_s[frame, self._bet]), _RESERVE, frame, 0.0))
         elif not worth:
             self._drop(frame, "stale", point)
 
     def _in_reserve(self, frame: int, now: float) -> None:
-        """The exit's answer is there: of a frame that was not sent, it is the answer."""
+        """The answer in reserve is there: of a frame that was not sent, it is the answer."""
         if self._busy is None:
-            raise RuntimeError("an exit is done without a frame")
-        (_, point, _, probe), self._busy = self._busy, None
+            raise RuntimeError("a local answer is done without a frame")
+        (_, point, began, probe), self._busy = self._busy, None
+        self._policy.reserved(self._points[self._bet], now - began)
         in_time = now - self._captured_at(frame) <= self._deadline_s + 1e-9
         if in_time:
-            self._reserve[frame] = self._exit_of[point]
+            self._reserve[frame] = self._bet
         if self._records[frame] is not None or frame in self._written:
             return
         if in_time:
@@ -343,8 +338,9 @@ class _Run:
             self._drop(frame, "stale", point)
 
     def _fallen_back(self, frame: int, point: int, now: float, size: int, probe: bool) -> FrameRecord:
-        captured, score = self._captured_at(frame), float(self._table.agree[frame, self._exit_of[point]])
-        self._policy.fallback(self._points[point])
+        captured, reserve = self._captured_at(frame), self._reserve[frame]
+        score = float(self._table.agree[frame, reserve])
+        self._policy.fallback(self._points[reserve])
         latency = min(now - captured, self._deadline_s)
         return FrameRecord(frame, captured, "local", "fallback", point, latency, size, score, probe)
 
@@ -353,7 +349,8 @@ class _Run:
         coder_s = float(self._coder_s[point])
         if self._first is not None or coder_s <= 0 or self._points[point].kind is Kind.LOCAL:
             return False
-        chosen = self._policy.look_again(now, self._captured_at(frame), self._points[point], size, coder_s)
+        reserve = self._points[self._bet] if self._bet >= 0 else None
+        chosen = self._policy.look_again(now, self._captured_at(frame), self._points[point], size, coder_s, reserve)
         if chosen.id == self._points[point].id:
             return False
         self._first = point, now - began, size

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..exceptions import DataError
+from . import exits
 from .edge_costs import EdgeCosts, StageCost
 from .samples import Sample
 
@@ -92,3 +93,13 @@ def costs_as_json(costs: EdgeCosts) -> dict[str, Any]:
 def costs_from_json(found: Mapping[str, Any]) -> EdgeCosts:
     """As `costs_as_json` was given them."""
     return EdgeCosts(StageCost(**found["uncut"]), {name: StageCost(**each) for name, each in found["splits"].items()})
+
+
+def exits_as_json(rows: Sequence[exits.ExitRow]) -> list[dict[str, Any]]:
+    """For `exits_from_json`."""
+    return [asdict(row) for row in rows]
+
+
+def exits_from_json(found: Sequence[Mapping[str, Any]]) -> list[exits.ExitRow]:
+    """As `exits_as_json` was given them."""
+    return [exits.ExitRow(**{**each, "kept": tuple(exits.Kept(**k) for k in each["kept"])}) for each in found]

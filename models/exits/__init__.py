@@ -1,4 +1,4 @@
-"""Local exits: a small classifier on a head's features, so that a device can answer early, and knows how sure it is.
+"""Local exits: answers from a head's features on the device, early, and knowing how sure they are.
 
-`views.py` makes what it is learned from, `network.py` is what runs, `learn.py` trains, `confidence.py` calibrates.
+`graph.py` is what runs, `confidence.py` calibrates, `command.py` gives a bundle its exits and measures them.
 """

@@ -1,6 +1,8 @@
-"""The exit's answer in reserve: asked behind the packet, given once where the server's answer does not come in time."""
+"""The answer in reserve: computed behind the packet, given once where the server's answer does not come in time."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import pytest
 from headrace.edge.engine import Encoded, LocalAnswer
@@ -11,22 +13,23 @@ from headrace.models.bitstream import Packet
 from headrace.models.operating_point import Kind, OperatingPoint
 from headrace.protos.messages import Label, Status
 
-from .test_edge_pipeline import FEATURE, PICTURE, PIXELS, Rig, ok
+from .test_edge_pipeline import FEATURE, PICTURE, PIXELS, Choice, Rig, ok
 
-EXIT = OperatingPoint(5, Kind.LOCAL, FEATURE.split, accuracy=0.6)
-ANSWER = LocalAnswer((Label(7, 0.8),), 0.0, 0.004, 0.7, EXIT)
+EXIT = OperatingPoint(5, Kind.LOCAL, "small", accuracy=0.6)
+ANSWER = LocalAnswer((Label(7, 0.8),), 0.001, 0.004, 0.7, EXIT)
 
 
 def coded(frame: int) -> Encoded:
     packet = Packet(FEATURE.id, frame, (b"x" * 80,)).to_bytes()
-    return Encoded(packet, PIXELS, 0.01, 0.02, 0.03, reserve=lambda: ANSWER)
+    return Encoded(packet, PIXELS, 0.01, 0.02, 0.03)
 
 
 class Betting(Rig):
-    """A pipeline whose split point has an exit; deadline 0.25 s. No other local answer is ever in time."""
+    """A pipeline whose control loop wants the exit's answer in reserve; deadline 0.25 s."""
 
     def __init__(self, points: tuple[OperatingPoint, ...] = (FEATURE, EXIT), **limits: object) -> None:
-        super().__init__(points, local_s=9.0, **limits)
+        super().__init__(points, local_s=0.01, **limits)
+        self.control.choice = Choice(FEATURE, reserve=EXIT)
 
     def sent(self, now: float = 1.0) -> Work:
         """A frame up to the wire; the work that is left to do for it."""
@@ -36,15 +39,14 @@ class Betting(Rig):
         self.pipeline.encoded(work.frame, coded(work.frame.id), now + 0.06)
         assert self.pipeline.next_to_write(now + 0.06) is not None, "the packet goes first"
         behind = self.pipeline.take_up(now + 0.06)
-        assert behind is not None and behind.reserve is not None and behind.frame is work.frame
+        assert behind is not None and behind.reserve is EXIT and behind.frame is work.frame
         assert self.pipeline.take_up(now + 0.06) is None, "the device has one core"
         return behind
 
     def asked(self, now: float = 1.0) -> Frame:
         """A frame that is sent and has its answer in reserve."""
         work = self.sent(now)
-        assert work.reserve is not None
-        self.pipeline.reserved(work.frame, work.reserve(), now + 0.07)
+        self.pipeline.reserved(work.frame, ANSWER, now + 0.07)
         return work.frame
 
 
@@ -54,7 +56,7 @@ def test_the_servers_answer_is_better():
     rig.pipeline.answered(ok(0), 1.2)
     (frame,) = rig.closed
     assert (frame.outcome, frame.labels[0].index, frame.fell_back) == (Outcome.OK, 3, False)
-    assert ("reserve", 0.004) in rig.control.heard and not any(h[0] == "fallback" for h in rig.control.heard)
+    assert ("reserve", EXIT.name, 0.005) in rig.control.heard and not any(h[0] == "fallback" for h in rig.control.heard)
 
 
 def test_without_one_by_the_deadline_the_exits_is_given():
@@ -68,7 +70,7 @@ def test_without_one_by_the_deadline_the_exits_is_given():
     (frame,) = rig.closed
     assert (frame.outcome, frame.labels[0].index, frame.confidence) == (Outcome.LOCAL, 7, 0.7)
     assert frame.fell_back and frame.point is FEATURE and frame.sent_bytes > 80 and frame.latency_s < 0.25
-    assert rig.control.heard[-1] == ("fallback", FEATURE.name)
+    assert rig.control.heard[-1] == ("fallback", EXIT.name)
 
 
 def test_an_answer_that_comes_after_that_is_learned_from_and_changes_nothing():
@@ -106,7 +108,7 @@ def test_a_frame_that_is_not_worth_sending_is_answered_when_the_exit_has():
     rig.pipeline.encoded(work.frame, coded(0), 1.06)
     assert rig.pipeline.next_to_write(1.06) is None and not rig.closed
     behind = rig.pipeline.take_up(1.06)
-    rig.pipeline.reserved(behind.frame, behind.reserve(), 1.07)
+    rig.pipeline.reserved(behind.frame, ANSWER, 1.07)
     (frame,) = rig.closed
     assert (frame.outcome, frame.fell_back, frame.sent_bytes) == (Outcome.LOCAL, True, 0)
 
@@ -128,17 +130,34 @@ def test_a_broken_stream_costs_no_answer():
     assert len(rig.closed) == 1 and rig.ledger.open == 0
 
 
-@pytest.mark.parametrize(
-    ("points", "limits"),
-    [((FEATURE, EXIT), {"fallback": False}), ((FEATURE, EXIT), {"lossless": True}), ((FEATURE,), {})],
-)
-def test_none_is_kept_where_none_is_wanted(points, limits):
-    rig = Betting(points, **limits)
+@pytest.mark.parametrize("limits", [{"fallback": False}, {"lossless": True}])
+def test_none_is_kept_where_none_is_wanted(limits):
+    rig = Betting(**limits)
     rig.pipeline.captured(PICTURE, 1.0)
     work = rig.pipeline.take_up(1.0)
     rig.pipeline.encoded(work.frame, coded(0), 1.06)
     rig.pipeline.next_to_write(1.06)
     assert rig.pipeline.take_up(1.06) is None
+
+
+def test_none_is_computed_that_would_be_late():
+    rig = Betting()
+    rig.pipeline.captured(PICTURE, 1.0)
+    work = rig.pipeline.take_up(1.0)
+    rig.pipeline.encoded(work.frame, coded(0), 1.245)
+    rig.pipeline.next_to_write(1.245)
+    assert rig.pipeline.take_up(1.245) is None
+
+
+def test_what_an_exit_said_before_the_packet_was_made_is_not_asked_again():
+    rig = Betting()
+    rig.pipeline.captured(PICTURE, 1.0)
+    work = rig.pipeline.take_up(1.0)
+    rig.pipeline.encoded(work.frame, replace(coded(0), own=ANSWER), 1.06)
+    rig.pipeline.next_to_write(1.06)
+    assert rig.pipeline.take_up(1.06) is None
+    rig.pipeline.tick(1.248)
+    assert rig.outcomes() == [(0, Outcome.LOCAL, "")]
 
 
 def test_an_end_in_between_gives_it_its_outcome():
