@@ -288,6 +288,10 @@ a package's where one has them; `random` ones are drawn with a seed, since they 
 packets are as large as noise makes them, and answers mean nothing. A packet of 14 bytes holds zeros only: many a net
 with random weights says the same whatever it sees, and what does not change the answer is not sent.
 
+Of the architectures that papers of this field compare themselves on, timm has neither ProxylessNAS nor EfficientMod:
+Single-Path NAS, of the same search space, and EfficientViT and StarNet, of the same size and kind, stand for them. A
+module of one's own is cut in the same way (`headrace split package.module:factory`).
+
 - *cuts*: places to cut, of those with several maps in brackets; `headrace split NAME --list` shows them all.
 - *joined*: largest difference between head and tail joined and the model as it was given, in batches of 1 and 3,
   relative to its largest output, over so many of the cuts (more than 1e-5 is refused).

@@ -39,6 +39,12 @@ def eval_rd(
         list[str] | None, typer.Option(help="Split point for the baselines; the bundle's own by default.")
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Folder for rate-accuracy.csv and rate-accuracy.png.")] = None,
+    work: Annotated[
+        Path | None, typer.Option(help="Folder that keeps what is measured: a run that was stopped goes on from there.")
+    ] = None,
+    pictures: Annotated[
+        list[str] | None, typer.Option(help="Picture codec to measure; several times for several. [default: all]")
+    ] = None,
 ) -> None:
     """Bytes against accuracy for every operating point, beside JPEG, WebP and AVIF on the same photographs.
 
@@ -46,6 +52,7 @@ def eval_rd(
     """
     from ..models.bundle import Bundle
     from ..models.evaluate import Others, evaluate_rate_distortion
+    from ..models.evaluation.pictures import QUALITIES
 
     others: Others | None = None
     if baselines is not None:
@@ -54,7 +61,16 @@ def eval_rd(
         if calibration is None:
             raise DataError("--baselines needs --calibration, a folder of photographs such as the bundle was made from")
         others = TrainingFree(calibration, photographs, tuple(at or ()))
-    evaluate_rate_distortion(Bundle.load(bundle), data, limit, json, others=others, output=output)
+    evaluate_rate_distortion(
+        Bundle.load(bundle),
+        data,
+        limit,
+        json,
+        others=others,
+        output=output,
+        work=work,
+        codecs=pictures or tuple(QUALITIES),
+    )
 
 
 @app.command("front")

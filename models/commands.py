@@ -63,7 +63,8 @@ def split(
     from rich.progress import Progress
 
     from .bundle import short
-    from .split import SplitPlan, bar_columns, extended
+    from .extend import extended
+    from .split import SplitPlan, bar_columns
     from .split import split as make_bundle
     from .zoo.catalogue import write_weights
 

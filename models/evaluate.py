@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,12 +19,24 @@ from .bundle import Bundle
 from .evaluation.curves import bjontegaard
 from .evaluation.edge_costs import edge_costs
 from .evaluation.exits import exit_rows, measure_exits
+from .evaluation.kept import (
+    Kept,
+    costs_as_json,
+    costs_from_json,
+    exits_as_json,
+    exits_from_json,
+    pictures_identity,
+    samples_as_json,
+    samples_from_json,
+)
 from .evaluation.pictures import QUALITIES, available, encode_picture, measure_pictures, settings
 from .evaluation.plots import need_matplotlib
 from .evaluation.report import print_tables, summary, write_files
 from .evaluation.samples import FEATURE, Measurements, Sample
+from .evaluation.slices import points_by_slice
+from .evaluation.uncut import UncutInOnnx
 from .exceptions import DataError
-from .measure import Measured, find_pictures, measure
+from .measure import Measured, find_pictures, measure, measure_prefixes
 from .onnx_time import image_milliseconds
 from .operating_point import Kind
 from .split import bar_columns
@@ -49,8 +61,20 @@ class OtherCodec:
     answers: list[int] = field(default_factory=list)
 
 
-Others = Callable[[Backbone, Bundle, Sequence[Path], Progress], Sequence[OtherCodec]]
-"""Measures other codecs on photographs."""
+class Others(Protocol):
+    """Measures other codecs on photographs, cut by cut."""
+
+    @property
+    def identity(self) -> str:
+        """Of what is measured and how, beside the bundle and the photographs."""
+
+    def splits(self, bundle: Bundle) -> Sequence[str]:
+        """Where it cuts."""
+
+    def measure(
+        self, backbone: Backbone, bundle: Bundle, split: str, paths: Sequence[Path], progress: Progress
+    ) -> Sequence[OtherCodec]:
+        """Every codec at every rate setting at a split point, on the photographs `paths`."""
 
 
 def labelled_pictures(folder: Path, class_ids: Sequence[str], limit: int = 0) -> tuple[list[Path], list[int]]:
@@ -87,6 +111,8 @@ def evaluate_rate_distortion(
     console: Console | None = None,
     others: Others | None = None,
     output: Path | None = None,
+    work: Path | None = None,
+    codecs: Sequence[str] = tuple(QUALITIES),
 ) -> dict[str, Any]:
     """Measure, print tables, and return (and write) what `--json` holds.
 
@@ -97,21 +123,26 @@ def evaluate_rate_distortion(
         json_file: where to write the result.
         console: where the tables go; standard output by default.
         others: measures further codecs, which get rows and families of their own.
-        output: folder for rate-accuracy.csv and rate-accuracy.png; None writes neither.
+        output: folder for rate-accuracy.csv, slices.csv and their pictures; None writes none.
+        work: folder that keeps every finished stage, so that a run that was stopped goes on; None keeps nothing.
+        codecs: of `pictures.QUALITIES`.
 
     Returns:
         See `evaluation.report.summary`.
 
     Raises:
-        DataError: the bundle is for another task, photographs cannot be used, or a library is missing.
+        DataError: the bundle is for another task, photographs cannot be used, a codec is unknown, or a library is
+            missing.
     """
     console = console or Console()
     if bundle.task != CLASSIFICATION:
         raise DataError(f"bundle {bundle.name} is for {bundle.task}; `eval rd` counts right classes")
+    if unknown := sorted(set(codecs) - set(QUALITIES)):
+        raise DataError(f"unknown picture codec {unknown[0]!r}; there are {', '.join(QUALITIES)}")
     bjontegaard()
     if output is not None:
         need_matplotlib()
-    found = measure_all(bundle, data, limit, others)
+    found = measure_all(bundle, data, limit, others, work, codecs)
     result = summary(found)
     print_tables(console, found, result)
     if json_file is not None:
@@ -121,33 +152,85 @@ def evaluate_rate_distortion(
     return result
 
 
-def measure_all(bundle: Bundle, data: Path, limit: int = 0, others: Others | None = None) -> Measurements:
-    """Every operating point, every picture codec and `others` on the same photographs, and what the edge computes."""
+def measure_all(
+    bundle: Bundle,
+    data: Path,
+    limit: int = 0,
+    others: Others | None = None,
+    work: Path | None = None,
+    codecs: Sequence[str] = tuple(QUALITIES),
+) -> Measurements:
+    """Every operating point, every picture codec and `others` on the same photographs, and what the edge computes.
+
+    Arguments as of `evaluate_rate_distortion`.
+    """
     backbone = backbone_of(bundle)
     paths, truth = labelled_pictures(data, backbone.class_ids, limit)
     points = [p for p in bundle.operating_points if p.kind is Kind.FEATURE]
-    chosen = settings()
+    chosen = [each for each in settings() if each.codec in codecs]
+    kept = Kept(
+        work, bundle.fingerprint.hex(), pictures_identity(paths), str(truth), str([(p.id, p.name) for p in points])
+    )
     with Progress(*bar_columns(), console=Console(stderr=True)) as progress:
-        bar = progress.add_task("times on one core", total=len(bundle.splits) + 1)
-        costs = edge_costs(bundle, backbone, partial(progress.advance, bar))
-        size = backbone.preprocessing.size
-        picture_ms = {
-            codec: image_milliseconds(codec, size, encode=encode_picture) for codec in QUALITIES if available(codec)
-        }
-        bar = progress.add_task("operating points", total=len(paths))
-        reference, measured = measure(backbone, bundle, paths, points, partial(progress.advance, bar))
-        bar = progress.add_task("pictures", total=len(paths))
-        pictures = measure_pictures(backbone, paths, chosen, note=partial(progress.advance, bar))
-        beside = others(backbone, bundle, paths, progress) if others else ()
-        if bundle.exit_specs:
+
+        def times() -> dict[str, Any]:
+            bar = progress.add_task("times on one core", total=len(bundle.splits) + 1)
+            costs = edge_costs(bundle, backbone, partial(progress.advance, bar))
+            size = backbone.preprocessing.size
+            there = [codec for codec in QUALITIES if available(codec)]
+            picture_ms = {codec: image_milliseconds(codec, size, encode=encode_picture) for codec in there}
+            return costs_as_json(costs) | {"picture_ms": picture_ms}
+
+        def ours() -> dict[str, Any]:
+            bar = progress.add_task("operating points", total=len(paths))
+            reference, measured = measure(backbone, bundle, paths, points, partial(progress.advance, bar))
+            samples = [_sample(p.name, FEATURE, p.split, measured[p.id], truth) for p in points]
+            uncut = [a.indexes[0] for a in reference if isinstance(a, Labels)]
+            return {"uncut": uncut, "samples": samples_as_json(samples)}
+
+        def pictures() -> list[dict[str, Any]]:
+            bar = progress.add_task("pictures", total=len(paths))
+            found = measure_pictures(
+                backbone, paths, chosen, note=partial(progress.advance, bar), uncut=UncutInOnnx(backbone)
+            )
+            return samples_as_json([_sample(each.name, each.codec, "", found[each], truth) for each in chosen])
+
+        def prefixes() -> dict[str, list[dict[str, Any]]]:
+            bar = progress.add_task("first slices", total=len(paths))
+            by_slice = points_by_slice(bundle)
+            measured = measure_prefixes(backbone, bundle, paths, by_slice, partial(progress.advance, bar))
+            return {
+                p.name: samples_as_json(
+                    [
+                        _sample(f"{p.name}, {n} slices", FEATURE, p.split, each, truth)
+                        for (id_, n), each in measured.items()
+                        if id_ == p.id
+                    ]
+                )
+                for p in by_slice
+            }
+
+        def beside(split: str) -> list[dict[str, Any]]:
+            found = others.measure(backbone, bundle, split, paths, progress) if others else ()
+            return samples_as_json([_other_sample(each, truth) for each in found])
+
+        def exits() -> list[dict[str, Any]]:
             bar = progress.add_task("exits", total=len(paths) * len(bundle.exit_specs))
-        told = measure_exits(backbone, bundle, paths, partial(progress.advance, bar))
-        uncut = np.array([a.indexes[0] for a in reference if isinstance(a, Labels)], np.int64)
-        exits = exit_rows(backbone, bundle, told, np.array(truth, np.int64), uncut, costs.splits) if told else []
-    samples = [_sample(p.name, FEATURE, p.split, measured[p.id], truth) for p in points]
-    samples += [_sample(each.name, each.codec, "", pictures[each], truth) for each in chosen]
-    samples += [_other_sample(each, truth) for each in beside]
-    return Measurements(samples, _right(reference, truth), costs, picture_ms, exits)
+            told = measure_exits(backbone, bundle, paths, partial(progress.advance, bar))
+            rows = exit_rows(backbone, bundle, told, np.array(truth, np.int64), uncut, costs.splits)
+            return exits_as_json(rows)
+
+        timed = kept.stage("times", times)
+        costs = costs_from_json(timed)
+        answered = kept.stage("operating points", ours)
+        uncut, samples = np.array(answered["uncut"], np.int64), samples_from_json(answered["samples"])
+        samples += samples_from_json(kept.stage("pictures", pictures, str(chosen)))
+        if others is not None:
+            for split in others.splits(bundle):
+                samples += samples_from_json(kept.stage(split, partial(beside, split), others.identity))
+        by_slice = {name: samples_from_json(each) for name, each in kept.stage("first slices", prefixes).items()}
+        told = exits_from_json(kept.stage("exits", exits, str(bundle.exit_specs))) if bundle.exit_specs else []
+    return Measurements(samples, uncut == np.array(truth), costs, timed["picture_ms"], told, prefixes=by_slice)
 
 
 def _sample(name: str, family: str, split: str, found: Measured, truth: Sequence[int]) -> Sample:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from .bitstream import MAX_SLICE_BYTES
 from .closed_form import ClosedForm, fit_closed_form
 from .entropy_model import TableCounts, scale_classes
 from .quantiser import quantise
@@ -31,6 +32,13 @@ NEGLIGIBLE = 0.01
 bytes than it gives."""
 STEPS_FROM = 64
 """Calibration photographs from which the quantiser's steps are found."""
+MOST_BYTES = 2**15
+"""Mean bytes of a frame that no rate level is to go beyond: what takes more is better sent as a picture. Where the
+finest levels would (wide maps of large inputs, weights that were never trained), their steps are coarser."""
+COARSER = 1.15
+"""Ratio of the steps of levels that are all held by `MOST_BYTES`, so that they still are several."""
+SLICE_BYTES = (MAX_SLICE_BYTES + 1) // 2
+"""Mean bytes of every slice but the last at most: half of what a packet has room for, since frames differ."""
 MAX_NUMBERS = 2**26
 """Features that are fitted together, 256 MiB a copy; of larger maps fewer photographs are taken."""
 
@@ -91,7 +99,8 @@ def fit_map(features: Tensor, gradients: Tensor, distortions: Sequence[float] = 
     for level, gain in enumerate(levels):
         indexes = where[classes[level]]
         symbols = _symbols(latents, gain, order[: len(indexes)])
-        slices.append(_slice_ends(tables.bits(symbols, np.broadcast_to(indexes, symbols.shape)).sum(0)))
+        bits = tables.bits(symbols, np.broadcast_to(indexes, symbols.shape))
+        slices.append(_slice_ends(bits.sum(0), len(bits)))
         arrays[f"{level}/indexes"] = indexes
     return FittedMap(shape, kept, tuple(slices), arrays)
 
@@ -123,7 +132,33 @@ def _gains(
     # A map whose loss disturbs the answer by less than is asked for gets the coarsest step that is tried.
     rising = np.maximum.accumulate([disturbed(step) for step in steps])
     logarithms = np.interp(np.log(distortions), np.log(rising + 1e-30), np.log(steps))
-    return [np.float32(1 / step) for step in np.exp(logarithms)]
+    found = np.exp(logarithms)
+    least = _finest_step(sample, float(found[0]), unit * 1e6)
+    return [np.float32(1 / max(step, least * COARSER**i)) for i, step in enumerate(found)]
+
+
+def _finest_step(sample: npt.NDArray[np.float32], wanted: float, largest: float) -> float:
+    """The smallest step from `wanted` on at which latents [N, K, H, W] take `MOST_BYTES` a frame; 0 where `wanted` is
+    one: nothing then is held."""
+
+    def takes_more(step: float) -> bool:
+        return _most_bits(np.abs(np.rint(sample / np.float32(step))).mean(0)) > 8 * MOST_BYTES
+
+    if not takes_more(wanted):
+        return 0.0
+    low, high = np.log(wanted), np.log(largest)
+    for _ in range(24):
+        middle = (low + high) / 2
+        low, high = (middle, high) if takes_more(float(np.exp(middle))) else (low, middle)
+    return float(np.exp(high))
+
+
+def _most_bits(magnitudes: npt.NDArray[np.float32]) -> float:
+    """Bits of integers of which the mean magnitudes are known: those of two-sided geometric distributions, which have
+    the largest entropy of all that are symmetric."""
+    mean = magnitudes[magnitudes > 0].astype(np.float64)
+    ratio = (np.sqrt(1 + np.square(mean)) - 1) / mean
+    return float((np.log2((1 + ratio) / (1 - ratio)) - mean * np.log2(ratio)).sum())
 
 
 def _order(latents: npt.NDArray[np.float32], gains: Sequence[np.float32]) -> tuple[npt.NDArray[np.int32], int]:
@@ -155,11 +190,14 @@ def _matrices(form: ClosedForm, kept: int) -> dict[str, Array]:
     }
 
 
-def _slice_ends(bits: npt.NDArray[np.float64]) -> tuple[int, ...]:
-    """Component at which each slice ends, at about `SLICE_SHARES` of the bits, at least one component a slice."""
-    count, shares = len(bits), np.cumsum(bits) / max(bits.sum(), 1e-12)
+def _slice_ends(bits: npt.NDArray[np.float64], frames: int) -> tuple[int, ...]:
+    """Component at which each slice ends, given what each takes in all frames: at about `SLICE_SHARES` of the bits, at
+    most `SLICE_BYTES` a frame and at least one component a slice."""
+    count, total = len(bits), max(bits.sum(), 1e-12)
+    shares, most = np.cumsum(bits) / total, 8 * SLICE_BYTES * frames / total
     ends: list[int] = []
-    for i, share in enumerate(SLICE_SHARES):
+    for i, wanted in enumerate(SLICE_SHARES):
+        share = min(wanted, (i + 1) * most)
         last = count - len(SLICE_SHARES) + i
         end = min(int(np.searchsorted(shares, share)) + 1, last)
         if end > (ends[-1] if ends else 0):

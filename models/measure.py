@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image, UnidentifiedImageError
-from torch import Tensor
+from torch import Tensor, nn
 
 from .backbones import Backbone
 from .bitstream import Packet
@@ -103,15 +103,7 @@ def measure(
     results = {p.id: Measured() for p in points}
     by_split = {s.name: [p for p in points if p.split == s.name] for s in bundle.splits}
     images = [p for p in points if p.kind is Kind.IMAGE]
-    networks = {
-        name: (
-            backbone.head(name),
-            Encoder.of(bundle, name),
-            *repaired(bundle, name, Decoder.of(bundle, name), backbone.tail(name)),
-        )
-        for name, chosen in by_split.items()
-        if chosen
-    }
+    networks = _networks(backbone, bundle, [name for name, chosen in by_split.items() if chosen])
     hows = {name: bundle.preprocessing_at(name) for name in networks}
     uncut, task = backbone.uncut, backbone.task
     reference: list[Answer] = []
@@ -132,6 +124,66 @@ def measure(
                 results[point.id].answers += task.answers(uncut(received))
             note(len(pixels))
     return reference, results
+
+
+def measure_prefixes(
+    backbone: Backbone,
+    bundle: Bundle,
+    paths: Sequence[Path],
+    points: Sequence[OperatingPoint],
+    note: Callable[[int], None] = lambda _: None,
+) -> Mapping[tuple[int, int], Measured]:
+    """Send of every photograph only the first slices, at every operating point.
+
+    Args:
+        backbone, bundle, paths, note: as of `measure`.
+        points: of kind `feature`.
+
+    Returns:
+        What was measured (but for the entropy, which is 0) per operating point's id and number of slices, for all
+        numbers below that of a whole packet.
+    """
+    codec = Codec(bundle)
+    networks = _networks(backbone, bundle, {p.split for p in points})
+    found = {(p.id, n): Measured() for p in points for n in range(1, _slices(bundle, p))}
+    with torch.inference_mode():
+        for at in range(0, len(paths), BATCH):
+            batch = paths[at : at + BATCH]
+            for name, (head, encoder, decoder, tail) in networks.items():
+                latents = encoder(*head(_pixels(batch, bundle.preprocessing_at(name)))).numpy()
+                for point in (p for p in points if p.split == name):
+                    whole = [codec.compress(latent, point, 0) for latent in latents]
+                    gain = torch.from_numpy(bundle.gain(name, point.rate_level)).expand(len(whole), -1)
+                    for count in range(1, _slices(bundle, point)):
+                        into, received = found[point.id, count], []
+                        for packet in whole:
+                            data = packet.prefix(count).to_bytes()
+                            into.packet_bytes.append(len(data))
+                            into.slice_bytes.append(sum(map(len, packet.slices[:count])))
+                            into.entropy_bits.append(0.0)
+                            received.append(codec.decompress(Packet.from_bytes(data)))
+                        symbols = torch.from_numpy(np.stack(received))
+                        into.answers += backbone.task.answers(tail(decoder(symbols, gain)))
+            note(len(batch))
+    return found
+
+
+def _slices(bundle: Bundle, point: OperatingPoint) -> int:
+    return len(bundle.split(point.split).slices[point.rate_level])
+
+
+def _networks(
+    backbone: Backbone, bundle: Bundle, names: Iterable[str]
+) -> dict[str, tuple[nn.Module, nn.Module, nn.Module, nn.Module]]:
+    """Head, encoder, decoder and tail of split points, the last two with the bundle's repair."""
+    return {
+        name: (
+            backbone.head(name),
+            Encoder.of(bundle, name),
+            *repaired(bundle, name, Decoder.of(bundle, name), backbone.tail(name)),
+        )
+        for name in names
+    }
 
 
 def _through_codec(codec: Codec, latents: npt.NDArray[np.float32], point: OperatingPoint, into: Measured) -> Tensor:

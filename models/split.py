@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from .backbones import SIZED, Backbone
 from .bottleneck import Encoder
-from .bundle import Bundle, SplitSpec, rounded
+from .bundle import Bundle, SplitSpec
 from .closed_form import fisher_gradients
 from .cutting.cuts import Cut
 from .cutting.maps import Packing
@@ -41,10 +41,10 @@ from .export import Only, write_onnx
 from .fit import BOX_DISTORTIONS, DISTORTIONS, fit_map
 from .measure import BATCH, find_pictures, load_pixels, measure, pixel_batches
 from .onnx_time import coding_milliseconds, edge_milliseconds, image_milliseconds
-from .operating_point import MAX_ID, Kind, OperatingPoint
+from .operating_point import Kind, OperatingPoint
 from .tasks import CLASSIFICATION, DETECTION
 from .temporal_fit import with_temporal
-from .zoo.catalogue import backbone_of, load_backbone
+from .zoo.catalogue import load_backbone
 from .zoo.sources import Source
 
 MIN_PHOTOGRAPHS = 100
@@ -93,7 +93,7 @@ def split(plan: SplitPlan, progress: Progress | None = None, data_note: str = ""
     """
     fit_on, held_out = choose(plan.calibration, plan.photographs, plan.held_out, plan.seed)
     backbone = load_backbone(plan.source)
-    names = tuple(_full_name(backbone, name) for name in plan.at) or default_splits(backbone)
+    names = tuple(full_name(backbone, name) for name in plan.at) or default_splits(backbone)
     if not names:
         backbone.packing(backbone.cuts[0].name)
         raise BackboneError(f"{backbone.spec.name} has no cut to take by itself; name one with --at, see --list")
@@ -154,121 +154,11 @@ def fit_unmeasured(
     ).check()
 
 
-def _full_name(backbone: Backbone, name: str) -> str:
+def full_name(backbone: Backbone, name: str) -> str:
     """A cut's own name where an alias was given, with the size that was asked for."""
     sized, _ = backbone.at(name)
     cut = backbone.cut(name).name
     return cut if sized is backbone else f"{cut}-{sized.preprocessing.size}px"
-
-
-def extended(plan: SplitPlan, folder: Path, progress: Progress | None = None) -> tuple[Backbone, Bundle]:
-    """As `split`, but the split points are added to the bundle in a folder.
-
-    Raises:
-        DataError: no split point was named, or as `extend`.
-        BackboneError: the bundle is of another backbone, or as `extend`.
-        BundleError: the bundle cannot be read.
-    """
-    if not plan.at:
-        raise DataError("name the split points that the bundle gets with --at, see --list")
-    bundle = Bundle.load(folder)
-    backbone = backbone_of(bundle)
-    if plan.source.name != bundle.backbone.name:
-        raise BackboneError(f"the bundle in {folder} is of {bundle.backbone.name}, not of {plan.source.name}")
-    fit_on, held_out = choose(plan.calibration, plan.photographs, plan.held_out, plan.seed)
-    found = extend(backbone, bundle, plan.at, fit_on, held_out, plan.seed, progress)
-    names = " ".join(f"--at {name}" for name in plan.at)
-    said = (
-        f"headrace split {plan.source.name} --add-to BUNDLE {names} --photographs {plan.photographs} --seed {plan.seed}"
-    )
-    before = [bundle.provenance["added"]] if "added" in bundle.provenance else []
-    return backbone, replace(found, provenance={**bundle.provenance, "added": "; ".join([*before, said])})
-
-
-def extend(
-    backbone: Backbone,
-    bundle: Bundle,
-    names: Sequence[str],
-    fit_on: Sequence[Path],
-    held_out: Sequence[Path],
-    seed: int = 0,
-    progress: Progress | None = None,
-) -> Bundle:
-    """A bundle with more split points, or with some fitted anew; the others and their operating points stay.
-
-    Args:
-        backbone: the bundle's.
-        bundle: any.
-        names: split points; a repair that one of these had is dropped.
-        fit_on, held_out: photographs to fit and to measure on.
-        seed: of the draws for the Fisher metric.
-        progress: where to show progress; None for nowhere.
-
-    Raises:
-        BackboneError: a split point is unknown, its maps cannot be packed, or it does not join exactly.
-        DataError: there would be more operating points than a bundle can have.
-    """
-    progress = progress or Progress(disable=True)
-    names = [_full_name(backbone, name) for name in names]
-    for name in names:
-        backbone.prove(name)
-    specs, arrays = fit_splits(backbone, names, fit_on, seed, progress)
-    bundle = added(without(bundle, names), specs, arrays).check()
-    return measured_points(backbone, timed(backbone, bundle, progress), held_out, progress, names).check()
-
-
-def without(bundle: Bundle, names: Collection[str]) -> Bundle:
-    """The bundle without some split points, their operating points, tensors, repairs and exits."""
-
-    def stays(key: str) -> bool:
-        return not any(key.startswith(f"{name}/") for name in names)
-
-    return replace(
-        bundle,
-        exit_specs=tuple(s for s in bundle.exit_specs if s.split not in names),
-        splits=tuple(s for s in bundle.splits if s.name not in names),
-        operating_points=tuple(p for p in bundle.operating_points if p.split not in names),
-        tensors={k: v for k, v in bundle.tensors.items() if stays(k)},
-        repair={k: v for k, v in bundle.repair.items() if stays(k)},
-    )
-
-
-def added(
-    bundle: Bundle,
-    specs: Sequence[SplitSpec],
-    arrays: Mapping[str, np.ndarray[Any, Any]],
-    widths: Mapping[str, float] | None = None,
-) -> Bundle:
-    """The bundle with these split points, their tensors, and an operating point for every rate level, under the first
-    ids that are free.
-
-    Raises:
-        DataError: there would be more operating points than a bundle can have.
-    """
-    taken = {p.id for p in bundle.operating_points}
-    free = (i for i in range(MAX_ID + 1) if i not in taken)
-    wanted = [(spec, level) for spec in specs for level in range(spec.rate_levels)]
-    if len(taken) + len(wanted) > MAX_ID + 1:
-        raise DataError(
-            f"bundle {bundle.name} would have {len(taken) + len(wanted)} operating points, at most {MAX_ID + 1} fit; "
-            "add fewer split points"
-        )
-    points = [
-        OperatingPoint(
-            id=next(free),
-            kind=Kind.FEATURE,
-            split=spec.name,
-            width=(widths or {}).get(spec.name, 1.0),
-            rate_level=level,
-        )
-        for spec, level in wanted
-    ]
-    return replace(
-        bundle,
-        splits=(*bundle.splits, *specs),
-        operating_points=(*bundle.operating_points, *points),
-        tensors={**bundle.tensors, **rounded(arrays)},
-    )
 
 
 def fit_splits(

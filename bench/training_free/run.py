@@ -15,6 +15,7 @@ from torch import nn
 from ...models.backbones import Backbone
 from ...models.bundle import Bundle
 from ...models.evaluate import OtherCodec
+from ...models.evaluation.kept import pictures_identity
 from ...models.measure import find_pictures, pixel_batches
 from . import cohen2021, quantise_only, slicer, sparse_rans
 from .interface import Calibrate, FeatureCodec
@@ -29,7 +30,7 @@ FAMILIES: Mapping[str, Calibrate] = {
 
 @dataclass(frozen=True, slots=True)
 class TrainingFree:
-    """What to run; calling it does.
+    """What to run.
 
     Attributes:
         calibration: folder of photographs; the codecs are calibrated on those that `headrace split` takes from the
@@ -42,10 +43,19 @@ class TrainingFree:
     photographs: int = 300
     at: tuple[str, ...] = ()
 
-    def __call__(
-        self, backbone: Backbone, bundle: Bundle, paths: Sequence[Path], progress: Progress
+    @property
+    def identity(self) -> str:
+        """See `Others`; by the photographs' names and sizes, not by the folder's."""
+        return f"training-free, {self.photographs} of {pictures_identity(find_pictures(self.calibration))}"
+
+    def splits(self, bundle: Bundle) -> tuple[str, ...]:
+        """Where it cuts."""
+        return self.at or tuple(s.name for s in bundle.splits)
+
+    def measure(
+        self, backbone: Backbone, bundle: Bundle, split: str, paths: Sequence[Path], progress: Progress
     ) -> list[OtherCodec]:
-        """Every rate setting of every codec at every split point, on the photographs `paths`.
+        """Every rate setting of every codec at a split point, on the photographs `paths`.
 
         Raises:
             DataError: no photographs to calibrate on.
@@ -54,21 +64,18 @@ class TrainingFree:
         chosen = find_pictures(self.calibration)
         random.Random(int(bundle.provenance.get("seed", 0))).shuffle(chosen)
         chosen = chosen[: self.photographs]
-        found = []
-        for split in self.at or tuple(s.name for s in bundle.splits):
-            head, tail = backbone.head(split), backbone.tail(split)
-            bar = progress.add_task(f"{split}: calibration", total=len(chosen) + len(FAMILIES))
-            batches = []
-            for batch in _features(head, backbone.at(split)[0], chosen):
-                batches.append(batch)
-                progress.advance(bar, len(batch))
-            features = np.concatenate(batches)
-            codecs: list[tuple[str, FeatureCodec]] = []
-            for family, calibrate in FAMILIES.items():
-                codecs += [(family, codec) for codec in calibrate(features)]
-                progress.advance(bar)
-            found += self._measured(split, codecs, head, tail, backbone, paths, progress)
-        return found
+        head, tail = backbone.head(split), backbone.tail(split)
+        bar = progress.add_task(f"{split}: calibration", total=len(chosen) + len(FAMILIES))
+        batches = []
+        for batch in _features(head, backbone.at(split)[0], chosen):
+            batches.append(batch)
+            progress.advance(bar, len(batch))
+        features = np.concatenate(batches)
+        codecs: list[tuple[str, FeatureCodec]] = []
+        for family, calibrate in FAMILIES.items():
+            codecs += [(family, codec) for codec in calibrate(features)]
+            progress.advance(bar)
+        return self._measured(split, codecs, head, tail, backbone, paths, progress)
 
     def _measured(
         self,

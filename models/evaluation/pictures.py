@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image, features
+from torch import Tensor
 
 from ..backbones import Backbone
 from ..bitstream import Packet
@@ -93,6 +94,7 @@ def measure_pictures(
     chosen: Sequence[Setting],
     boxes: Sequence[Box] | None = None,
     note: Callable[[int], None] = lambda _: None,
+    uncut: Callable[[Tensor], Sequence[Tensor]] | None = None,
 ) -> dict[Setting, Measured]:
     """Send every photograph as a picture at every setting; the uncut model answers to what comes out.
 
@@ -102,12 +104,13 @@ def measure_pictures(
         chosen: settings.
         boxes: of each photograph, what of its pixels is coded; None for all.
         note: called with the number of photographs done, after each batch.
+        uncut: the uncut model in another engine; the backbone's own by default.
 
     Returns:
         Bytes of whole packets and of the files in them, and answers, by setting.
     """
     found = {setting: Measured() for setting in chosen}
-    uncut, task = backbone.uncut, backbone.task
+    uncut, task = uncut or backbone.uncut, backbone.task
     with torch.inference_mode():
         for at in range(0, len(paths), BATCH):
             batch = [load_pixels(path, backbone.preprocessing) for path in paths[at : at + BATCH]]

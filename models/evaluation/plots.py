@@ -65,8 +65,8 @@ def figure_with_axes() -> tuple[Any, Any]:
     return figure, figure.subplots()
 
 
-def draw_curves(curves: Iterable[Curve], path: Path, title: str, xlabel: str, ylabel: str) -> None:
-    """Bytes (log) against a share of the uncut quality; lines at the ratios.
+def draw_curves(curves: Iterable[Curve], path: Path, title: str, xlabel: str, ylabel: str, lowest: float = 0.4) -> None:
+    """Bytes (log) against a share of the uncut quality, from `lowest` on; lines at the ratios.
 
     Raises:
         DataError: matplotlib is not installed.
@@ -86,7 +86,7 @@ def draw_curves(curves: Iterable[Curve], path: Path, title: str, xlabel: str, yl
         axes.errorbar(xs, ys, bars, fmt=style, markersize=4, elinewidth=0.6, label=curve.name)
     for ratio in RATIOS:
         axes.axhline(ratio, color="#9ca3af", linewidth=0.8)
-    axes.set(xscale="log", xlabel=xlabel, ylabel=ylabel, title=title, ylim=(0.4, 1.05))
+    axes.set(xscale="log", xlabel=xlabel, ylabel=ylabel, title=title, ylim=(lowest, 1.05))
     axes.legend()
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=110)

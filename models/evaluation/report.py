@@ -17,6 +17,7 @@ from .pictures import QUALITIES
 from .plots import Curve, draw_curves, write_csv
 from .resampling import RESAMPLES
 from .samples import FEATURE, Measurements, Row
+from .slices import slice_rows, slices_as_json, slices_table, write_slices
 
 CSV_FILE, PNG_FILE = "rate-accuracy.csv", "rate-accuracy.png"
 NONE = "—"
@@ -33,7 +34,8 @@ def summary(found: Measurements) -> dict[str, Any]:
         `share_of_uncut`, `learned` and the four of `at` by ratio, of each split point of the bundle); `encoder`
         (`widest`, `narrowest` of the learned ones; null where there are none); `bd_rate` (ours -> picture codec ->
         `percent`, `lowest`, `highest`; null where the curves have no accuracy in common); `coded_over_entropy`;
-        `points`; `exits` (fields of `exits.ExitRow`).
+        `slices` (operating point -> of the first 1, 2, ... slices `slices`, `bytes`, `top1`, `relative`,
+        `relative_ci`); `points`; `exits` (fields of `exits.ExitRow`).
     """
     rows, families, splits = found.rows, found.families, found.split_families
     by_family = {name: found.bytes_at(chosen) for name, chosen in families.items()}
@@ -60,6 +62,7 @@ def summary(found: Measurements) -> dict[str, Any]:
             "total": sum(r.slice_bytes for r in coded) / sum(r.entropy_bytes for r in coded),
             "worst": max(r.slice_bytes / r.entropy_bytes for r in coded),
         },
+        "slices": slices_as_json(slice_rows(found)),
         "points": [_point(row) for row in rows],
         "exits": exit_summary(found.exits),
     }
@@ -106,6 +109,8 @@ def print_tables(console: Console, found: Measurements, result: Mapping[str, Any
     for ours, against in result["bd_rate"].items():
         table.add_row(ours, *(_difference(each) for each in against.values()))
     console.print(table)
+    if found.prefixes:
+        console.print(slices_table(slice_rows(found)))
     over = result["coded_over_entropy"]
     console.print(f"coded size over the tables' entropy: {over['total']:.3f} in all, {over['worst']:.3f} at worst")
 
@@ -164,7 +169,7 @@ def _difference(found: Mapping[str, float] | None) -> str:
 
 
 def write_files(found: Measurements, folder: Path, title: str) -> None:
-    """CSV and picture into a folder, which is made if need be."""
+    """CSV files and pictures into a folder, which is made if need be."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = found.rows
     write_csv(rows, folder / CSV_FILE)
@@ -182,3 +187,4 @@ def write_files(found: Measurements, folder: Path, title: str) -> None:
             )
         )
     draw_curves(curves, folder / PNG_FILE, title, "bytes a photograph", "share of the uncut top-1")
+    write_slices(slice_rows(found), folder, title)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -84,6 +84,7 @@ class Measurements:
         picture_ms: coding of a picture, by codec.
         exits: of answers on the device.
         seed: of the bootstrap.
+        prefixes: operating point -> samples of its first 1, 2, ... slices, all but the whole packet.
     """
 
     samples: Sequence[Sample]
@@ -92,6 +93,7 @@ class Measurements:
     picture_ms: Mapping[str, float]
     exits: Sequence[ExitRow] = ()
     seed: int = 0
+    prefixes: Mapping[str, Sequence[Sample]] = field(default_factory=dict)
 
     @property
     def uncut_top1(self) -> float:

@@ -15,8 +15,9 @@ from rich.progress import Progress
 
 from ..backbones import Backbone
 from ..bundle import Bundle, LearnedSpec, SplitSpec
-from ..split import added, fit_splits, measured_points, timed
-from ..split import without as without_splits
+from ..extend import added
+from ..extend import without as without_splits
+from ..split import fit_splits, measured_points, timed
 from .cut import learned_cuts, synthesis_numbers, tensors_of
 from .plan import TrainPlan
 from .slimmable import STRIDE

@@ -211,7 +211,8 @@ def test_baselines_are_calibrated_on_the_photographs_that_a_split_takes(photogra
 
     run = TrainingFree(photographs / "calibration", photographs=4, at=("any",))
     paths = find_pictures(photographs / "labelled")
-    found = run(Watched(), bundle, paths, Progress(disable=True))
+    assert run.splits(bundle) == ("any",)
+    found = run.measure(Watched(), bundle, "any", paths, Progress(disable=True))
     shuffled = find_pictures(photographs / "calibration")
     random.Random(bundle.provenance["seed"]).shuffle(shuffled)
     expected = torch.cat(list(pixel_batches(shuffled[:4], bundle.preprocessing))).float().permute(0, 3, 1, 2)

@@ -20,11 +20,14 @@ from headrace.models.evaluation import curves, pictures
 from headrace.models.evaluation.curves import cheapest, cheapest_shared, front, rate_difference
 from headrace.models.evaluation.edge_costs import EdgeCosts, StageCost
 from headrace.models.evaluation.front import front_of, report_front
+from headrace.models.evaluation.kept import Kept
 from headrace.models.evaluation.pictures import Setting, available, settings, through
 from headrace.models.evaluation.report import summary
 from headrace.models.evaluation.resampling import Resampled, bytes_interval, interval
 from headrace.models.evaluation.samples import Measurements, Sample
+from headrace.models.evaluation.uncut import UncutInOnnx
 from headrace.models.exceptions import DataError
+from headrace.models.preprocessing import prepare
 from headrace.models.zoo.catalogue import load_backbone
 from PIL import Image
 from rich.console import Console
@@ -206,6 +209,48 @@ def test_a_baseline_of_others_has_its_place(measured):
     assert found["splits"].keys() == {"blocks", "slim-100", "slim-25"}
 
 
+def test_each_slice_has_its_bytes_and_its_accuracy(measured, tmp_path):
+    first = Sample("blocks@0, 1 slices", "deep", "blocks", np.full(100, 300.0), np.arange(100) < 80, 1.0, 0.0)
+    measured.prefixes = {"blocks@0": [first]}
+    found = summary(measured)
+    one, whole = found["slices"]["blocks@0"]
+    assert (one["slices"], one["bytes"], one["relative"]) == (1, 300, 0.8)
+    assert (whole["slices"], whole["bytes"], whole["relative"]) == (2, 800, 0.99)
+    assert one["relative_ci"][0] < 0.8 < one["relative_ci"][1]
+    assert found["at"]["0.90"]["deep"] == 400, "a prefix is no point of its own"
+
+
+def test_what_was_kept_is_used_only_for_the_same(tmp_path):
+    calls = []
+
+    def measure():
+        calls.append(1)
+        return [len(calls)]
+
+    assert Kept(tmp_path, "a bundle").stage("points", measure) == [1]
+    assert Kept(tmp_path, "a bundle").stage("points", measure) == [1]
+    assert Kept(tmp_path, "a bundle").stage("points", measure, "other settings") == [2]
+    assert Kept(tmp_path, "a bundle").stage("pictures", measure) == [3]
+    assert Kept(tmp_path, "another bundle").stage("points", measure) == [4]
+    assert Kept(None, "a bundle").stage("points", measure) == [5]
+    for file in tmp_path.iterdir():
+        file.write_text("[1")
+    with pytest.raises(DataError, match="delete it"):
+        Kept(tmp_path, "a bundle").stage("points", measure)
+
+
+def test_the_uncut_model_answers_alike_in_both_engines():
+    backbone = load_backbone("efficientnet_lite0")
+    pixels = torch.from_numpy(np.stack([prepare(Image.fromarray(skimage.data.chelsea()), backbone.preprocessing)] * 2))
+    with torch.inference_mode():
+        torch.testing.assert_close(UncutInOnnx(backbone)(pixels)[0], backbone.uncut(pixels)[0], atol=1e-5, rtol=0)
+
+
+def test_an_unknown_picture_codec_is_named(tmp_path):
+    done = CliRunner().invoke(app, ["eval", "rd", "--data", str(tmp_path), "--pictures", "bpg"])
+    assert isinstance(done.exception, DataError) and "'bpg'" in str(done.exception)
+
+
 def test_the_front_takes_closed_form_and_learned_together(measured, tmp_path):
     found = report_front(summary(measured), tmp_path / "front.json", tmp_path / "out", Console(quiet=True))
     assert json.loads((tmp_path / "front.json").read_text()) == found
@@ -282,7 +327,8 @@ def test_the_commands_on_real_photographs(tmp_path, monkeypatch):
     for wnid, name in LABELLED.items():
         Image.fromarray(getattr(skimage.data, name)()).save(tmp_path / f"{wnid}_{name}.png")
     rd, out = tmp_path / "rd.json", tmp_path / "out"
-    done = CliRunner().invoke(app, ["eval", "rd", "--data", str(tmp_path), "--json", str(rd), "--output", str(out)])
+    command = ["eval", "rd", "--data", str(tmp_path), "--json", str(rd), "--work", str(tmp_path / "work")]
+    done = CliRunner().invoke(app, [*command, "--output", str(out)])
     assert done.exit_code == 0, (done.output, done.exception)
     found = json.loads(rd.read_text())
     assert found["images"] == 2 and found["uncut_top1"] in {0.5, 1.0}
@@ -301,6 +347,23 @@ def test_the_commands_on_real_photographs(tmp_path, monkeypatch):
         assert [r["name"] for r in csv.DictReader(file)] == [p["name"] for p in found["points"]]
     assert Image.open(out / "rate-accuracy.png").size[0] > 500
     assert "BD-rate" in done.output and "—" in done.output
+    assert [(name, [r["slices"] for r in each]) for name, each in found["slices"].items()] == [
+        (f"{s.name}@{s.rate_levels // 2}", [1, 2, 3, 4]) for s in bundle.splits
+    ]
+    for name, each in found["slices"].items():
+        whole = next(p for p in found["points"] if p["name"] == name)
+        assert [r["bytes"] for r in each] == sorted(r["bytes"] for r in each)
+        assert (each[-1]["bytes"], each[-1]["top1"]) == (whole["bytes"], whole["top1"])
+    with (out / "slices.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 4 * len(bundle.splits)
+    assert Image.open(out / "slices.png").size[0] > 500
+    # The same command again finds everything in its folder, and says the same.
+    for name in ("edge_costs", "measure", "measure_pictures", "measure_prefixes"):
+        monkeypatch.setattr(evaluate, name, None)
+    rd.rename(tmp_path / "first.json")
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert json.loads(rd.read_text()) == found
     front_json = tmp_path / "front.json"
     done = CliRunner().invoke(app, ["eval", "front", "--from", str(rd), "--json", str(front_json)])
     assert done.exit_code == 0, (done.output, done.exception)

@@ -28,10 +28,11 @@ from headrace.models.exits.confidence import (
 from headrace.models.exits.costs import ExitCost
 from headrace.models.exits.graph import classifier
 from headrace.models.export import export_edge_half
+from headrace.models.extend import without
 from headrace.models.measure import find_pictures, load_pixels
 from headrace.models.onnx_time import one_core_session
 from headrace.models.operating_point import Kind
-from headrace.models.split import fit, without
+from headrace.models.split import fit
 from headrace.models.zoo.catalogue import load_backbone
 from headrace.models.zoo.sources import Source
 

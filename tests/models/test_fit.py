@@ -8,7 +8,7 @@ import torch
 from headrace.models.bottleneck import Decoder, Encoder
 from headrace.models.bundle import BackboneSpec, Bundle, Preprocessing, SplitSpec
 from headrace.models.codec import Codec
-from headrace.models.fit import DISTORTIONS, fit_map
+from headrace.models.fit import DISTORTIONS, MOST_BYTES, fit_map
 from headrace.models.operating_point import Kind, OperatingPoint
 
 
@@ -120,3 +120,12 @@ def test_the_encoder_is_the_form_that_was_fitted():
     assert not full or torch.allclose(restored, features, atol=1e-3)
     assert torch.allclose(latent.mean(0), torch.zeros_like(latent[0]), atol=1e-3)
     assert replace(bundle, provenance={"x": 1}).fingerprint == bundle.fingerprint
+
+
+def test_no_rate_level_outgrows_a_packet():
+    """A wide map of which nothing may be lost: the steps are held, the levels still differ, every slice can be sent."""
+    features, gradients = smooth(12, (24, 64, 64), 6), smooth(12, (24, 64, 64), 7) * 0.005
+    bundle = bundle_of(features, gradients)
+    sizes = [sent(bundle, features[:4], level)[1] for level in (0, 5, 9)]
+    assert MOST_BYTES / 2 < sizes[0] < 1.2 * MOST_BYTES
+    assert sizes == sorted(sizes, reverse=True) and sizes[-1] < 0.8 * sizes[0]

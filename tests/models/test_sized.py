@@ -16,10 +16,11 @@ from headrace.models.codec import Codec
 from headrace.models.edge_half import load_edge_half
 from headrace.models.exceptions import BackboneError, DataError, OperatingPointError
 from headrace.models.export import export_edge_half
+from headrace.models.extend import added, extend, extended
 from headrace.models.measure import find_pictures, load_pixels
 from headrace.models.preprocessing import prepare
 from headrace.models.repair.data import make_crops
-from headrace.models.split import SplitPlan, added, extend, extended, fit
+from headrace.models.split import SplitPlan, fit
 from headrace.models.zoo.catalogue import backbone_of, load_backbone
 from headrace.models.zoo.sources import Source
 from headrace.server.engine import FeatureInput, TailKey
@@ -41,7 +42,8 @@ def folder(noise_pictures) -> Path:
 def untimed():
     """Timing exports every head to ONNX, which takes half a minute and says nothing here."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("headrace.models.split.timed", lambda backbone, bundle, progress: bundle)
+        for module in ("split", "extend"):
+            patch.setattr(f"headrace.models.{module}.timed", lambda backbone, bundle, progress: bundle)
         yield
 
 

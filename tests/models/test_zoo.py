@@ -36,18 +36,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import own_models
 
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory) -> Path:
-    """110 small pictures: blurred noise, no two alike."""
-    folder = tmp_path_factory.mktemp("pictures")
-    rng = np.random.default_rng(5)
-    for i in range(110):
-        noise = rng.integers(0, 256, (6 + i % 3, 8, 3), dtype=np.uint8)
-        Image.fromarray(noise).resize((80, 64), Image.Resampling.BICUBIC).save(folder / f"{i:03}.png")
-    return folder
-
-
 KINDS = {
     "residual net": (Source("timm/test_resnet", seed=3, size=64), "layer2"),
     "tokens": (Source("test_vit", seed=3, size=64), "blocks.1"),
@@ -59,11 +47,11 @@ KINDS = {
 
 
 @pytest.mark.parametrize(("source", "at"), KINDS.values(), ids=KINDS.keys())
-def test_a_packet_of_any_model_is_answered_by_its_tail(source, at, pictures, tmp_path, monkeypatch):
+def test_a_packet_of_any_model_is_answered_by_its_tail(source, at, noise_pictures, tmp_path, monkeypatch):
     """Fitted, saved, loaded; the edge's ONNX head, the codec, the server's tail: all of it from the bundle alone."""
     monkeypatch.setattr("headrace.models.split.timed", lambda _, bundle, __: bundle)  # is seconds of exporting
     backbone = load_backbone(source)
-    paths = sorted(pictures.iterdir())
+    paths = sorted(noise_pictures.iterdir())
     fit(backbone, [backbone.cut(at).name], paths[:12], paths[12:14]).save(tmp_path)
     write_weights(backbone, tmp_path)
     bundle = Bundle.load(tmp_path)
@@ -96,10 +84,10 @@ def test_a_packet_of_any_model_is_answered_by_its_tail(source, at, pictures, tmp
     assert all(0 <= p.accuracy <= 1 for p in bundle.operating_points)
 
 
-def test_a_factory_s_weights_travel_in_the_bundle(pictures, tmp_path):
+def test_a_factory_s_weights_travel_in_the_bundle(noise_pictures, tmp_path):
     """Through the command: the factory would draw others when it is called again."""
     command = ["split", "own_models:Residual", "--task", "classification", "--size", "32", "--at", "stem.2"]
-    folders = ["--calibration", str(pictures), "--output", str(tmp_path)]
+    folders = ["--calibration", str(noise_pictures), "--output", str(tmp_path)]
     done = CliRunner().invoke(app, [*command, *folders, "--photographs", "100", "--held-out", "4"])
     assert done.exit_code == 0, (done.output, done.exception)
     bundle = Bundle.load(tmp_path)
@@ -134,9 +122,9 @@ def test_a_program_of_torch_export_travels_in_the_bundle(frames, small_bundle, t
     assert torch.allclose(again.tail("stem.2")(*again.head("stem.2")(pixels))[0], expected, atol=1e-5)
 
 
-def test_a_detector_s_edge_half_has_no_uncut_model(pictures, tmp_path):
+def test_a_detector_s_edge_half_has_no_uncut_model(noise_pictures, tmp_path):
     backbone = load_backbone(Source("own_models:Boxes", "detection", size=32))
-    paths = sorted(pictures.iterdir())
+    paths = sorted(noise_pictures.iterdir())
     bundle = fit(backbone, ["body.1"], paths[:12], paths[12:14])
     assert 0 < bundle.split("body.1").edge_share < 1.5
     bundle.save(tmp_path)
@@ -219,14 +207,16 @@ def test_a_cut_of_several_maps_is_fitted_and_sent_as_one(tmp_path):
     rng = np.random.default_rng(0)
     for i in range(12):
         Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)).resize((32, 32)).save(tmp_path / f"{i}.png")
-    pictures = sorted(tmp_path.iterdir())
-    bundle = fit(backbone, [several.name], pictures, pictures[:2])
+    paths = sorted(tmp_path.iterdir())
+    bundle = fit(backbone, [several.name], paths, paths[:2])
     (spec,) = bundle.splits
     assert spec.features == backbone.packing(several.name).packed
     points = [p for p in bundle.operating_points if p.kind is Kind.FEATURE]
     assert all(p.bytes_median > 0 for p in points)
     # The real packets, decoded: what comes back is nearer to what was sent, the finer the rate level.
-    (features,) = backbone.head(several.name)(torch.from_numpy(load_pixels(pictures[0], bundle.preprocessing))[None])
+    (features,) = backbone.head(several.name)(
+        torch.from_numpy(load_pixels(paths[0], bundle.preprocessing).copy())[None]
+    )
     latent, codec = Encoder.of(bundle, several.name)(features)[0].numpy(), Codec(bundle)
     errors = []
     for point in (points[0], points[-1]):
