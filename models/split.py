@@ -10,7 +10,6 @@ import random
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -27,9 +26,9 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 from rich.text import Text
-from torch import Tensor, nn
+from torch import Tensor
 
-from .backbones import SIZED, Backbone
+from .backbones import Backbone
 from .bottleneck import Encoder
 from .bundle import Bundle, SplitSpec, rounded
 from .closed_form import fisher_gradients
@@ -282,7 +281,7 @@ def fit_splits(
     for size, alike in sizes.items():
         sized = backbone.at(alike[0])[0]
         bar = progress.add_task(f"features, {size} pixels", total=len(fit_on))
-        parts = _chain(sized, [name for name in alike if name not in backbone.learned])
+        parts = sized.head_parts([name for name in alike if name not in backbone.learned])
         apart = {name: backbone.head(name) for name in alike if name in backbone.learned}
         with torch.inference_mode():
             for pixels in calibration_batches(sized, fit_on, seed):
@@ -391,17 +390,6 @@ def choose(folder: Path, photographs: int, held_out: int, seed: int) -> tuple[li
     # With too few for both, what is measured on was also fitted on: better than nothing, and said in the provenance.
     rest = found[fitted : fitted + held_out]
     return found[:fitted], rest or found[:held_out]
-
-
-def _chain(backbone: Backbone, names: Sequence[str]) -> list[tuple[str, nn.Module]]:
-    """The head cut into parts, so that a photograph passes every stage once for all split points."""
-    ordered = sorted(set(names), key=lambda n: backbone.cut(backbone.at(n)[1]).index)
-    # Of a sized backbone the names still say the size, its cuts do not.
-    cuts = ["", *(SIZED.sub(r"\1", n) for n in ordered)]
-    return [
-        (name, backbone.between(before, cut) if before else backbone.head(cut))
-        for name, (before, cut) in zip(ordered, pairwise(cuts), strict=True)
-    ]
 
 
 def _operating_points(specs: Sequence[SplitSpec], local: bool) -> tuple[OperatingPoint, ...]:

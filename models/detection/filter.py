@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..backbones import Backbone
-from ..bundle import Bundle, FilterSpec
+from ..bundle import Bundle, FilterSpec, Preprocessing
 from ..exceptions import DataError
 from ..measure import find_pictures, pixel_batches
 from ..tasks import Boxes, Detection
@@ -247,26 +247,30 @@ def _look(
     note: Callable[[int], None],
 ) -> _Seen:
     """Run the uncut detector over the photographs, by way of every split point."""
-    ordered = sorted(filters, key=lambda name: backbone.cut(name).index)
-    parts: list[tuple[str, nn.Module]] = []
-    for before, name in zip(["", *ordered], ordered, strict=False):
-        parts.append((name, backbone.between(before, name) if before else backbone.head(name)))
-    tail = backbone.tail(ordered[-1])
+    sizes: dict[Preprocessing, list[str]] = {backbone.preprocessing: []}
+    for name in filters:
+        sizes.setdefault(backbone.at(name)[0].preprocessing, []).append(name)
+    parts = {how: backbone.at(names[0])[0].head_parts(names) for how, names in sizes.items() if names}
+    own = parts.get(backbone.preprocessing, [])
+    tail = backbone.tail(own[-1][0]) if own else backbone.uncut
     task = backbone.task
     assert isinstance(task, Detection)
-    pooled: dict[str, list[npt.NDArray[np.float16]]] = {name: [] for name in ordered}
+    pooled: dict[str, list[npt.NDArray[np.float16]]] = {name: [] for name in filters}
     boxes: list[npt.NDArray[np.float32]] = []
     done = 0
     with torch.inference_mode():
-        for pixels in pixel_batches(paths, backbone.preprocessing):
-            reached: tuple[Tensor, ...] = (pixels,)
-            for name, part in parts:
-                reached = part(*reached)
-                pooled[name].append(filters[name].pooled(reached[0]).half().numpy())
-            for answer in task.answers(tail(*reached)):
+        for views in zip(*(pixel_batches(paths, how) for how in sizes), strict=True):
+            ends = {}
+            for how, pixels in zip(sizes, views, strict=True):
+                reached: tuple[Tensor, ...] = (pixels,)
+                for name, part in parts.get(how, ()):
+                    reached = part(*reached)
+                    pooled[name].append(filters[name].pooled(reached[0]).half().numpy())
+                ends[how] = reached
+            for answer in task.answers(tail(*ends[backbone.preprocessing])):
                 assert isinstance(answer, Boxes)
                 boxes.append(_centres(answer, interest, task.size))
-            done += len(pixels)
+            done += len(views[0])
             note(done)
     maps = {name: np.concatenate(each) for name, each in pooled.items()}
     return _Seen(maps, boxes, np.array([bool((b[:, 2] >= task.confident).any()) for b in boxes]))
