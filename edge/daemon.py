@@ -302,7 +302,7 @@ class Daemon:
             max_in_flight=most_in_flight(settings),
             lossless=settings.as_fast_as_possible,
             cut_short=settings.cut_short,
-            say_size=self._bundle.task == "detection",
+            say_size="detection" in self._bundle.task,
         )
 
     def _on_limits(self, welcome: Welcome) -> None:

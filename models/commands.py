@@ -27,7 +27,8 @@ def split(
     calibration: Annotated[Path | None, typer.Option(help="Folder of at least 100 unlabelled photographs.")] = None,
     output: Annotated[Path | None, typer.Option(help="Folder to write the bundle to.")] = None,
     task: Annotated[
-        str, typer.Option(help="classification, detection or segmentation; needed for models of your own.")
+        str,
+        typer.Option(help="classification, detection or segmentation, or several joined by +; for models of your own."),
     ] = "",
     at: Annotated[list[str] | None, typer.Option(help="Split point; may be given several times.")] = None,
     show: Annotated[bool, typer.Option("--list", help="List where it can be cut, and stop.")] = False,
@@ -92,7 +93,9 @@ def repair_bundle(
     minutes: Annotated[float, typer.Option(help="Time for each split point.")] = 20.0,
     steps: Annotated[int, typer.Option(help="Number of steps, instead of what fits into the minutes.")] = 0,
     crops: Annotated[int, typer.Option(help="Most crops of photographs that are made.")] = 16_000,
-    rank: Annotated[int, typer.Option(help="Of what is added to the tail's matrices: more learns more, and is larger.")] = 16,
+    rank: Annotated[
+        int, typer.Option(help="Of what is added to the tail's matrices: more learns more, and is larger.")
+    ] = 16,
     bfloat16: Annotated[
         bool, typer.Option("--bfloat16", help="Learn in half precision, where the processor has it in half the time.")
     ] = False,

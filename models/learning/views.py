@@ -31,8 +31,8 @@ NOTE_EVERY = 64
 
 
 class Teacher:
-    """The uncut model: pixels uint8 [S, S, 3] -> features float16 [C, H, W] at the anchor, and outputs float16 [...], of
-    a classifier scores [classes]."""
+    """The uncut model: pixels uint8 [S, S, 3] -> features float16 [C, H, W] at the anchor, and outputs float16 [...],
+    which are scores [classes] of a classifier."""
 
     def __init__(self, backbone: Backbone, anchor: str, folder: Path, device: torch.device) -> None:
         """On a CPU a classifier runs in ONNX Runtime, which takes a third of the time; what makes boxes cannot."""

@@ -35,7 +35,7 @@ from ..exceptions import DataError
 from ..learning.descent import descend
 from ..measure import find_pictures
 from ..split import choose, measured_points
-from ..tasks import Detection, Segmentation, Task
+from ..tasks import Detection, Segmentation, Several, Task
 from ..zoo.catalogue import backbone_of
 from .data import Crops, RandomSymbols, make_crops
 from .student import Student
@@ -143,6 +143,9 @@ def distance(task: Task, outputs: Sequence[Tensor], wanted: Sequence[Tensor]) ->
     errors of their corners. Where the candidates
     themselves hang on the features (two-stage detectors) only what tells how sure the first stage is can be compared.
     """
+    if isinstance(task, Several):
+        parts = zip(task.tasks, task.apart(outputs), task.apart(wanted), strict=True)
+        return torch.stack([distance(each, mine, theirs) for each, mine, theirs in parts]).sum(0)
     if isinstance(task, Segmentation):
         mine, theirs = outputs[0].log_softmax(1), wanted[0].log_softmax(1)
         return (theirs.exp() * (theirs - mine)).sum(1).flatten(1).mean(1)
@@ -241,9 +244,7 @@ class Lesson:
         symbols, gain = self._symbols(features, step)
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._plan.half):
             outputs = self.student(symbols, gain)
-        distances = distance(
-            self._task, tuple(o.float() for o in outputs), tuple(w.to(self._device) for w in wanted)
-        )
+        distances = distance(self._task, tuple(o.float() for o in outputs), tuple(w.to(self._device) for w in wanted))
         return (distances * (gain.mean(1) / self._gain) ** LEVEL_POWER).mean()
 
     def steps_within(self, seconds: float) -> int:

@@ -196,7 +196,7 @@ def test_a_detector_at_another_size_gives_boxes_in_pixels_of_its_own(folder, tmp
     assert backbone.prove("pool3-64px") < 1e-5
     pixels = torch.full((1, 96, 96, 3), 90, dtype=torch.uint8)
     with torch.inference_mode():
-        scores, corners = backbone.uncut(pixels)
+        scores, _ = backbone.uncut(pixels)
         fewer, wider = backbone.tail("pool3-64px")(*backbone.head("pool3-64px")(pixels[:, :64, :64]))
     assert (scores.shape[1], fewer.shape[1]) == (5 * 9, 5 * 4)
     centres = ((wider[..., :2] + wider[..., 2:]) / 2).reshape(5, 2, 2, 2)
