@@ -34,11 +34,11 @@ from .bundle import Bundle, SplitSpec, rounded
 from .closed_form import fisher_gradients
 from .cutting.cuts import Cut
 from .cutting.maps import Packing
-from .detection.mosaic import mosaic
+from .detection.mosaic import scene_batches
 from .exceptions import BackboneError, DataError
 from .export import Only, write_onnx
 from .fit import BOX_DISTORTIONS, DISTORTIONS, fit_map
-from .measure import BATCH, find_pictures, load_pixels, measure, pixel_batches
+from .measure import find_pictures, measure, pixel_batches
 from .onnx_time import coding_milliseconds, edge_milliseconds, image_milliseconds
 from .operating_point import MAX_ID, Kind, OperatingPoint
 from .tasks import CLASSIFICATION, DETECTION
@@ -313,13 +313,8 @@ def fit_splits(
 def calibration_batches(backbone: Backbone, paths: Sequence[Path], seed: int) -> Iterator[Tensor]:
     """Photographs as pixels uint8 [B, S, S, 3]; of a detector's, every other one is replaced by a mosaic of four."""
     if backbone.task.name != DETECTION:
-        yield from pixel_batches(paths, backbone.preprocessing)
-        return
-    how = backbone.preprocessing
-    for at in range(0, len(paths), BATCH):
-        end = min(at + BATCH, len(paths))
-        pixels = [mosaic(paths, how, seed, i) if i % 2 else load_pixels(paths[i], how) for i in range(at, end)]
-        yield torch.from_numpy(np.stack(pixels))
+        return pixel_batches(paths, backbone.preprocessing)
+    return scene_batches(paths, backbone.preprocessing, seed)
 
 
 def default_splits(backbone: Backbone) -> tuple[str, ...]:

@@ -30,6 +30,7 @@ from ..preprocessing import placement
 from ..split import bar_columns
 from ..tasks import Detection
 from ..zoo.catalogue import backbone_of
+from .filter import audit
 from .labelled import labelled_boxes
 from .precision import Judge, Precision
 
@@ -82,7 +83,8 @@ def evaluate_detection(
 
     Returns:
         `uncut_map50`, `uncut_map`, `images`, `uncut_ms`, `at` (ratio -> bytes for each of `FAMILIES`; null where
-        no point reaches it or there is none), `at_split` (split point -> ratio -> bytes), `points`.
+        no point reaches it or there is none), `at_split` (split point -> ratio -> bytes), `points`; with a filter
+        `filter`, what of these pictures it would keep on the device.
 
     Raises:
         DataError: the bundle is for another task, or pictures or labels cannot be used.
@@ -116,7 +118,14 @@ def evaluate_detection(
         for each in chosen
     ]
     result = _summary(rows, uncut, len(paths), costs.uncut.ms)
-    _print(console or Console(), rows, result)
+    console = console or Console()
+    _print(console, rows, result)
+    if bundle.filter is not None:
+        holds = np.array([any(i in bundle.filter.classes for i in p.indexes) for p in pictures])
+        found = audit(bundle, backbone, paths, holds)
+        result["filter"] = {by: [asdict(report) for report in reports] for by, reports in found.items()}
+        for by, reports in found.items():
+            console.print(f"the filter, by the {by if by == 'labels' else 'uncut detector'}:", *reports, sep="\n")
     if json_file is not None:
         json_file.write_text(json.dumps(result, indent=1) + "\n")
     if output is not None:

@@ -16,7 +16,7 @@ from headrace.cli import app
 from headrace.models.bundle import PRESENCE, Bundle, head_file
 from headrace.models.detection import filter as neural_filter
 from headrace.models.detection.evaluate import FAMILIES, Row, cheapest, evaluate_detection, without_bars
-from headrace.models.detection.filter import FilterPlan, Presence, conformal_threshold, learn_filter
+from headrace.models.detection.filter import FilterPlan, Presence, audit, conformal_threshold, learn_filter
 from headrace.models.detection.labelled import COCO, Labelled, class_indexes, known_classes, labelled_boxes
 from headrace.models.detection.mosaic import mosaic
 from headrace.models.detection.precision import Judge
@@ -220,6 +220,18 @@ def test_a_filter_learns_what_the_detector_sees(filtered, bundle):
     assert found.filter is not None and found.filter.classes == (0,) and found.filter.miss_rate == 0.05
     assert found.fingerprint != bundle.fingerprint
     assert "--classes red" in found.provenance["filter"]
+
+
+def test_a_filter_is_judged_on_labelled_pictures(filtered, bundle, scenes):
+    found, _ = filtered
+    backbone = load_backbone(replace(SOURCE, weights=found.folder / "backbone.safetensors"))
+    pictures = labelled_boxes(scenes, ("red", "blue"), 60)
+    holds = np.array([0 in p.indexes for p in pictures])
+    judged = audit(found, backbone, [p.path for p in pictures], holds)
+    (by_labels,), (by_detector,) = judged["labels"], judged["detector"]
+    assert (by_labels.held, by_labels.empty) == (holds.sum(), (~holds).sum())
+    assert by_labels.missed < 0.2 and by_labels.kept > 0.5
+    assert abs(by_detector.held - by_labels.held) < 10, "the detector of squares finds nearly all of them"
 
 
 def test_the_device_s_graph_gives_the_filter_s_score(filtered, tmp_path, scenes):
