@@ -21,6 +21,7 @@ from headrace.models.detection.labelled import COCO, Labelled, class_indexes, kn
 from headrace.models.detection.mosaic import mosaic
 from headrace.models.detection.precision import Judge
 from headrace.models.edge_half import load_edge_half
+from headrace.models.evaluation.curves import shared_of
 from headrace.models.evaluation.pictures import QUALITIES, Setting, through
 from headrace.models.exceptions import BundleError, DataError
 from headrace.models.export import export_edge_half
@@ -163,6 +164,8 @@ def test_the_cheapest_that_reaches_a_ratio():
     at = cheapest(rows)
     assert at["0.95"] == {"deep": 900, "light": None, "jpeg": None, "webp": 2000, "avif": None}
     assert at["0.90"]["deep"] == 500 and at["0.98"]["deep"] is None
+    between = cheapest(rows, of=shared_of)
+    assert between["0.95"]["deep"] == pytest.approx(500 + 400 / 3, abs=0.1) and between["0.90"] == at["0.90"]
     assert cheapest([*rows, Row("d", "deep", 950, 0.3, 0.4, 0.96, 0.15)])["0.95"] == at["0.95"] | {"light": 950}
 
 
