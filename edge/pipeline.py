@@ -31,6 +31,7 @@ from ..protos.messages import Continuation, Result, Status
 from .filtering import Filtering
 from .interfaces import Control, Limits, Outgoing, Work
 from .ledger import BUSY, NO_ANSWER, OUTAGE, STALE, STOPPED, Frame, Ledger, Outcome
+from .lessons import Lessons
 from .parts import Parts
 from .references import References
 
@@ -75,14 +76,15 @@ class Pipeline:
         self._unanswered: dict[int, Frame] = {}
         self._rescue: deque[Frame] = deque()
         self._references = References()
-        self._to_learn: list[tuple[OperatingPoint, float, float, float | None, float]] = []
+        self._lessons = Lessons()
+        self._again: Work | None = None
         self._last_answer_at = float("-inf")
         self.use(control, points, local_s)
 
     def use(self, control: Control, points: Sequence[OperatingPoint], local_s: float) -> None:
         """Go on with another control loop and other operating points: those of a bundle that was fetched anew."""
         self.control = control
-        self._to_learn.clear()
+        self._lessons.clear()
         self._local = next((p for p in points if p.kind is Kind.LOCAL), None)
         self._local_s = local_s
 
@@ -100,6 +102,9 @@ class Pipeline:
 
     def take_up(self, now: float) -> Work | None:
         """The device is free: what it computes next, if there is something. Ask again after every event."""
+        if self._again is not None:
+            work, self._again = self._again, None
+            return work
         if self._computing is not None:
             return None
         while self._rescue:
@@ -119,7 +124,10 @@ class Pipeline:
     def encoded(self, frame: Frame, coded: Encoded, now: float) -> None:
         """The device has made the frame's packet."""
         self._computing = None
-        frame.timings.update(prepare=coded.prepare_s, compute=coded.compute_s, compress=coded.compress_s)
+        if frame.coded_again:
+            frame.timings["again"] = coded.coder_s
+        else:
+            frame.timings.update(prepare=coded.prepare_s, compute=coded.compute_s, compress=coded.compress_s)
         frame.presence, frame.empty = coded.presence, coded.empty
         if frame.outcome is not None or frame.point is None:
             return
@@ -127,7 +135,11 @@ class Pipeline:
             self.control.on_computed(frame.point, coded.seconds, now)
             self._ledger.close(frame, Outcome.FILTERED)
             return
-        self._to_learn.append((frame.point, coded.seconds, coded.alone_bytes, coded.share, now))
+        if not frame.coded_again:
+            self._lessons.add(frame.point, coded, now)
+        if (again := self._look_again(frame, coded, now)) is not None:
+            self._computing, self._again = frame, again
+            return
         frame.packet, frame.pixels = coded.packet, coded.pixels
         if coded.pixels is not None:
             frame.picture = None
@@ -189,7 +201,7 @@ class Pipeline:
         if frame is None or frame.written_at is None:
             return
         self._last_answer_at = now
-        self._learn()
+        self._lessons.tell(self.control)
         server_s = result.timing.total_us / 1e6
         self.control.on_result(frame.id, now, server_s=server_s, queue_depth=result.queue_depth)
         video, frame.video = frame.video, None
@@ -265,7 +277,7 @@ class Pipeline:
     def disconnect(self, now: float) -> None:
         """The stream is broken, what is on its way gets no answer: serve it on the device where time allows."""
         self.connected, self._parts = False, None
-        self._learn()
+        self._lessons.tell(self.control)
         self.control.on_disconnected(now)
         lost = list(self._unanswered.values())
         self._unanswered.clear()
@@ -313,7 +325,7 @@ class Pipeline:
                 self._ledger.close(frame, Outcome.LATE, NO_ANSWER)
             else:
                 self._ledger.close(frame, Outcome.DROPPED, STOPPED)
-        self._waiting, self._parts = None, None
+        self._waiting, self._parts, self._again = None, None, None
         self._rescue.clear()
         self._outbox.clear()
 
@@ -358,7 +370,7 @@ class Pipeline:
             else:
                 self._ledger.close(frame, Outcome.DROPPED, OUTAGE)
             return None
-        self._learn()
+        self._lessons.tell(self.control)
         choice = self.control.choose(now, frame.captured_at, compute_free_at=now)
         remote = choice.point.kind is not Kind.LOCAL and self.connected
         if remote and self.in_flight < self._cap and (choice.p_on_time > 0 or choice.probe or self.limits.lossless):
@@ -379,14 +391,18 @@ class Pipeline:
         self._ledger.close(frame, Outcome.DROPPED, reason)
         return None
 
-    def _learn(self) -> None:
-        """Tell the control loop what packets took. Not when they are made: then they are waited for on the wire."""
-        for point, seconds, alone_bytes, share, at in self._to_learn:
-            self.control.on_computed(point, seconds, at)
-            self.control.on_coded(point, alone_bytes)
-            if share is not None:
-                self.control.on_predicted(share)
-        self._to_learn.clear()
+    def _look_again(self, frame: Frame, coded: Encoded, now: float) -> Work | None:
+        """Code the frame anew at another rate level of its split point, where the packet that came out is too large."""
+        if frame.coded_again or coded.again is None or frame.point is None or self.limits.lossless:
+            return None
+        if not self.connected:
+            return None
+        size = len(coded.packet)
+        point = self.control.look_again(now, frame.captured_at, frame.point, size, coded.coder_s)
+        if point.id == frame.point.id:
+            return None
+        frame.point, frame.coded_again, again = point, True, coded.again
+        return Work(frame, local=False, again=lambda: again(point))
 
     def _compute(self, frame: Frame, point: OperatingPoint | None, now: float) -> Work:
         self._computing, frame.point, frame.epoch = frame, point, self._references.epoch
