@@ -79,12 +79,14 @@ def _unpacked(name: str, array: Array, stored: Mapping[str, Array]) -> Array:
 def _narrow(name: str, array: Array) -> Array:
     if array.nbytes < NARROW_FROM:
         return array
-    kind = np.float16 if array.dtype == np.float32 and _halved(name) else None
-    kind = np.uint16 if array.dtype == np.int32 and name.endswith(ORDER) else kind
-    if kind is None:
+    if array.dtype == np.float32 and _halved(name):
+        kind = "float16"
+    elif array.dtype == np.int32 and name.endswith(ORDER):
+        kind = "uint16"
+    else:
         return array
     with np.errstate(over="ignore"):
-        narrower = array.astype(kind)
+        narrower: Array = array.astype(kind)
     return narrower if np.array_equal(narrower.astype(array.dtype), array) else array
 
 
