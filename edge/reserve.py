@@ -18,8 +18,8 @@ from .on_device import OnDevice
 if TYPE_CHECKING:
     from .engine import Encoded, LocalAnswer
 
-EARLY_S = 0.003
-"""So long before the deadline it is given: a timer fires late, and then the answer would be late, too."""
+EARLY_S = 0.006
+"""So long before the deadline it is given: a timer fires late, by what a thread may keep the interpreter (5 ms)."""
 
 
 class Reserve:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -185,3 +186,11 @@ def test_rows_of_an_evaluation(backbone, made, noise_pictures, monkeypatch):
 def test_a_manifest_without_exits_is_read(bundle, tmp_path):
     bundle.save(tmp_path)
     assert b"exits" not in (tmp_path / MANIFEST).read_bytes() and not Bundle.load(tmp_path).exit_specs
+
+
+def test_the_committed_bundle_answers_early_and_is_as_it_was_for_the_server():
+    bundle = Bundle.load(Path(__file__).parents[2] / "models" / "bundles" / "efficientnet_lite0")
+    point = min((p for p in bundle.operating_points if p.is_exit), key=lambda p: p.edge_share)
+    spec = bundle.exit(point.split)
+    assert point.accuracy >= 0.5 and spec.surest >= 0.8 and spec.share < point.edge_share < 0.4
+    assert bundle.fingerprint == bundle.with_exits((), ()).fingerprint
