@@ -313,7 +313,7 @@ class Daemon:
             lossless=settings.as_fast_as_possible,
             cut_short=settings.cut_short,
             fallback=settings.fallback,
-            say_size=self._bundle.task == "detection",
+            say_size="detection" in self._bundle.task,
         )
 
     def _on_limits(self, welcome: Welcome) -> None:

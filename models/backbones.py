@@ -14,6 +14,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -82,6 +83,7 @@ class Parts:
         labels: one text a class.
         class_ids: WordNet ids in index order, by which labelled folders name their classes.
         splits: split points to take when none are named; empty for a spread over the compute.
+        any_size: whether a detector can be run on fewer pixels and still gives corners in pixels of its own input.
     """
 
     front: nn.Module
@@ -91,6 +93,7 @@ class Parts:
     labels: tuple[str, ...]
     class_ids: tuple[str, ...] = ()
     splits: tuple[str, ...] = ()
+    any_size: bool = False
 
 
 @dataclass(eq=False)
@@ -183,7 +186,8 @@ class Backbone:
         if size == self.preprocessing.size:
             return self, cut
         if size not in self._sizes:
-            if self.task.name != CLASSIFICATION or self.program is not None:
+            sizes = self.task.name == CLASSIFICATION or self.parts.any_size
+            if not sizes or self.program is not None:
                 raise BackboneError(f"{self.spec.name} can only be cut at its own size, not at {size} pixels")
             if not MIN_SIZE <= size < self.preprocessing.size:
                 raise BackboneError(
@@ -264,6 +268,17 @@ class Backbone:
         """The map at one split point -> tuple of the map at a later one."""
         head = Head(self.traced, self.cut(second), self.cut(first))
         return Chain(Unpack(self.packing(first)), head, Pack(self.packing(second))).eval()
+
+    def head_parts(self, splits: Sequence[str]) -> list[tuple[str, nn.Module]]:
+        """The head cut into parts, so that a photograph passes every stage once for all these split points."""
+        # Of a sized backbone the names still say the size, its cuts do not.
+        cuts = {name: SIZED.sub(r"\1", name) for name in splits}
+        ordered = sorted(cuts, key=lambda name: self.cut(cuts[name]).index)
+        pairs = pairwise(["", *(cuts[name] for name in ordered)])
+        return [
+            (name, self.between(before, cut) if before else self.head(cut))
+            for name, (before, cut) in zip(ordered, pairs, strict=True)
+        ]
 
     def tail(self, split: str) -> nn.Module:
         """map float32 [B, C, H, W] -> tuple of outputs; gradients reach the map."""

@@ -41,14 +41,14 @@ from .bundle_files import (
     MAX_TENSORS_BYTES,
     Array,
     head_file,
-    narrow,
+    packed,
     read_digested,
     read_limited,
     read_msgpack,
     rounded,
     short,
     tensors_file,
-    widened,
+    unpacked,
 )
 from .bundle_specs import (
     FITS,
@@ -310,8 +310,7 @@ class Bundle:
     def save(self, folder: Path) -> None:
         """Write manifest and tensors into `folder`, which is made if need be."""
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {k: narrow(k, np.ascontiguousarray(v)) for k, v in self.tensors.items()}
-        (folder / TENSORS).write_bytes(save_tensors(tensors))
+        (folder / TENSORS).write_bytes(save_tensors(packed(self.tensors)))
         # What an earlier bundle left there would be taken for this one's by nobody, but would be shipped with it.
         for name, found in ((REPAIR, self.repair), (LEARNED, self.learned)):
             (folder / name).unlink(missing_ok=True)
@@ -341,8 +340,7 @@ class Bundle:
                 "make it anew with `headrace split`"
             )
         try:
-            stored = load_tensors(read_limited(folder / TENSORS, MAX_TENSORS_BYTES))
-            tensors = {k: widened(k, v) for k, v in stored.items()}
+            tensors = unpacked(load_tensors(read_limited(folder / TENSORS, MAX_TENSORS_BYTES)))
         except (SafetensorError, ValueError, KeyError) as error:
             raise BundleError(f"{folder / TENSORS} is not a safetensors file: {error}") from error
         try:

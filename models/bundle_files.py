@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
+from .entropy_coder import MAX_ENTRIES
 from .exceptions import BundleError, LimitError
 
 MAX_MANIFEST_BYTES = 4 * 2**20
@@ -21,6 +22,9 @@ MAX_TENSORS_BYTES = 64 * 2**20
 HALVED = ("mean", "weights", "encoder", "decoder")
 HALF_LARGEST = 60_000.0
 NARROW_FROM = 4096
+CDF, ORDER = "/cdf", "/order"
+ALWAYS_FLAT = "temporal/"
+"""Tables that lie row after row in memory too."""
 
 Array = npt.NDArray[Any]
 
@@ -40,18 +44,71 @@ def _halved(name: str) -> bool:
     return name.rpartition("/")[2] in HALVED and "/filter/" not in name
 
 
-def widened(name: str, stored: Array) -> Array:
-    """The inverse of `_narrow`."""
-    return stored.astype(np.float32) if stored.dtype == np.float16 and _halved(name) else stored
+def packed(tensors: Mapping[str, Array]) -> dict[str, Array]:
+    """Tensors as they are stored, losing nothing: float16 in place of float32 and uint16 in place of int32 where that
+    is enough, entropy tables row after row without their padding. Small arrays are not worth the look."""
+    found = {}
+    for name, array in tensors.items():
+        sizes = tensors.get(f"{name.removesuffix(CDF)}/sizes")
+        if name.endswith(CDF) and array.ndim == 2 and sizes is not None:
+            found[name] = _without_padding(array, sizes)
+        else:
+            found[name] = _narrow(name, np.ascontiguousarray(array))
+    return found
 
 
-def narrow(name: str, array: Array) -> Array:
-    """As it is stored: float16 in place of float32 where that loses nothing. Small arrays are not worth the look."""
-    if array.dtype != np.float32 or array.nbytes < NARROW_FROM or not _halved(name):
+def unpacked(stored: Mapping[str, Array]) -> dict[str, Array]:
+    """The inverse of `packed`; what was stored wider stays as it is.
+
+    Raises:
+        ValueError: entropy tables do not have the length that their sizes say.
+    """
+    return {name: _unpacked(name, array, stored) for name, array in stored.items()}
+
+
+def _unpacked(name: str, array: Array, stored: Mapping[str, Array]) -> Array:
+    if array.dtype == np.float16 and _halved(name):
+        return array.astype(np.float32)
+    if array.dtype == np.uint16 and name.endswith(ORDER):
+        return array.astype(np.int32)
+    if name.endswith(CDF) and array.ndim == 1 and not name.startswith(ALWAYS_FLAT):
+        return _with_padding(array, stored.get(f"{name.removesuffix(CDF)}/sizes"))
+    return array
+
+
+def _narrow(name: str, array: Array) -> Array:
+    if array.nbytes < NARROW_FROM:
+        return array
+    if array.dtype == np.float32 and _halved(name):
+        kind = "float16"
+    elif array.dtype == np.int32 and name.endswith(ORDER):
+        kind = "uint16"
+    else:
         return array
     with np.errstate(over="ignore"):
-        half = array.astype(np.float16)
-    return half if np.array_equal(half.astype(np.float32), array) else array
+        narrower: Array = array.astype(kind)
+    return narrower if np.array_equal(narrower.astype(array.dtype), array) else array
+
+
+def _without_padding(cdf: Array, sizes: Array) -> Array:
+    rows = [row[:size] for row, size in zip(cdf, sizes.tolist(), strict=False)]
+    flat: Array = np.concatenate(rows) if rows else cdf
+    try:
+        same = np.array_equal(_with_padding(flat, sizes), cdf)
+    except ValueError:  # tables that do not fit together are refused where they are used
+        same = False
+    return flat if same else cdf
+
+
+def _with_padding(flat: Array, sizes: Array | None) -> Array:
+    if sizes is None or sizes.ndim != 1 or len(sizes) == 0 or sizes.min() < 1 or len(flat) != sizes.sum():
+        raise ValueError(f"entropy tables do not lie in {len(flat)} numbers")
+    if len(sizes) * int(sizes.max()) > MAX_ENTRIES:
+        raise ValueError(f"{len(sizes)} entropy tables of up to {sizes.max()} values are over {MAX_ENTRIES} in all")
+    cdf = np.zeros((len(sizes), int(sizes.max())), flat.dtype)
+    for row, begin, size in zip(cdf, np.cumsum(sizes) - sizes, sizes, strict=True):
+        row[:size] = flat[begin : begin + size]
+    return cdf
 
 
 def short(fingerprint: bytes) -> str:

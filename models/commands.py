@@ -27,7 +27,8 @@ def split(
     calibration: Annotated[Path | None, typer.Option(help="Folder of at least 100 unlabelled photographs.")] = None,
     output: Annotated[Path | None, typer.Option(help="Folder to write the bundle to.")] = None,
     task: Annotated[
-        str, typer.Option(help="classification, detection or segmentation; needed for models of your own.")
+        str,
+        typer.Option(help="classification, detection or segmentation, or several joined by +; for models of your own."),
     ] = "",
     at: Annotated[list[str] | None, typer.Option(help="Split point; may be given several times.")] = None,
     show: Annotated[bool, typer.Option("--list", help="List where it can be cut, and stop.")] = False,
@@ -77,7 +78,10 @@ def split(
     write_weights(model, output)
     typer.echo(f"{output}: {len(bundle.operating_points)} operating points, fingerprint {short(bundle.fingerprint)}")
     if repair:
-        repair_bundle(calibration, output, output, None, None, repair_minutes, 0, photographs, held_out, seed, device)
+        repair_bundle(
+            calibration, output, output, minutes=repair_minutes, photographs=photographs, held_out=held_out, seed=seed,
+            device=device,
+        )  # fmt: skip
 
 
 @app.command("repair")
@@ -89,6 +93,13 @@ def repair_bundle(
     at: Annotated[list[str] | None, typer.Option(help="Split point; several times for several. [default: all]")] = None,
     minutes: Annotated[float, typer.Option(help="Time for each split point.")] = 20.0,
     steps: Annotated[int, typer.Option(help="Number of steps, instead of what fits into the minutes.")] = 0,
+    crops: Annotated[int, typer.Option(help="Most crops of photographs that are made.")] = 16_000,
+    rank: Annotated[
+        int, typer.Option(help="Of what is added to the tail's matrices: more learns more, and is larger.")
+    ] = 16,
+    bfloat16: Annotated[
+        bool, typer.Option("--bfloat16", help="Learn in half precision, where the processor has it in half the time.")
+    ] = False,
     photographs: Annotated[int, typer.Option(help="As given to `split`, to measure on the same photographs.")] = 300,
     held_out: Annotated[int, typer.Option(help="Photographs to measure on, not to learn from.")] = 64,
     seed: Annotated[int, typer.Option(help="Of crops, rate levels and prefixes.")] = 0,
@@ -107,7 +118,10 @@ def repair_bundle(
     from .zoo.catalogue import write_weights
 
     places = tuple(at or ())
-    plan = RepairPlan(places, minutes, steps, device=device, seed=seed, photographs=photographs, held_out=held_out)
+    plan = RepairPlan(
+        places, minutes, steps, crops, rank=rank, device=device, half=bfloat16, seed=seed, photographs=photographs,
+        held_out=held_out,
+    )  # fmt: skip
     with Progress(*bar_columns(), console=Console(stderr=True)) as progress:
         model, repaired = repair(Bundle.load(bundle), calibration, plan, output / "repair-work", progress, more or ())
     repaired.save(output)

@@ -10,7 +10,6 @@ import random
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -27,19 +26,19 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 from rich.text import Text
-from torch import Tensor, nn
+from torch import Tensor
 
-from .backbones import SIZED, Backbone
+from .backbones import Backbone
 from .bottleneck import Encoder
 from .bundle import Bundle, SplitSpec
 from .closed_form import fisher_gradients
 from .cutting.cuts import Cut
 from .cutting.maps import Packing
-from .detection.mosaic import mosaic
+from .detection.mosaic import scene_batches
 from .exceptions import BackboneError, DataError
 from .export import Only, write_onnx
 from .fit import BOX_DISTORTIONS, DISTORTIONS, fit_map
-from .measure import BATCH, find_pictures, load_pixels, measure, pixel_batches
+from .measure import find_pictures, measure, pixel_batches
 from .onnx_time import coding_milliseconds, edge_milliseconds, image_milliseconds
 from .operating_point import Kind, OperatingPoint
 from .tasks import CLASSIFICATION, DETECTION
@@ -173,7 +172,7 @@ def fit_splits(
     for size, alike in sizes.items():
         sized = backbone.at(alike[0])[0]
         bar = progress.add_task(f"features, {size} pixels", total=len(fit_on))
-        parts = _chain(sized, [name for name in alike if name not in backbone.learned])
+        parts = sized.head_parts([name for name in alike if name not in backbone.learned])
         apart = {name: backbone.head(name) for name in alike if name in backbone.learned}
         with torch.inference_mode():
             for pixels in calibration_batches(sized, fit_on, seed):
@@ -205,13 +204,8 @@ def fit_splits(
 def calibration_batches(backbone: Backbone, paths: Sequence[Path], seed: int) -> Iterator[Tensor]:
     """Photographs as pixels uint8 [B, S, S, 3]; of a detector's, every other one is replaced by a mosaic of four."""
     if backbone.task.name != DETECTION:
-        yield from pixel_batches(paths, backbone.preprocessing)
-        return
-    how = backbone.preprocessing
-    for at in range(0, len(paths), BATCH):
-        end = min(at + BATCH, len(paths))
-        pixels = [mosaic(paths, how, seed, i) if i % 2 else load_pixels(paths[i], how) for i in range(at, end)]
-        yield torch.from_numpy(np.stack(pixels))
+        return pixel_batches(paths, backbone.preprocessing)
+    return scene_batches(paths, backbone.preprocessing, seed)
 
 
 def default_splits(backbone: Backbone) -> tuple[str, ...]:
@@ -282,17 +276,6 @@ def choose(folder: Path, photographs: int, held_out: int, seed: int) -> tuple[li
     # With too few for both, what is measured on was also fitted on: better than nothing, and said in the provenance.
     rest = found[fitted : fitted + held_out]
     return found[:fitted], rest or found[:held_out]
-
-
-def _chain(backbone: Backbone, names: Sequence[str]) -> list[tuple[str, nn.Module]]:
-    """The head cut into parts, so that a photograph passes every stage once for all split points."""
-    ordered = sorted(set(names), key=lambda n: backbone.cut(backbone.at(n)[1]).index)
-    # Of a sized backbone the names still say the size, its cuts do not.
-    cuts = ["", *(SIZED.sub(r"\1", n) for n in ordered)]
-    return [
-        (name, backbone.between(before, cut) if before else backbone.head(cut))
-        for name, (before, cut) in zip(ordered, pairwise(cuts), strict=True)
-    ]
 
 
 def _operating_points(specs: Sequence[SplitSpec], local: bool) -> tuple[OperatingPoint, ...]:

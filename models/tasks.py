@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import TypeAlias
 
 import numpy as np
@@ -21,6 +22,8 @@ from .class_map import MAX_CLASSES
 from .exceptions import BackboneError
 
 CLASSIFICATION, DETECTION, SEGMENTATION = "classification", "detection", "segmentation"
+BOTH = "+"
+"""Joins the names of the tasks of a model that has several."""
 BEST = 5
 """Labels in an answer."""
 PIXELS = 64
@@ -54,13 +57,22 @@ class ClassMap:
     classes: npt.NDArray[np.uint8] = field(repr=False)
 
 
-Answer: TypeAlias = Labels | Boxes | ClassMap
+@dataclass(frozen=True, slots=True, eq=False)
+class Answers:
+    """What several tails say of one frame, in the order of their tasks."""
+
+    parts: tuple[Labels | Boxes | ClassMap, ...]
+
+
+Answer: TypeAlias = Labels | Boxes | ClassMap | Answers
 
 
 class Task(ABC):
     """What outputs mean. `outputs` is the tuple of tensors that a tail gives, the batch first in each."""
 
     name: str
+    takes = 1
+    """How many of a model's outputs are this task's, where it has several."""
 
     @abstractmethod
     def answers(self, outputs: Sequence[Tensor]) -> list[Answer]:
@@ -126,6 +138,7 @@ class Detection(Task):
     confident: float = 0.3
     candidates: int = 1000
     name: str = DETECTION
+    takes = 2
 
     def answers(self, outputs: Sequence[Tensor]) -> list[Answer]:
         """Boxes after non-maximum suppression."""
@@ -205,3 +218,41 @@ class Segmentation(Task):
         chosen = logits[:, :, places].log_softmax(1).transpose(1, 2).flatten(0, 1)
         drawn = torch.multinomial(chosen.detach().exp().cpu(), 1, generator=generator).to(logits.device)
         return chosen.gather(1, drawn).sum()
+
+
+class Several(Task):
+    """Several tails behind one cut, all of which answer every packet. Outputs: those of the first task, those of the
+    second, and so on, as many as each one `takes`."""
+
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        """Called `classification+detection`, in the order of its tasks.
+
+        Raises:
+            BackboneError: one comes twice.
+        """
+        self.tasks = tuple(tasks)
+        self.name = BOTH.join(task.name for task in tasks)
+        self.takes = sum(task.takes for task in tasks)
+        if len({task.name for task in tasks}) < len(tasks):
+            raise BackboneError(f"{self.name} names a task twice; a tail is known by its task")
+
+    def apart(self, outputs: Sequence[Tensor]) -> list[Sequence[Tensor]]:
+        """Each task's own outputs."""
+        ends = list(accumulate(task.takes for task in self.tasks))
+        return [outputs[end - task.takes : end] for task, end in zip(self.tasks, ends, strict=True)]
+
+    def answers(self, outputs: Sequence[Tensor]) -> list[Answer]:
+        """One answer a task, together."""
+        each = [task.answers(own) for task, own in zip(self.tasks, self.apart(outputs), strict=True)]
+        return [Answers(parts) for parts in zip(*each, strict=True)]
+
+    def agreement(self, answer: Answer, uncut: Answer) -> float:
+        """Mean over the tasks."""
+        assert isinstance(answer, Answers) and isinstance(uncut, Answers)
+        pairs = zip(self.tasks, answer.parts, uncut.parts, strict=True)
+        return sum(task.agreement(a, u) for task, a, u in pairs) / len(self.tasks)
+
+    def probe(self, outputs: Sequence[Tensor], generator: torch.Generator) -> Tensor:
+        """The sum of theirs, each drawn by itself: disturbances of all answers count."""
+        parts = zip(self.tasks, self.apart(outputs), strict=True)
+        return torch.stack([task.probe(own, generator) for task, own in parts]).sum()

@@ -18,7 +18,8 @@ from ..models.bottleneck import Decoder
 from ..models.bundle import Bundle
 from ..models.class_map import encode_class_map
 from ..models.repair.tail import repaired
-from ..models.tasks import Answer, Boxes, Labels, Task
+from ..models.tasks import Answer, Answers, Boxes, Labels, Several, Task
+from ..models.tasks import ClassMap as Classes
 from ..models.zoo.catalogue import backbone_of
 from ..protos.messages import Box, ClassMap, Label, TailOutput
 from .engine import FeatureInput, ImageInput, Tail, TailInput, TailKey
@@ -80,6 +81,10 @@ class UncutTail:
 
 def outputs_of(task: Task, answers: Sequence[Answer]) -> list[tuple[TailOutput, ...]]:
     """Answers as the stream carries them, one tuple a frame."""
+    if isinstance(task, Several):
+        names = [each.name for each in task.tasks]
+        together = [cast(Answers, answer).parts for answer in answers]
+        return [tuple(_output(name, part) for name, part in zip(names, parts, strict=True)) for parts in together]
     return [(_output(task.name, answer),) for answer in answers]
 
 
@@ -89,6 +94,7 @@ def _output(tail: str, answer: Answer) -> TailOutput:
     if isinstance(answer, Boxes):
         found = zip(answer.indexes, answer.scores, answer.corners, strict=True)
         return TailOutput(tail, boxes=tuple(Box(i, s, *corners) for i, s, corners in found))
+    assert isinstance(answer, Classes)
     height, width = answer.classes.shape
     return TailOutput(tail, class_map=ClassMap(width, height, encode_class_map(answer.classes)))
 

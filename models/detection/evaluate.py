@@ -7,7 +7,7 @@ which the server would add again.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from ..bundle import Bundle, Preprocessing
-from ..evaluation.curves import LIMITS, RATIOS, cheapest_of, key
+from ..evaluation.curves import LIMITS, RATIOS, cheapest_of, key, shared_of
 from ..evaluation.edge_costs import EdgeCosts, edge_costs
 from ..evaluation.pictures import QUALITIES, Box, measure_pictures, settings
 from ..evaluation.plots import Curve, draw_curves, need_matplotlib, write_csv
@@ -30,6 +30,7 @@ from ..preprocessing import placement
 from ..split import bar_columns
 from ..tasks import Detection
 from ..zoo.catalogue import backbone_of
+from .filter import audit
 from .labelled import labelled_boxes
 from .precision import Judge, Precision
 
@@ -82,7 +83,8 @@ def evaluate_detection(
 
     Returns:
         `uncut_map50`, `uncut_map`, `images`, `uncut_ms`, `at` (ratio -> bytes for each of `FAMILIES`; null where
-        no point reaches it or there is none), `at_split` (split point -> ratio -> bytes), `points`.
+        no point reaches it or there is none), `at_hull` (the same between points), `at_split` (split point -> ratio ->
+        bytes), `points`; with a filter `filter`, what of these pictures it would keep on the device.
 
     Raises:
         DataError: the bundle is for another task, or pictures or labels cannot be used.
@@ -116,7 +118,14 @@ def evaluate_detection(
         for each in chosen
     ]
     result = _summary(rows, uncut, len(paths), costs.uncut.ms)
-    _print(console or Console(), rows, result)
+    console = console or Console()
+    _print(console, rows, result)
+    if bundle.filter is not None:
+        holds = np.array([any(i in bundle.filter.classes for i in p.indexes) for p in pictures])
+        found = audit(bundle, backbone, paths, holds)
+        result["filter"] = {by: [asdict(report) for report in reports] for by, reports in found.items()}
+        for by, reports in found.items():
+            console.print(f"the filter, by the {by if by == 'labels' else 'uncut detector'}:", *reports, sep="\n")
     if json_file is not None:
         json_file.write_text(json.dumps(result, indent=1) + "\n")
     if output is not None:
@@ -151,9 +160,15 @@ def _row(
     return Row(name, family, float(np.mean(sizes)), found.map, found.map50, relative, share, split)
 
 
-def cheapest(rows: Sequence[Row], families: Sequence[str] = FAMILIES) -> dict[str, dict[str, float | None]]:
-    """Ratio -> family -> mean bytes of its cheapest row that reaches the ratio; None where none does."""
-    found = {family: cheapest_of(r for r in rows if _belongs(r, family)) for family in families}
+def cheapest(
+    rows: Sequence[Row],
+    families: Sequence[str] = FAMILIES,
+    of: Callable[[Iterable[Row]], dict[str, float | None]] = cheapest_of,
+) -> dict[str, dict[str, float | None]]:
+    """Ratio -> family -> mean bytes of its cheapest row that reaches the ratio; None where none does. `of` may be
+    `shared_of`: interpolated between two rows (precision is no mean over frames, so that frames divided between two
+    points have about that precision, not exactly)."""
+    found = {family: of(r for r in rows if _belongs(r, family)) for family in families}
     return {key(ratio): {family: each[key(ratio)] for family, each in found.items()} for ratio in RATIOS}
 
 
@@ -171,6 +186,7 @@ def _summary(rows: Sequence[Row], uncut: Precision, images: int, uncut_ms: float
         "images": images,
         "uncut_ms": round(uncut_ms, 2),
         "at": cheapest(rows),
+        "at_hull": cheapest(rows, of=shared_of),
         "at_split": {s: cheapest([r for r in rows if r.split == s], ("deep", "light")) for s in splits},
         "points": [
             asdict(r) | {"mean_bytes": round(r.mean_bytes, 1), "head_share": r.head_share and round(r.head_share, 3)}
@@ -190,10 +206,12 @@ def _print(console: Console, rows: Sequence[Row], result: dict[str, Any]) -> Non
         share = "" if r.head_share is None else f"{r.head_share:.2f}"
         table.add_row(r.name, f"{r.mean_bytes:.0f}", f"{r.map50:.3f}", f"{r.relative:.3f}", f"{r.map:.3f}", share)
     console.print(table)
-    for split, at in {"": result["at"], **result["at_split"]}.items():
+    told = {"": result["at"], "between points, ": result["at_hull"]}
+    told |= {f"cut after {split}, ": at for split, at in result["at_split"].items()}
+    for where, at in told.items():
         for ratio, families in at.items():
             said = ", ".join(f"{f} {'-' if b is None else f'{b:.0f} bytes'}" for f, b in families.items())
-            console.print(f"{f'cut after {split}, ' if split else ''}{ratio} of the uncut mAP50: {said}")
+            console.print(f"{where}{ratio} of the uncut mAP50: {said}")
 
 
 def _draw(rows: Sequence[Row], title: str, path: Path) -> None:

@@ -5,7 +5,8 @@ Detection in Challenged Networks", ICPR 2020).
 features [B, C, H, W] --pool to at most 16x16, normalise, 1x1, two 3x3, 1x1--> a logit a place
                                                             logits --log-sum-exp--> score [B]
 
-It is learned from the uncut detector's own answers to unlabelled photographs: every place is told the best score of the
+It is learned from the uncut detector's own answers to unlabelled photographs, of which every other one is replaced by
+a mosaic of four (see `mosaic`): every place is told the best score of the
 boxes whose centre it holds, and the frame whether it has a box that counts. The threshold comes from photographs that
 were not learned from: the k-th smallest score of the n frames that hold something, k = rate (n + 1) rounded down, so
 that another such frame falls below it with a probability of at most the rate (a conformal quantile; Vovk, Gammerman and
@@ -17,7 +18,7 @@ from __future__ import annotations
 import math
 import random
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -30,12 +31,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..backbones import Backbone
-from ..bundle import Bundle, FilterSpec
+from ..bundle import Bundle, FilterSpec, Preprocessing
 from ..exceptions import DataError
 from ..measure import find_pictures, pixel_batches
 from ..tasks import Boxes, Detection
 from ..zoo.catalogue import backbone_of
 from .labelled import class_indexes
+from .mosaic import scene_batches
 
 PLACES = 16
 """Most rows and columns that are looked at; larger maps are pooled."""
@@ -199,8 +201,10 @@ def learn_filter(
     paths = [path for folder in folders for path in find_pictures(folder)]
     random.Random(plan.seed).shuffle(paths)
     filters = {s.name: Presence(s.features[0], max(s.features[1:])) for s in bundle.splits}
-    seen = _look(backbone, filters, paths, interest, lambda n: note("photographs", n, len(paths)))
     ends = (int(SHARES[0] * len(paths)), int(sum(SHARES) * len(paths)))
+    # A mosaic must not show in one part what another part shows.
+    parts = [paths[: ends[0]], paths[ends[0] : ends[1]], paths[ends[1] :]]
+    seen = _look(backbone, filters, parts, interest, plan.seed, lambda n: note("photographs", n, len(paths)))
     for held in (seen.holds[: ends[0]], seen.holds[ends[0] : ends[1]], seen.holds[ends[1] :]):
         if held.sum() < LEAST_HELD or (~held).sum() < LEAST_HELD:
             raise DataError(
@@ -224,6 +228,30 @@ def learn_filter(
     return backbone, replace(bundle, tensors=tensors, filter=spec, provenance=provenance).check(), reports
 
 
+def audit(
+    bundle: Bundle, backbone: Backbone, paths: Sequence[Path], labelled: npt.NDArray[np.bool_]
+) -> dict[str, list[Report]]:
+    """How a bundle's filter does on labelled pictures.
+
+    Args:
+        bundle: with a filter.
+        backbone: the bundle's.
+        paths: pictures.
+        labelled: bool [N], which of them hold something of interest by their labels.
+
+    Returns:
+        A report a split point, by what holds something of interest: for the uncut `detector`, and by the `labels`.
+    """
+    assert bundle.filter is not None
+    filters = {s.name: Presence.of(bundle, s.name) for s in bundle.splits}
+    seen = _look(backbone, filters, [paths], bundle.filter.classes, None, lambda _: None)
+    stays = {name: _scores(each, seen.pooled[name]) < bundle.filter_threshold(name) for name, each in filters.items()}
+    return {
+        by: [_report(name, each, bundle, backbone, stays[name], holds) for name, each in filters.items()]
+        for by, holds in (("detector", seen.holds), ("labels", labelled))
+    }
+
+
 def conformal_threshold(scores: npt.NDArray[np.float32], rate: float) -> float:
     """The threshold below which another frame that holds something falls with a probability of at most `rate`.
 
@@ -242,31 +270,42 @@ def _without_filter(bundle: Bundle) -> dict[str, npt.NDArray[Any]]:
 def _look(
     backbone: Backbone,
     filters: dict[str, Presence],
-    paths: Sequence[Path],
+    parts: Sequence[Sequence[Path]],
     interest: Sequence[int],
+    seed: int | None,
     note: Callable[[int], None],
 ) -> _Seen:
-    """Run the uncut detector over the photographs, by way of every split point."""
-    ordered = sorted(filters, key=lambda name: backbone.cut(name).index)
-    parts: list[tuple[str, nn.Module]] = []
-    for before, name in zip(["", *ordered], ordered, strict=False):
-        parts.append((name, backbone.between(before, name) if before else backbone.head(name)))
-    tail = backbone.tail(ordered[-1])
+    """Run the uncut detector over the photographs, by way of every split point; with a seed, every other one of each
+    part is replaced by a mosaic of four of that part."""
+
+    def frames(how: Preprocessing) -> Iterator[Tensor]:
+        for part in parts:
+            yield from pixel_batches(part, how) if seed is None else scene_batches(part, how, seed)
+
+    sizes: dict[Preprocessing, list[str]] = {backbone.preprocessing: []}
+    for name in filters:
+        sizes.setdefault(backbone.at(name)[0].preprocessing, []).append(name)
+    heads = {how: backbone.at(names[0])[0].head_parts(names) for how, names in sizes.items() if names}
+    own = heads.get(backbone.preprocessing, [])
+    tail = backbone.tail(own[-1][0]) if own else backbone.uncut
     task = backbone.task
     assert isinstance(task, Detection)
-    pooled: dict[str, list[npt.NDArray[np.float16]]] = {name: [] for name in ordered}
+    pooled: dict[str, list[npt.NDArray[np.float16]]] = {name: [] for name in filters}
     boxes: list[npt.NDArray[np.float32]] = []
     done = 0
     with torch.inference_mode():
-        for pixels in pixel_batches(paths, backbone.preprocessing):
-            reached: tuple[Tensor, ...] = (pixels,)
-            for name, part in parts:
-                reached = part(*reached)
-                pooled[name].append(filters[name].pooled(reached[0]).half().numpy())
-            for answer in task.answers(tail(*reached)):
+        for views in zip(*(frames(how) for how in sizes), strict=True):
+            ends = {}
+            for how, pixels in zip(sizes, views, strict=True):
+                reached: tuple[Tensor, ...] = (pixels,)
+                for name, part in heads.get(how, ()):
+                    reached = part(*reached)
+                    pooled[name].append(filters[name].pooled(reached[0]).half().numpy())
+                ends[how] = reached
+            for answer in task.answers(tail(*ends[backbone.preprocessing])):
                 assert isinstance(answer, Boxes)
                 boxes.append(_centres(answer, interest, task.size))
-            done += len(pixels)
+            done += len(views[0])
             note(done)
     maps = {name: np.concatenate(each) for name, each in pooled.items()}
     return _Seen(maps, boxes, np.array([bool((b[:, 2] >= task.confident).any()) for b in boxes]))
@@ -350,9 +389,9 @@ def _report(
     macs = places * sum(p.numel() for p in presence.parameters() if p.ndim > 1)
     return Report(
         name,
-        float(stays[holds].mean()),
+        float(stays[holds].mean()) if holds.any() else 0.0,
         int(holds.sum()),
-        float(stays[~holds].mean()),
+        float(stays[~holds].mean()) if (~holds).any() else 0.0,
         int((~holds).sum()),
         macs / max(backbone.costs.all_macs, 1),
     )

@@ -7,21 +7,35 @@ detail than frames have.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import Image, UnidentifiedImageError
+from torch import Tensor
 
 from ..bundle import Preprocessing
 from ..exceptions import DataError
+from ..measure import BATCH, load_pixels
 from ..preprocessing import prepare
 
 SHAPES = ((4, 3), (4, 3), (3, 2), (3, 4), (1, 1))
 """Width to height of the scenes that are made; cameras and phones make such pictures."""
 MIDDLE = (0.35, 0.65)
 """Where a scene is divided, as a share of its sides."""
+
+
+def scene_batches(paths: Sequence[Path], how: Preprocessing, seed: int) -> Iterator[Tensor]:
+    """Photographs as pixels uint8 [B, S, S, 3], B <= BATCH, every other one replaced by a mosaic of four of them.
+
+    The same seed gives the same scenes at another size of the input.
+    """
+    for at in range(0, len(paths), BATCH):
+        end = min(at + BATCH, len(paths))
+        pixels = [mosaic(paths, how, seed, i) if i % 2 else load_pixels(paths[i], how) for i in range(at, end)]
+        yield torch.from_numpy(np.stack(pixels))
 
 
 def mosaic(paths: Sequence[Path], how: Preprocessing, seed: int, index: int) -> npt.NDArray[np.uint8]:

@@ -82,6 +82,12 @@ def cheapest_of(points: Iterable[Measurement]) -> dict[str, float | None]:
     return {key(ratio): stated(float(cheapest(bytes_, relative, ratio))) for ratio in RATIOS}
 
 
+def shared_of(points: Iterable[Measurement]) -> dict[str, float | None]:
+    """Ratio -> bytes on the convex hull of the points; None where none reaches it."""
+    bytes_, relative = _arrays(points)
+    return {key(ratio): stated(float(cheapest_shared(bytes_, relative, ratio))) for ratio in RATIOS}
+
+
 def front(points: Iterable[Measurement]) -> list[int]:
     """Indexes of the points that no other one beats, by rising bytes; accuracy rises strictly along them."""
     bytes_, relative = _arrays(points)

@@ -29,7 +29,7 @@ from ..closed_form import fisher_gradients
 from ..exceptions import DataError
 from ..measure import pixel_batches
 from ..repair.distil import distance
-from ..tasks import CLASSIFICATION
+from ..tasks import CLASSIFICATION, DETECTION
 from .descent import descend
 from .metric import Nats
 from .plan import Stage, TrainPlan
@@ -72,7 +72,7 @@ def train(
     """Learn, from where an earlier run of the same plan and photographs was killed.
 
     Args:
-        backbone: a classifier; what is learned goes behind its input and before `plan.anchor`.
+        backbone: a classifier or a detector; what is learned goes behind its input and before `plan.anchor`.
         plan: what to learn, and how.
         paths: photographs.
         work: folder for views and checkpoints.
@@ -80,7 +80,7 @@ def train(
         progress: where to show progress; None for nowhere.
 
     Raises:
-        DataError: too few photographs, or one cannot be read; the backbone is no classifier, or its input no multiple
+        DataError: too few photographs, or one cannot be read; the backbone is for another task, its input no multiple
             of 16 pixels, or its features at the anchor are not one map of a size that a latent can be scaled to.
         BackboneError: no such split point.
     """
@@ -127,8 +127,10 @@ def synthesis_shape(backbone: Backbone, plan: TrainPlan) -> SynthesisShape:
         BackboneError: no such split point.
     """
     size, name = backbone.preprocessing.size, backbone.spec.name
-    if backbone.task.name != CLASSIFICATION or size % STRIDE:
-        raise DataError(f"{name} cannot be learned for: a classifier is needed whose input is a multiple of 16 pixels")
+    if backbone.task.name not in (CLASSIFICATION, DETECTION) or size % STRIDE:
+        raise DataError(
+            f"{name} cannot be learned for: a classifier or a detector is needed whose input is a multiple of 16 pixels"
+        )
     channels, height, width = backbone.shape(plan.anchor)
     side = size // STRIDE
     scale = height // side
@@ -205,7 +207,8 @@ class Lesson:
         rng = np.random.default_rng((plan.seed, self._number, step, self._rank))
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         indexes = rng.choice(self._views.count, plan.batch, replace=False)
-        pixels, features, scores = (t.to(self._device) for t in self._views.batch(indexes))
+        pixels, features, wanted = self._views.batch(indexes)
+        pixels, features = pixels.to(self._device), features.to(self._device)
         gain = torch.from_numpy(np.exp(rng.uniform(0, np.log(plan.gains), plan.batch)).astype(np.float32)).to(
             self._device
         )
@@ -230,7 +233,7 @@ class Lesson:
         if stage.towards == "answers":
             with self._half():
                 outputs = tuple(o.float() for o in self._tail(made))
-            divergence = distance(self._task, outputs, (scores,))
+            divergence = distance(self._task, outputs, tuple(w.to(self._device) for w in wanted))
             nats = ANSWERS_SHARE * divergence + (1 - ANSWERS_SHARE) * nats
         self._remember(nats, rate)
         if stage.ramp:

@@ -1,4 +1,6 @@
-"""Views: random crops of photographs as pixels, with the uncut model's features at the anchor and its scores.
+"""Views: random crops of photographs as pixels, with the uncut model's features at the anchor and its outputs.
+
+Of a detector's views every other one is a mosaic of four photographs, as when it is cut.
 
 A ring on disk holds the last so many; every step replaces a few of them by new ones, so that training sees many crops
 and pays the uncut model for few. View i is drawn from (seed, i) alone.
@@ -17,9 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from ..backbones import Backbone, Chain
+from ..detection.mosaic import mosaic
 from ..export import write_onnx
 from ..onnx_time import one_core_session
 from ..repair.data import random_crop
+from ..tasks import CLASSIFICATION, DETECTION
 
 Array = npt.NDArray[np.float16]
 PROGRESS = "views.json"
@@ -27,26 +31,27 @@ NOTE_EVERY = 64
 
 
 class Teacher:
-    """The uncut model: pixels uint8 [S, S, 3] -> features float16 [C, H, W] at the anchor, scores float16 [classes]."""
+    """The uncut model: pixels uint8 [S, S, 3] -> features float16 [C, H, W] at the anchor, and outputs float16 [...],
+    which are scores [classes] of a classifier."""
 
     def __init__(self, backbone: Backbone, anchor: str, folder: Path, device: torch.device) -> None:
-        """On a CPU it runs in ONNX Runtime, which takes a third of the time."""
+        """On a CPU a classifier runs in ONNX Runtime, which takes a third of the time; what makes boxes cannot."""
         module = _Both(backbone.head(anchor), backbone.tail(anchor))
         self._module, self._session, self._device = module.to(device), None, device
-        if device.type == "cpu":
+        if device.type == "cpu" and backbone.task.name == CLASSIFICATION:
             path = folder / "teacher.onnx"
             folder.mkdir(parents=True, exist_ok=True)
             write_onnx(backbone, module, ("features", "scores"), path)
             self._session = one_core_session(path)
 
-    def __call__(self, pixels: npt.NDArray[np.uint8]) -> tuple[Array, Array]:
+    def __call__(self, pixels: npt.NDArray[np.uint8]) -> tuple[Array, ...]:
         if self._session is not None:
-            features, scores = self._session.run(["features", "scores"], {"pixels": pixels[None]})
+            found = self._session.run(["features", "scores"], {"pixels": pixels[None]})
         else:
             with torch.inference_mode():
-                found = self._module(torch.from_numpy(pixels[None]).to(self._device))
-                features, scores = (t.float().cpu().numpy() for t in found)
-        return features[0].astype(np.float16), scores[0].astype(np.float16)
+                tensors = self._module(torch.from_numpy(pixels[None]).to(self._device))
+                found = [t.float().cpu().numpy() for t in tensors]
+        return tuple(each[0].astype(np.float16) for each in found)
 
 
 class Views:
@@ -61,14 +66,15 @@ class Views:
             DataError: a photograph cannot be read.
         """
         self._paths, self._teacher, self._how, self._seed = paths, teacher, backbone.preprocessing, seed
-        self._folder, self.count = folder, count
+        self._folder, self.count, self._mosaics = folder, count, backbone.task.name == DETECTION
         folder.mkdir(parents=True, exist_ok=True)
         first = self._make(0)
         shapes = [(count, *a.shape) for a in first]
         self.made = _made(folder / PROGRESS, shapes)
+        names = ("pixels", "features", "scores", *(f"output-{i}" for i in range(1, len(first) - 2)))
         self._arrays = [
             np.lib.format.open_memmap(folder / f"{name}.npy", "r+" if self.made else "w+", a.dtype, shape)  # type: ignore[no-untyped-call]
-            for name, a, shape in zip(("pixels", "features", "scores"), first, shapes, strict=True)
+            for name, a, shape in zip(names, first, shapes, strict=True)
         ]
 
     def fill(self, note: Callable[[int], None] = lambda _: None) -> None:
@@ -87,13 +93,17 @@ class Views:
             shapes = [list(a.shape) for a in self._arrays]
             (self._folder / PROGRESS).write_text(json.dumps({"made": self.made, "shapes": shapes}))
 
-    def batch(self, indexes: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
-        """Pixels uint8 [B, S, S, 3], features float32 [B, C, H, W], scores float32 [B, classes]."""
-        pixels, features, scores = (torch.from_numpy(a[indexes]) for a in self._arrays)
-        return pixels, features.float(), scores.float()
+    def batch(self, indexes: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """Pixels uint8 [B, S, S, 3], features float32 [B, C, H, W], outputs float32 [B, ...]."""
+        pixels, features, *outputs = (torch.from_numpy(a[indexes]) for a in self._arrays)
+        return pixels, features.float(), tuple(o.float() for o in outputs)
 
     def _make(self, index: int) -> tuple[npt.NDArray[Any], ...]:
-        pixels = np.ascontiguousarray(random_crop(self._paths[index % len(self._paths)], self._how, self._seed, index))
+        if self._mosaics and index % 2:
+            drawn = mosaic(self._paths, self._how, self._seed, index)
+        else:
+            drawn = random_crop(self._paths[index % len(self._paths)], self._how, self._seed, index)
+        pixels = np.array(drawn)  # a picture cannot be written to
         return pixels, *self._teacher(pixels)
 
 
@@ -102,9 +112,9 @@ class _Both(nn.Module):
         super().__init__()
         self.head, self.tail = Chain(head), Chain(tail)
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
         (features,) = self.head(pixels)
-        return features, self.tail(features)[0]
+        return features, *self.tail(features)
 
 
 def _made(file: Path, shapes: Sequence[Sequence[int]]) -> int:

@@ -88,7 +88,9 @@ def make_crops(
     folder.mkdir(parents=True, exist_ok=True)
     head, tail = backbone.head(split).to(device), backbone.tail(split).to(device)
     sized = backbone.at(split)[0]
-    uncut = backbone.uncut.to(device) if sized is not backbone or split in backbone.learned else None
+    # A detector's candidates lie on a grid: those of fewer pixels have no counterparts among the uncut model's.
+    elsewhere = sized is not backbone and backbone.task.name != DETECTION
+    uncut = backbone.uncut.to(device) if elsewhere or split in backbone.learned else None
 
     def picture(index: int, how: Preprocessing) -> npt.NDArray[np.uint8]:
         if backbone.task.name == DETECTION and index % 2:

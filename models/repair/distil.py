@@ -35,7 +35,7 @@ from ..exceptions import DataError
 from ..learning.descent import descend
 from ..measure import find_pictures
 from ..split import choose, measured_points
-from ..tasks import Detection, Segmentation, Task
+from ..tasks import Detection, Segmentation, Several, Task
 from ..zoo.catalogue import backbone_of
 from .data import Crops, RandomSymbols, make_crops
 from .student import Student
@@ -66,6 +66,7 @@ class RepairPlan:
         hidden: channels of the denoiser; 0 for none.
         rate: learning rate at its height.
         device: "cpu" or "cuda".
+        half: compute in bfloat16, where the processor has it in half the time; what is learned stays float32.
         seed: of crops, rate levels and prefixes.
         photographs, held_out: as given to `split`; with its seed too, the operating points are measured on the same
             photographs as then. Those are not learned from.
@@ -80,6 +81,7 @@ class RepairPlan:
     hidden: int = 64
     rate: float = 1e-3
     device: str = "cpu"
+    half: bool = False
     seed: int = 0
     photographs: int = 300
     held_out: int = 64
@@ -127,7 +129,7 @@ def repair(
         found |= {f"{name}/{key}": value for key, value in student.tensors().items()}
     told = f"{', '.join(said)} of {plan.batch} crops of {len(paths)} unlabelled photographs, seed {plan.seed}"
     result = replace(bundle, repair=found, provenance={**bundle.provenance, "repair": told})
-    result = measured_points(backbone, result.check(), held_out, progress)
+    result = measured_points(backbone, result.check(), held_out, progress, names)
     shutil.rmtree(work, ignore_errors=True)
     return backbone, result
 
@@ -141,6 +143,9 @@ def distance(task: Task, outputs: Sequence[Tensor], wanted: Sequence[Tensor]) ->
     errors of their corners. Where the candidates
     themselves hang on the features (two-stage detectors) only what tells how sure the first stage is can be compared.
     """
+    if isinstance(task, Several):
+        parts = zip(task.tasks, task.apart(outputs), task.apart(wanted), strict=True)
+        return torch.stack([distance(each, mine, theirs) for each, mine, theirs in parts]).sum(0)
     if isinstance(task, Segmentation):
         mine, theirs = outputs[0].log_softmax(1), wanted[0].log_softmax(1)
         return (theirs.exp() * (theirs - mine)).sum(1).flatten(1).mean(1)
@@ -237,7 +242,9 @@ class Lesson:
         """
         features, wanted = self._crops.batch(self._indexes(step))
         symbols, gain = self._symbols(features, step)
-        distances = distance(self._task, self.student(symbols, gain), tuple(w.to(self._device) for w in wanted))
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._plan.half):
+            outputs = self.student(symbols, gain)
+        distances = distance(self._task, tuple(o.float() for o in outputs), tuple(w.to(self._device) for w in wanted))
         return (distances * (gain.mean(1) / self._gain) ** LEVEL_POWER).mean()
 
     def steps_within(self, seconds: float) -> int:

@@ -116,7 +116,9 @@ def fill(net: nn.Sequential, values: Tensor) -> None:
 
 
 class Regions(nn.Module):
-    """regions float32 [B, 425, n, n] -> scores [B, A, 80], corners [B, A, 4] in pixels of the input; A = 5 n n."""
+    """regions float32 [B, 425, n, n] -> scores [B, A, 80], corners [B, A, 4] in pixels of the input; A = 5 n n.
+
+    Corners are in pixels of an input of `size` whatever the grid: one of fewer pixels gives fewer, larger cells."""
 
     def __init__(self, size: int = SIZE) -> None:
         """`size`: side of the input in pixels."""
@@ -126,7 +128,8 @@ class Regions(nn.Module):
 
     def forward(self, regions: Tensor) -> tuple[Tensor, Tensor]:
         batch, _, rows, columns = regions.shape
-        values = regions.view(batch, len(ANCHORS), 5 + CLASSES, rows, columns).permute(0, 1, 3, 4, 2)
+        # A hundredth of a cell is more than half precision tells apart, which a repair may compute in.
+        values = regions.float().view(batch, len(ANCHORS), 5 + CLASSES, rows, columns).permute(0, 1, 3, 4, 2)
         y, x = torch.meshgrid(
             torch.arange(rows, device=regions.device), torch.arange(columns, device=regions.device), indexing="ij"
         )

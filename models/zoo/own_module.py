@@ -8,8 +8,9 @@ import io
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,17 @@ from torch import Tensor, nn
 from ..backbones import AsTheyAre, Parts, Scores, flat_tensors
 from ..bundle import Preprocessing
 from ..exceptions import BackboneError
-from ..tasks import CLASSIFICATION, DETECTION, SEGMENTATION, Classification, Detection, Segmentation, Task
+from ..tasks import (
+    BOTH,
+    CLASSIFICATION,
+    DETECTION,
+    SEGMENTATION,
+    Classification,
+    Detection,
+    Segmentation,
+    Several,
+    Task,
+)
 from .sources import FILE, Found, Source, one_line, with_weights
 
 SIZE = 224
@@ -155,7 +166,27 @@ def _parts(source: Source, module: nn.Module, size: int) -> Parts:
     return Parts(module, rest, task, how, source.labels)
 
 
+class _Each(nn.Module):
+    """Gives every task's outputs to what is left to do for it."""
+
+    def __init__(self, task: Several, rests: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.task, self.rests = task, nn.ModuleList(rests)
+
+    def forward(self, *outputs: Tensor) -> tuple[Tensor, ...]:
+        if len(outputs) != self.task.takes:
+            raise BackboneError(
+                f"a model for {self.task.name} gives {self.task.takes} tensors, the first task's first, this one "
+                f"{[list(o.shape) for o in outputs]}"
+            )
+        return tuple(t for rest, own in zip(self.rests, self.task.apart(outputs), strict=True) for t in rest(*own))
+
+
 def _meaning(source: Source, size: int) -> tuple[nn.Module, Task]:
+    if BOTH in source.task:
+        parts = [_meaning(replace(source, task=name), size) for name in source.task.split(BOTH)]
+        several = Several([task for _, task in parts])
+        return _Each(several, [rest for rest, _ in parts]), several
     if source.task == CLASSIFICATION:
         return Scores(), Classification()
     if source.task == DETECTION:
@@ -164,5 +195,6 @@ def _meaning(source: Source, size: int) -> tuple[nn.Module, Task]:
         return AsTheyAre(), Segmentation()
     raise BackboneError(
         f"say what the outputs of {source.name} mean with --task: {CLASSIFICATION} (logits [B, classes]), {DETECTION} "
-        f"(scores [B, A, K], corners [B, A, 4]) or {SEGMENTATION} (logits [B, classes, H, W])"
+        f"(scores [B, A, K], corners [B, A, 4]) or {SEGMENTATION} (logits [B, classes, H, W]), or several of them, as "
+        f"{CLASSIFICATION}{BOTH}{DETECTION}, for a model that gives the outputs of one after the other"
     )

@@ -40,5 +40,5 @@ def load(source: Source) -> Found:
         net, weights = with_weights(source, make, PACKAGE)
     how = Preprocessing(size, size, 0.0, 255.0, "letterbox", "bilinear", (127, 127, 127))
     task = Detection(size, minimum=0.05, overlap=0.45)
-    parts = Parts(net, Regions(size), task, how, names, splits=SPLITS)
+    parts = Parts(net, Regions(size), task, how, names, splits=SPLITS, any_size=True)
     return Found(parts, PACKAGE, state=net, sha256=digest, weights=weights)

@@ -9,9 +9,10 @@ import pytest
 from headrace.bench.backbones import CLASSIFIERS, PACKAGED, REFUSED, TORCHVISION, Row, run, sources, table
 from headrace.bench.material import write_photographs
 from headrace.bench.processes import Process, Server
+from headrace.models.bundle import Bundle
 from headrace.models.export import export_edge_half
 from headrace.models.split import fit_unmeasured
-from headrace.models.zoo.catalogue import load_backbone
+from headrace.models.zoo.catalogue import load_backbone, write_weights
 from headrace.models.zoo.sources import Source
 
 
@@ -67,18 +68,29 @@ def test_every_backbone_of_the_table_is_cut_and_sent(tmp_path, capsys):
 STREAMED = {
     "detection": (Source("ssdlite320_mobilenet_v3_large", seed=1, size=160), "body.features.0.10"),
     "segmentation": (Source("lraspp_mobilenet_v3_large", seed=1, size=96), "net.backbone.3"),
+    "classification+detection": (
+        Source("own_models:Both", "classification+detection", size=32, labels=("a", "b", "c")),
+        "boxes.body.1",
+    ),
 }
 
 
-@pytest.mark.parametrize("task", [pytest.param("detection", marks=pytest.mark.slow), "segmentation"])
-async def test_boxes_and_class_maps_come_back_over_a_real_stream(task, tmp_path):
+@pytest.mark.parametrize(
+    "task", [pytest.param("detection", marks=pytest.mark.slow), "segmentation", "classification+detection"]
+)
+async def test_answers_come_back_over_a_real_stream(task, tmp_path, monkeypatch):
+    """Boxes, a class map, or what two tails say of one packet."""
     source, at = STREAMED[task]
+    own = str(Path(__file__).parents[1] / "models")
+    monkeypatch.syspath_prepend(own)
+    monkeypatch.setenv("PYTHONPATH", own)  # the server's
     backbone = load_backbone(source)
     pictures = await asyncio.to_thread(write_photographs, tmp_path / "pictures")
     paths = sorted(pictures.iterdir())[::12]
     bundle = fit_unmeasured(backbone, [at], paths[:8])
     bundle.save(tmp_path / "bundle")
-    export_edge_half(bundle, tmp_path / "half")
+    write_weights(backbone, tmp_path / "bundle")
+    export_edge_half(Bundle.load(tmp_path / "bundle"), tmp_path / "half")
     server = await Server.listening(
         {"port": 0, "bundles": [tmp_path / "bundle"], "cache_dir": tmp_path / "cache"}, tmp_path / "server.log"
     )
@@ -103,8 +115,10 @@ async def test_boxes_and_class_maps_come_back_over_a_real_stream(task, tmp_path)
         await server.stop()
     assert [line["outcome"] for line in lines] == ["ok"] * 4, Path(tmp_path / "server.log").read_text()[-2000:]
     for line in lines:
-        assert line["bytes"] > 0 and line["labels"] == []
-        if task == "detection":
+        assert line["bytes"] > 0 and bool(line["labels"]) == ("classification" in task)
+        if task == "classification+detection":
+            assert sum(x["score"] for x in line["labels"]) == pytest.approx(1, abs=1e-3)
+        if "detection" in task:
             assert line["boxes"] and all(len(b["box"]) == 4 and b["label"] for b in line["boxes"])
             assert all(b["box"][0] >= -1 and b["box"][2] <= 289 for b in line["boxes"]), "pixels of the frame"
         else:

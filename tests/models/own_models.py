@@ -110,6 +110,21 @@ class Boxes(nn.Module):
         return scores.flatten(2).transpose(1, 2).sigmoid(), torch.cat((corner, corner + 16), 2)
 
 
+class Both(nn.Module):
+    """What the whole picture shows, and boxes, from the same features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.boxes, self.scores = Boxes(), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        features = self.boxes.body(x)
+        logits = self.scores(features.mean((2, 3)))
+        scores, corner = self.boxes.scores(features), self.boxes.corners(features)[:, :2]
+        corner = corner.flatten(2).transpose(1, 2).sigmoid() * 32
+        return logits, scores.flatten(2).transpose(1, 2).sigmoid(), torch.cat((corner, corner + 16), 2)
+
+
 class Branching(nn.Module):
     """Asks for a tensor's value in Python, which cannot be traced."""
 

@@ -6,6 +6,7 @@ import msgpack
 import numpy as np
 import pytest
 from headrace.models.bundle import MANIFEST, TENSORS, UNCUT, Bundle, head_file
+from headrace.models.bundle_files import packed, unpacked
 from headrace.models.edge_half import load_edge_half, write_edge_manifest
 from headrace.models.exceptions import BundleError, HeadraceError, LimitError, OperatingPointError
 from headrace.models.operating_point import Kind
@@ -158,3 +159,27 @@ def test_a_large_bundle_keeps_matrices_in_half_precision(small_bundle, tmp_path,
         np.testing.assert_allclose(loaded.tensors[name], array, rtol=1e-3, atol=1e-3)
     sizes = [(tmp_path / n / "bundle.safetensors").stat().st_size for n in ("small", "compact")]
     assert sizes[1] < sizes[0]
+
+
+def test_what_is_stored_is_narrow_and_comes_back_as_it_was():
+    tables = np.zeros((3, 2000), np.int32)
+    sizes = np.array([3, 2000, 5], np.int32)
+    for row, size in zip(tables, sizes, strict=True):
+        row[:size] = np.arange(size)
+    tensors = {
+        "a/cdf": tables,
+        "a/sizes": sizes,
+        "a/order": np.arange(3000, dtype=np.int32)[::-1].copy(),
+        "b/order": np.arange(3000, dtype=np.int32) + 2**16 - 100,
+        "temporal/cdf": np.arange(9, dtype=np.int32),
+    }
+    stored = packed(tensors)
+    assert stored["a/cdf"].shape == (2008,) and stored["a/order"].dtype == np.uint16
+    assert stored["b/order"].dtype == np.int32, "it does not fit"
+    found = unpacked(stored)
+    assert all(np.array_equal(found[k], v) and found[k].dtype == v.dtype for k, v in tensors.items())
+    assert all(np.array_equal(v, tensors[k]) for k, v in unpacked(tensors).items()), "files that are wider are read too"
+    with pytest.raises(ValueError, match="do not lie in 2007 numbers"):
+        unpacked(stored | {"a/cdf": stored["a/cdf"][:-1]})
+    with pytest.raises(ValueError, match="are over"):
+        unpacked({"a/cdf": np.zeros(2**23, np.int8), "a/sizes": np.array([1, 1, 2**23 - 2], np.int32)})

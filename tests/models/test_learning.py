@@ -28,7 +28,7 @@ from headrace.models.learning.train import Learned, train
 from headrace.models.measure import find_pictures, load_pixels
 from headrace.models.operating_point import Kind
 from headrace.models.split import fit
-from headrace.models.zoo.catalogue import backbone_of, load_backbone
+from headrace.models.zoo.catalogue import backbone_of, load_backbone, write_weights
 from headrace.models.zoo.sources import Source
 from headrace.server.engine import FeatureInput, TailKey
 from headrace.server.tail import load_tails
@@ -285,6 +285,27 @@ def test_plans_with_mistakes_are_refused(tmp_path, change, says):
     file.write_text(PLAN.replace(*change))
     with pytest.raises(DataError, match=says):
         TrainPlan.load(file)
+
+
+def test_a_detector_gets_a_light_encoder(plan, photographs, tmp_path, monkeypatch):
+    """A few steps towards features and answers, and packets of what came of it are answered with boxes."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    monkeypatch.setattr("headrace.models.split.timed", lambda backbone, bundle, progress: bundle)
+    backbone = load_backbone(Source("own_models:Boxes", "detection", size=32, labels=("a", "b", "c")))
+    base = fit(backbone, ("body.1",), photographs[:20], photographs[20:22])
+    change = {"anchor": "body.1", "views": 16, "synthesis": ((16, 8, 1), (8, 4, 1))}
+    stages = tuple(s.model_copy(update={"steps": 3}) for s in plan.stages)
+    few = plan.model_copy(update=change | {"stages": stages})
+    learned = train(backbone, few, photographs, tmp_path, ALONE)
+    made = assemble(backbone, base, few, learned, photographs[:20], photographs[20:22])
+    made.save(tmp_path / "made")
+    write_weights(backbone, tmp_path / "made")
+    loaded = Bundle.load(tmp_path / "made")
+    assert [s.name for s in loaded.splits] == ["body.1", "slim-50", "slim-100"]
+    tails = load_tails([loaded], "cpu", 0)
+    frame = FeatureInput(np.zeros(loaded.split("slim-50").latent_shape, np.int32), loaded.gain("slim-50", 0))
+    ((output,),) = tails[TailKey(loaded.fingerprint, "slim-50")]([frame])
+    assert output.tail == "detection" and output.boxes
 
 
 def test_what_cannot_be_learned_is_said(base, plan, photographs, tmp_path):

@@ -21,7 +21,7 @@ from headrace.models.repair.data import make_crops
 from headrace.models.repair.distil import Lesson, RepairPlan, crops_of_step, distance, repair
 from headrace.models.repair.tail import repaired
 from headrace.models.split import fit
-from headrace.models.tasks import Classification, Detection, Segmentation
+from headrace.models.tasks import Classification, Detection, Segmentation, Several
 from headrace.models.zoo.catalogue import load_backbone
 from headrace.models.zoo.sources import Source
 from headrace.server.engine import FeatureInput, TailKey
@@ -253,6 +253,8 @@ def test_distances():
     assert not distance(size, wanted, wanted).any()
     moved = distance(size, (wanted[0], boxes + 8), wanted)
     assert torch.allclose(moved, (4 * wanted[0].amax(2)).sum(1), atol=1e-4)
+    both = distance(Several((Classification(), size)), (scores, *wanted), (sure, wanted[0], boxes + 8))
+    assert torch.allclose(both, found + moved, atol=1e-4)
     others = torch.rand(2, 9)
     assert distance(size, (*wanted, others), (wanted[0] + 1, boxes + 1, others)).tolist() == [0.0, 0.0]
 

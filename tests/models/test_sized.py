@@ -1,5 +1,6 @@
 """Split points at a smaller size of the input: the same weights, fewer pixels, fewer places, fewer bytes."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,13 +21,16 @@ from headrace.models.extend import added, extend, extended
 from headrace.models.measure import find_pictures, load_pixels
 from headrace.models.preprocessing import prepare
 from headrace.models.repair.data import make_crops
-from headrace.models.split import SplitPlan, fit
+from headrace.models.split import SplitPlan, fit, fit_splits
 from headrace.models.zoo.catalogue import backbone_of, load_backbone
 from headrace.models.zoo.sources import Source
 from headrace.server.engine import FeatureInput, TailKey
 from headrace.server.tail import load_tails
 from PIL import Image
+from rich.progress import Progress
 from typer.testing import CliRunner
+
+sys.path.insert(0, str(Path(__file__).parent))  # own_models
 
 BACKBONE = Source("timm/test_resnet", seed=3, size=64)
 SMALL = "layer2-32px"
@@ -186,3 +190,28 @@ def test_pixels_of_a_smaller_size_show_the_same_part(base, folder):
     small = load_pixels(path, base.preprocessing.at(32)).astype(np.float32)
     halved = whole.reshape(32, 2, 32, 2, 3).mean((1, 3))
     assert np.abs(halved - small).mean() < 6
+
+
+def test_a_detector_at_another_size_gives_boxes_in_pixels_of_its_own(folder, tmp_path):
+    """YOLOv2-tiny of random weights: fewer cells, and the same corners for what fills the same share of them."""
+    backbone = load_backbone(Source("yolov2_tiny", seed=1, size=96))
+    assert backbone.prove("pool3-64px") < 1e-5
+    pixels = torch.full((1, 96, 96, 3), 90, dtype=torch.uint8)
+    with torch.inference_mode():
+        scores, _ = backbone.uncut(pixels)
+        fewer, wider = backbone.tail("pool3-64px")(*backbone.head("pool3-64px")(pixels[:, :64, :64]))
+    assert (scores.shape[1], fewer.shape[1]) == (5 * 9, 5 * 4)
+    centres = ((wider[..., :2] + wider[..., 2:]) / 2).reshape(5, 2, 2, 2)
+    assert (centres[:, 0, 0] < 48).all() and (centres[:, 1, 1] > 48).all() and (centres < 96).all()
+    paths = find_pictures(folder)
+    specs, _ = fit_splits(backbone, ["pool3-64px"], paths[:12], 0, Progress(disable=True))
+    assert (specs[0].size, specs[0].features) == (64, (64, 8, 8))
+    crops = make_crops(backbone, "pool3-64px", paths, 16, 0, tmp_path, torch.device("cpu"))
+    features, wanted = crops.batch(np.arange(2))
+    with torch.inference_mode():
+        torch.testing.assert_close(backbone.tail("pool3-64px")(features)[0], wanted[0], atol=2e-3, rtol=2e-2)
+
+
+def test_a_detector_that_cannot_be_run_at_another_size_says_so():
+    with pytest.raises(BackboneError, match="only be cut at its own size"):
+        load_backbone(Source("own_models:Boxes", "detection", size=64)).at("body.1-32px")

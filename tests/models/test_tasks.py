@@ -5,7 +5,7 @@ import pytest
 import torch
 from headrace.models.class_map import MAX_SIDE, decode_class_map, encode_class_map
 from headrace.models.exceptions import BackboneError, BitstreamError, LimitError
-from headrace.models.tasks import Boxes, Classification, ClassMap, Detection, Labels, Segmentation
+from headrace.models.tasks import Answers, Boxes, Classification, ClassMap, Detection, Labels, Segmentation, Several
 
 
 def boxes(*rows: tuple[int, float, float]) -> Boxes:
@@ -74,6 +74,20 @@ def test_class_maps_agree_by_the_share_of_pixels():
         task.answers((torch.zeros(1, 300, 2, 2),))
 
 
+def test_several_tasks_answer_from_one_set_of_outputs():
+    task = Several((Classification(), Detection(64)))
+    assert (task.name, task.takes) == ("classification+detection", 3)
+    scores, corners = torch.zeros(2, 4, 3), torch.tensor([[[0.0, 0, 9, 9]] * 4] * 2)
+    scores[1, 2, 1] = 0.9
+    found = task.answers((torch.tensor([[0.2, 0.8], [0.6, 0.4]]), scores, corners))
+    assert [x.parts[0].indexes[0] for x in found] == [1, 0]
+    assert [x.parts[1].indexes for x in found] == [(), (1,)]
+    assert task.agreement(found[0], found[0]) == 1
+    assert task.agreement(Answers((found[0].parts[0], found[1].parts[1])), found[1]) == 0.5, "the label is another"
+    with pytest.raises(BackboneError, match="names a task twice"):
+        Several((Classification(), Classification()))
+
+
 @pytest.mark.parametrize(
     ("task", "shapes"),
     [
@@ -81,6 +95,7 @@ def test_class_maps_agree_by_the_share_of_pixels():
         (Detection(size=64), [(2, 7, 3), (2, 7, 4)]),
         (Detection(size=64), [(2, 7, 3), (2, 7, 3, 4), (2, 11)]),
         (Segmentation(), [(2, 4, 6, 6)]),
+        (Several((Detection(size=64), Segmentation())), [(2, 7, 3), (2, 7, 4), (2, 4, 6, 6)]),
     ],
 )
 def test_a_probe_has_a_gradient_that_the_seed_fixes(task, shapes):
