@@ -244,7 +244,6 @@ class ControlLoop:
             p = self._compute.p_within(due - start, seconds)
             on_time[row] = p if p >= LEAST_P else 0.0
         finish -= next_capture
-        sent = finish.copy() if self._fallback else finish
         value = self._lookahead.after(menu.seconds + (start - next_capture), menu.stage_of, finish, rates)
         now_worth = menu.accuracy * on_time
         value += now_worth
@@ -259,7 +258,16 @@ class ControlLoop:
         row, bet = int(value.argmax()), None
         if self._fallback and prices.free:
             left = due - start, next_capture - start
-            bet = self._fallback.best(menu, value, now_worth, on_time, sent, rates, *left)
+            bet = self._fallback.best(
+                menu,
+                value,
+                now_worth,
+                on_time,
+                lambda: self._finish(start, free, per_bit) - next_capture,
+                rates,
+                float(value[row]),
+                *left,
+            )
         self._steady.hoped(bet.expected if bet is not None else float(now_worth[row]))
         row = bet.row if bet is not None else row
         if self._steady.leader != NOBODY and prices.free:

@@ -15,7 +15,7 @@ each local point in reserve.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -27,7 +27,7 @@ from .measurement import Floats
 from .menu import Menu
 
 Indexes = NDArray[np.intp]
-MOST_ROWS = 6
+MOST_ROWS = 12
 """So many of the best choices are looked at with something in reserve."""
 LEAST_P = 0.02
 """A chance smaller than this is no bet."""
@@ -77,8 +77,9 @@ class Fallback:
         value: Floats,
         expected: Floats,
         on_time: Floats,
-        sent_s: Floats,
+        sent: Callable[[], Floats],
         rates_bps: Floats,
+        top: float,
         left_s: float,
         to_next_s: float,
     ) -> Bet | None:
@@ -88,16 +89,23 @@ class Fallback:
             menu: the choices, [rows].
             value: of each without anything in reserve, float64 [rows]; -infinity of those that must not be used.
             expected, on_time: on-time accuracy of this frame, and the chance that it is in time, float64 [rows].
-            sent_s: when the link has sent the packet, from the next capture on, float64 [rows, scenarios].
+            sent: gives when the link has sent each packet, from the next capture on, float64 [rows, scenarios].
             rates_bps: float64 [scenarios].
+            top: the best value.
             left_s, to_next_s: seconds from now up to the deadline, and up to the next capture.
         """
-        enough = float(value.max()) + WORTH
+        enough = top + WORTH
+        late = 1.0 - on_time
+        bound = late * self._most_accurate
+        bound += value
+        if bound.max() <= enough:  # on a good link: always
+            return None
         seconds = menu.seconds.tolist()
         takes = [(index, accuracy, seconds[stage]) for index, accuracy, stage in self._local]
-        quickest = min(more for _, _, more in takes)
-        most = np.where(menu.seconds <= left_s - quickest, self._most_accurate, 0.0)
-        bound = value + (1.0 - on_time) * most[menu.stage_of]
+        fitting = np.zeros(len(seconds))
+        for _, accuracy, more in takes:
+            np.maximum(fitting, accuracy * (menu.seconds <= left_s - more), out=fitting)
+        bound = value + late * fitting[menu.stage_of]
         rows = np.flatnonzero((bound > enough) & (on_time > LEAST_P) & ~menu.is_local)
         if len(rows) > MOST_ROWS:
             rows = rows[bound[rows].argpartition(-MOST_ROWS)[-MOST_ROWS:]]
@@ -116,7 +124,7 @@ class Fallback:
             return None
         at, reserves, worth, free = zip(*bets, strict=True)
         after = self._lookahead.after(
-            np.array(free) - to_next_s, np.arange(len(bets)), sent_s.take(at, axis=0), rates_bps
+            np.array(free) - to_next_s, np.arange(len(bets)), sent().take(at, axis=0), rates_bps
         )
         total = np.array(worth) + after
         best = int(total.argmax())
