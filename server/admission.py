@@ -20,7 +20,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .exceptions import DrainingError, ExpiredError, FullError, Reason
+from .exceptions import DrainingError, ExpiredError, FrameError, FullError, Reason
 from .shares import Shares
 
 HEADROOM = 0.3
@@ -91,35 +91,58 @@ class Admission:
             ExpiredError: its deadline passes before it could be answered even if it were alone.
             FullError: there is no room for it, or its turn would come too late.
         """
+        error = self.refusal(now, deadline, device=device, cost=cost, alone=alone, busy=busy)
+        if error is not None:
+            raise error
+        return self.take(device, size, cost)
+
+    def refusal(
+        self, now: float, deadline: float, *, device: str, cost: float, alone: float, busy: float
+    ) -> FrameError | None:
+        """Why a frame would not be let in, as far as can be told without its bytes; arguments as for `admit`.
+
+        Returned, not raised: under overload this is what most frames come to.
+        """
         if self.draining:
-            raise DrainingError("the server is draining; connect to another one, or again in a moment")
+            return DrainingError("the server is draining; connect to another one, or again in a moment")
         if deadline - now < alone or deadline <= now:
-            raise ExpiredError(
+            return ExpiredError(
                 f"{max(0.0, deadline - now) * 1e3:.1f} ms remain of the deadline; decoder and tail take "
                 f"{alone * 1e3:.1f} ms here"
             )
+        if not self.waiting:
+            return None
         own = len(self._waiting.get(device, ()))
         wait = self._wait(device, cost) + busy
         if own >= self.limits.device_frames:
-            raise FullError(
+            return FullError(
                 f"{own} frames of this device wait on the server, which is its limit; send less, or later",
                 retry_s=_delay(wait / 2, cost),
                 reason=Reason.DEVICE_FULL,
             )
         late = wait + alone - (1.0 - HEADROOM) * (deadline - now)
-        if self.waiting and late > 0:
-            raise FullError(
+        if late > 0:
+            return FullError(
                 f"it would be answered {(wait + alone) * 1e3:.0f} ms from now, too near to its deadline in "
                 f"{(deadline - now) * 1e3:.0f} ms; send less, or later",
                 retry_s=_delay(late, cost),
                 reason=Reason.OVERLOAD,
             )
+        return None
+
+    def take(self, device: str, size: int, cost: float) -> Place:
+        """A place for a frame that there is no `refusal` of.
+
+        Raises:
+            FullError: the queue is full, and no other device has more in it.
+        """
+        own = len(self._waiting.get(device, ()))
         while self.waiting >= self.limits.frames or self.waiting_bytes + size > self.limits.bytes:
             if not self._push_out(own):
                 raise FullError(
                     f"{self.waiting} frames of {self.waiting_bytes} bytes wait on the server, which is its limit; "
                     "send less, or later",
-                    retry_s=_delay(wait / 2, cost),
+                    retry_s=_delay(self._wait(device, cost) / 2, cost),
                     reason=Reason.QUEUE_FULL,
                 )
         return Place(self, device, size, cost)

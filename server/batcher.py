@@ -31,6 +31,17 @@ GAPS = 0.1
 """Weight of a new gap between two arrivals in the running mean."""
 
 
+SPARE = 0.08
+"""Share of its deadline that a frame shall have left when its batch is done, while others wait: the result has to be
+written, which under load waits for the interpreter, and to travel. A frame that has less would most likely be late, and
+another one could have had its place."""
+
+
+def spare_s(received: float, deadline: float) -> float:
+    """`SPARE` in seconds for a frame that was received then; 0 where there is no deadline."""
+    return SPARE * (deadline - received) if math.isfinite(deadline) else 0.0
+
+
 def deadline_at(received: float, remaining_ms: int) -> float:
     """When a frame's deadline passes, in seconds of the server's clock; infinity when it has none (0)."""
     return received + remaining_ms / 1e3 if remaining_ms else math.inf
@@ -45,6 +56,7 @@ class Entry(NamedTuple, Generic[T]):
     since: float
     start: float
     cost: float
+    spare: float
     key: TailKey
     item: T
 
@@ -96,7 +108,17 @@ class Line(Generic[T]):
         lane = self._lanes.get(key)
         return len(lane) if lane else 0
 
-    def put(self, item: T, key: TailKey, deadline: float, now: float, *, start: float = 0.0, cost: float = 0.0) -> None:
+    def put(
+        self,
+        item: T,
+        key: TailKey,
+        deadline: float,
+        now: float,
+        *,
+        start: float = 0.0,
+        cost: float = 0.0,
+        spare: float = 0.0,
+    ) -> None:
         """Let a frame wait.
 
         Args:
@@ -106,10 +128,11 @@ class Line(Generic[T]):
             now: seconds.
             start: its start tag.
             cost: seconds that it takes under load.
+            spare: see `spare_s`.
         """
         self._arrivals += 1  # breaks ties in order of arrival, and keeps heapq from comparing items
         urgency = deadline if math.isfinite(deadline) else now + PATIENCE_S
-        entry = Entry(urgency, self._arrivals, deadline, now, start, cost, key, item)
+        entry = Entry(urgency, self._arrivals, deadline, now, start, cost, spare, key, item)
         self.put_back(entry)
 
     def put_back(self, entry: Entry[T]) -> None:
@@ -171,9 +194,19 @@ class Batcher(Generic[T]):
         """Frames of one tail that wait here."""
         return self._line.waiting(key)
 
-    def put(self, item: T, key: TailKey, deadline: float, now: float, *, start: float = 0.0, cost: float = 0.0) -> None:
+    def put(
+        self,
+        item: T,
+        key: TailKey,
+        deadline: float,
+        now: float,
+        *,
+        start: float = 0.0,
+        cost: float = 0.0,
+        spare: float = 0.0,
+    ) -> None:
         """Let a decoded frame wait; see `Line.put`."""
-        self._line.put(item, key, deadline, now, start=start, cost=cost)
+        self._line.put(item, key, deadline, now, start=start, cost=cost, spare=spare)
         last, gap = self._gaps.get(key, (-math.inf, math.inf))
         since = now - last
         gap = gap + GAPS * (min(since, 10 * gap) - gap) if math.isfinite(gap) else since
@@ -224,7 +257,7 @@ class Batcher(Generic[T]):
         alone = self._costs.batch_s(key, 1, now)
         while len(taken) < self.max_batch and self._line.waiting(key):
             entry = self._line.pop(key)
-            left = entry.deadline - now
+            left = entry.deadline - now - (entry.spare if taken or self._line.waiting(key) else 0.0)
             if left <= 0 or left < alone:
                 expired.append(entry.item)
                 continue

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -22,11 +21,12 @@ from ..models.bundle import Preprocessing
 from ..models.temporal import Reference
 from ..protos.messages import Frame
 from .admission import Admission, Place
-from .batcher import Batcher, Line
+from .batcher import Batcher, Line, spare_s
 from .costs import Costs
 from .engine import Engine, EngineResult, Outputs, TailInput, TailKey
 from .exceptions import ExpiredError, FrameError, InferenceError
 from .metrics import Metrics
+from .workers import Workers
 
 log = structlog.get_logger(__name__)
 
@@ -120,7 +120,7 @@ class Dispatcher:
         self._max_batch, self._decode_threads = max_batch, decode_threads
         self._line: Line[Job] = Line(admission.shares)
         self._batcher: Batcher[Job] = Batcher(max_batch, max_wait_s, self.costs, admission.shares)
-        self._threads = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
+        self._threads = Workers("decode", decode_threads)
         self._decoding: dict[TailKey, int] = {}
         self._workers = 0
         self._free_at = 0.0
@@ -139,7 +139,7 @@ class Dispatcher:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.to_thread(self._threads.shutdown, cancel_futures=True)
+        await self._threads.close()
 
     # The short way of a frame that has the server to itself
 
@@ -201,7 +201,7 @@ class Dispatcher:
             self._workers += 1
             for job in jobs:
                 self._decoding[job.key] = self._decoding.get(job.key, 0) + 1
-            working = asyncio.get_running_loop().run_in_executor(self._threads, _decode_all, jobs)
+            working = self._threads.begin(partial(_decode_all, jobs))
             working.add_done_callback(partial(self._worker_done, jobs))
 
     def _next_to_decode(self, most: int) -> list[Job]:
@@ -242,8 +242,10 @@ class Dispatcher:
     def _decoded(self, job: Job, decoded: Decoded) -> None:
         job.decoded = decoded
         if not job.answer.done():
-            place = job.place
-            self._batcher.put(job, job.key, job.deadline, self._clock(), start=place.start, cost=place.cost)
+            place, spare = job.place, spare_s(job.received, job.deadline)
+            self._batcher.put(
+                job, job.key, job.deadline, self._clock(), start=place.start, cost=place.cost, spare=spare
+            )
 
     def _start_batches(self) -> None:
         """Give the engine batches until its slots are taken or nothing is ready."""

@@ -75,6 +75,9 @@ class Session:
         self._in_flight = 0
         self._room = asyncio.Semaphore(limits.in_flight + REFUSALS)
         self._writing = asyncio.Lock()
+        self._loop = asyncio.get_running_loop()
+        self._write_began: float | None = None
+        self._watching: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._gathering: dict[int, Gathering] = {}
 
@@ -101,6 +104,8 @@ class Session:
                 return grpc.StatusCode.UNAVAILABLE, str(self._stopping())
             return reading.result()
         finally:
+            if self._watching is not None:
+                self._watching.cancel()
             for task in (reading, drained, unread, *self._tasks):
                 task.cancel()
             await asyncio.gather(reading, drained, unread, *self._tasks, return_exceptions=True)
@@ -136,10 +141,11 @@ class Session:
             task = asyncio.create_task(self._answer(entered, received))
             self._tasks.add(task)
             task.add_done_callback(partial(self._done, entered))
-            # The frame comes before the preparation for the next one: its task takes the first turn of the loop, the
-            # thread that it hands the frame to gets the interpreter in the second.
-            await asyncio.sleep(0)
-            await asyncio.sleep(0)
+            if isinstance(entered, Job) and entered.alone is not None:
+                # It comes before the preparation for the next one: its task takes the first turn of the loop, the
+                # thread that it hands the frame to gets the interpreter in the second.
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
 
     def _enter(self, frame: Frame, received: float) -> Job | Gathering | Result:
         """Admit a frame, or begin to gather it, or refuse it: known before more is read."""
@@ -201,13 +207,24 @@ class Session:
                 self._references.add(result.frame_id, reference)
             total_us = micros(self._pipeline.clock() - received)  # up to where it is handed to gRPC
             response = messages.result_response(result, total_us)
+            self._write_began = self._loop.time()
+            if self._watching is None:
+                self._watching = self._loop.call_later(self._limits.unread_s, self._watch)
             try:
-                async with asyncio.timeout(self._limits.unread_s):
-                    await self._context.write(response)
-            except TimeoutError:
-                # Whoever writes results waits for this one, and reading waits for them: the stream stands still.
-                self._unread.set()
-                raise
+                await self._context.write(response)
+            finally:
+                self._write_began = None
+
+    def _watch(self) -> None:
+        """Look whether a result has lain unread for too long. One timer a stream, not one a result: they are dear."""
+        self._watching = None
+        if self._write_began is None:
+            return
+        left = self._write_began + self._limits.unread_s - self._loop.time()
+        if left > 0:
+            self._watching = self._loop.call_later(left, self._watch)
+        else:  # whoever writes results waits for this one, and reading waits for them: the stream stands still
+            self._unread.set()
 
     def _stopping(self) -> FrameError:
         if self._pipeline.admission.draining:

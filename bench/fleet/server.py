@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from ...server.admission import Admission, Limits, Place
-from ...server.batcher import Batcher
+from ...server.batcher import Batcher, spare_s
 from ...server.costs import Costs
 from ...server.engine import TailKey
 from ...server.exceptions import FrameError, FullError
@@ -95,7 +95,8 @@ class VirtualServer(Generic[T]):
             return False
         waiting = Waiting(frame, place, key, now)
         place.pushed_out = lambda error: self._push_out(waiting, error)
-        self._batcher.put(waiting, key, deadline, now, start=place.start, cost=place.cost)
+        spare = spare_s(now, deadline)
+        self._batcher.put(waiting, key, deadline, now, start=place.start, cost=place.cost, spare=spare)
         return True
 
     def next_at(self, now: float) -> float | None:
