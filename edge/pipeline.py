@@ -30,12 +30,15 @@ from ..models.operating_point import Kind, OperatingPoint
 from ..protos.messages import Continuation, Result, Status
 from .filtering import Filtering
 from .interfaces import Control, Limits, Outgoing, Work
-from .ledger import BUSY, NO_ANSWER, OUTAGE, STALE, STOPPED, Frame, Ledger, Outcome
+from .ledger import BUSY, FULL, NO_ANSWER, OUTAGE, STALE, STOPPED, Frame, Ledger, Outcome
 from .parts import Parts
 from .references import References
 
 if TYPE_CHECKING:
     from .engine import Encoded, LocalAnswer
+
+MOST_HELD_MS = 10_000
+"""Longest delay that a server is granted: a broken one must not silence a device."""
 
 LOCAL_GAIN = 0.3
 """Weight of the newest local answer in the estimate of what the next one takes."""
@@ -77,6 +80,7 @@ class Pipeline:
         self._references = References()
         self._to_learn: list[tuple[OperatingPoint, float, float, float | None, float]] = []
         self._last_answer_at = float("-inf")
+        self._held_until, self._encode_s = float("-inf"), 0.0
         self.use(control, points, local_s)
 
     def use(self, control: Control, points: Sequence[OperatingPoint], local_s: float) -> None:
@@ -121,6 +125,7 @@ class Pipeline:
         self._computing = None
         frame.timings.update(prepare=coded.prepare_s, compute=coded.compute_s, compress=coded.compress_s)
         frame.presence, frame.empty = coded.presence, coded.empty
+        self._encode_s = coded.seconds
         if frame.outcome is not None or frame.point is None:
             return
         if not coded.packet:
@@ -160,6 +165,9 @@ class Pipeline:
         while self._outbox:
             frame = self._outbox.popleft()
             size = len(frame.packet)
+            if now < self._held_until and not self.limits.lossless:  # it was made before the server said so
+                self._rescue_or_close(frame, now, FULL)
+                continue
             if not self.limits.lossless and not self.control.worth_writing(now, frame.captured_at, size):
                 self._ledger.close(frame, Outcome.DROPPED, STALE)
                 continue
@@ -212,6 +220,8 @@ class Pipeline:
             self._make_key_frame(frame)
             self._outbox.appendleft(frame)
         elif result.status in (Status.RESOURCE_EXHAUSTED, Status.UNAVAILABLE):
+            # The server is full, and says when to come again: until then frames are answered here, or dropped unsent.
+            self._held_until = max(self._held_until, now + min(result.retry_ms, MOST_HELD_MS) / 1e3)
             self._rescue_or_close(frame, now, result.message or result.status.name.lower(), Outcome.DROPPED)
         else:
             self._ledger.close(frame, Outcome.ERROR, result.message or f"the server said {result.status.name}")
@@ -255,6 +265,7 @@ class Pipeline:
         """The server has greeted us, with its limits; that took `round_trip_s`, if it was timed. It keeps so many
         `references` to predict frames from."""
         self._references.connect(references)
+        self._held_until = float("-inf")
         self.connected, self._last_answer_at = True, now
         self._server_in_flight = max_in_flight
         self.limits = replace(self.limits, max_packet_bytes=max_packet_bytes)
@@ -360,7 +371,9 @@ class Pipeline:
             return None
         self._learn()
         choice = self.control.choose(now, frame.captured_at, compute_free_at=now)
-        remote = choice.point.kind is not Kind.LOCAL and self.connected
+        # What is begun now is sent when it is coded.
+        held = not self.limits.lossless and now + self._encode_s < self._held_until
+        remote = choice.point.kind is not Kind.LOCAL and self.connected and not held
         if remote and self.in_flight < self._cap and (choice.p_on_time > 0 or choice.probe or self.limits.lossless):
             return self._compute(frame, choice.point, now)
         if remote and self.limits.lossless:
@@ -368,12 +381,17 @@ class Pipeline:
             return None
         # What waited too long for a local answer makes room for a fresh frame, if that would be answered in time. And
         # where no local answer ever is, the device stays free for the moment at which the link carries something again.
-        local_helps, link_may_help = self._local_s <= self.limits.deadline_s, self.connected and choice.p_on_time <= 0
+        local_helps, link_may_help = (
+            self._local_s <= self.limits.deadline_s,
+            self.connected and (held or choice.p_on_time <= 0),
+        )
         wasted = (local_helps or link_may_help) and not self._in_time_locally(frame, now)
         if self._local is not None and not wasted:
             return self._compute(frame, self._local, now)
         if not self.connected or self.control.in_outage(now):
             reason = OUTAGE
+        elif held:
+            reason = FULL
         else:
             reason = BUSY if remote and self.in_flight >= self._cap else STALE
         self._ledger.close(frame, Outcome.DROPPED, reason)

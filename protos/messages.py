@@ -76,6 +76,7 @@ class Frame:
         patience_ms: how long the server waits for them before it answers without.
         trace: the frame's trace id (16 bytes) and span id (8), or nothing when it is not traced.
         width, height: of the frame as it was captured, in pixels; 0: not said.
+        clock_ms: since the device's Hello, when it was written, modulo 2**32; 0: not said.
     """
 
     packet: bytes
@@ -85,6 +86,7 @@ class Frame:
     trace: bytes = b""
     width: int = 0
     height: int = 0
+    clock_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +187,7 @@ def frame_request(frame: Frame) -> pb.StreamRequest:
     message.packet, message.remaining_ms = frame.packet, frame.remaining_ms
     message.slices_to_come, message.patience_ms = frame.slices_to_come, frame.patience_ms
     message.trace, message.width, message.height = frame.trace, frame.width, frame.height
+    message.clock_ms = frame.clock_ms
     return request
 
 
@@ -198,7 +201,7 @@ def read_request(request: pb.StreamRequest) -> Hello | Frame | Continuation | No
     kind = request.WhichOneof("message")
     if kind == "frame":
         f = request.frame
-        return Frame(f.packet, f.remaining_ms, f.slices_to_come, f.patience_ms, f.trace, f.width, f.height)
+        return Frame(f.packet, f.remaining_ms, f.slices_to_come, f.patience_ms, f.trace, f.width, f.height, f.clock_ms)
     if kind == "continuation":
         c = request.continuation
         return Continuation(c.frame_id, c.slice, c.crc, c.cut)

@@ -27,6 +27,9 @@ HEADROOM = 0.3
 """Share of a frame's deadline that has to remain, as planned, when it is answered: plans are not kept exactly, and the
 result has to travel."""
 
+BATCH_HEADROOM = 0.15
+"""The same for a plan in whole batches, which is kept more exactly."""
+
 MOST_RETRY_S = 5.0
 """Longest delay that a refused device is asked for."""
 
@@ -74,6 +77,7 @@ class Admission:
         cost: float = 0.0,
         alone: float = 0.0,
         busy: float = 0.0,
+        batch: float = 0.0,
     ) -> Place:
         """Let one frame in.
 
@@ -85,19 +89,20 @@ class Admission:
             cost: seconds by which it puts off the frames behind it, under load.
             alone: seconds that it takes from here to its result when it need not wait.
             busy: seconds until what runs now is done.
+            batch: seconds of a full batch; 0 where frames go one by one.
 
         Raises:
             DrainingError: the server is about to stop.
             ExpiredError: its deadline passes before it could be answered even if it were alone.
             FullError: there is no room for it, or its turn would come too late.
         """
-        error = self.refusal(now, deadline, device=device, cost=cost, alone=alone, busy=busy)
+        error = self.refusal(now, deadline, device=device, cost=cost, alone=alone, busy=busy, batch=batch)
         if error is not None:
             raise error
         return self.take(device, size, cost)
 
     def refusal(
-        self, now: float, deadline: float, *, device: str, cost: float, alone: float, busy: float
+        self, now: float, deadline: float, *, device: str, cost: float, alone: float, busy: float, batch: float = 0.0
     ) -> FrameError | None:
         """Why a frame would not be let in, as far as can be told without its bytes; arguments as for `admit`.
 
@@ -120,10 +125,17 @@ class Admission:
                 retry_s=_delay(wait / 2, cost),
                 reason=Reason.DEVICE_FULL,
             )
-        late = wait + alone - (1.0 - HEADROOM) * (deadline - now)
+        done, headroom = wait + alone, HEADROOM
+        if batch > 0:
+            # Frames are answered by the batch. One that goes into the next batch waits at most for that one's end; for
+            # one that does not, whole batches go first, and its own will be full by then.
+            before = int((wait - busy) / batch) * batch
+            done = busy + (before + batch if before else min(batch, wait - busy + alone))
+            headroom = BATCH_HEADROOM
+        late = done - (1.0 - headroom) * (deadline - now)
         if late > 0:
             return FullError(
-                f"it would be answered {(wait + alone) * 1e3:.0f} ms from now, too near to its deadline in "
+                f"it would be answered {done * 1e3:.0f} ms from now, too near to its deadline in "
                 f"{(deadline - now) * 1e3:.0f} ms; send less, or later",
                 retry_s=_delay(late, cost),
                 reason=Reason.OVERLOAD,

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
+from .admission import BATCH_HEADROOM
 from .costs import Costs
 from .engine import TailKey
 from .shares import BURST, Shares
@@ -37,9 +38,10 @@ written, which under load waits for the interpreter, and to travel. A frame that
 another one could have had its place."""
 
 
-def spare_s(received: float, deadline: float) -> float:
-    """`SPARE` in seconds for a frame that was received then; 0 where there is no deadline."""
-    return SPARE * (deadline - received) if math.isfinite(deadline) else 0.0
+def batch_limit_s(whole: float) -> float:
+    """Seconds that a batch may take with frames that had `whole` seconds until their deadline when they came: one that
+    just misses a batch waits for its end, and is in the next one."""
+    return (1.0 - BATCH_HEADROOM) * whole / 2
 
 
 def deadline_at(received: float, remaining_ms: int) -> float:
@@ -56,7 +58,7 @@ class Entry(NamedTuple, Generic[T]):
     since: float
     start: float
     cost: float
-    spare: float
+    whole: float
     key: TailKey
     item: T
 
@@ -117,7 +119,7 @@ class Line(Generic[T]):
         *,
         start: float = 0.0,
         cost: float = 0.0,
-        spare: float = 0.0,
+        whole: float = math.inf,
     ) -> None:
         """Let a frame wait.
 
@@ -128,11 +130,11 @@ class Line(Generic[T]):
             now: seconds.
             start: its start tag.
             cost: seconds that it takes under load.
-            spare: see `spare_s`.
+            whole: seconds that it had until its deadline when it came.
         """
         self._arrivals += 1  # breaks ties in order of arrival, and keeps heapq from comparing items
         urgency = deadline if math.isfinite(deadline) else now + PATIENCE_S
-        entry = Entry(urgency, self._arrivals, deadline, now, start, cost, spare, key, item)
+        entry = Entry(urgency, self._arrivals, deadline, now, start, cost, whole, key, item)
         self.put_back(entry)
 
     def put_back(self, entry: Entry[T]) -> None:
@@ -194,6 +196,11 @@ class Batcher(Generic[T]):
         """Frames of one tail that wait here."""
         return self._line.waiting(key)
 
+    def next_key(self) -> TailKey | None:
+        """The tail whose frame is next; None when nothing waits."""
+        entry = self._line.first()
+        return entry.key if entry is not None else None
+
     def put(
         self,
         item: T,
@@ -203,10 +210,10 @@ class Batcher(Generic[T]):
         *,
         start: float = 0.0,
         cost: float = 0.0,
-        spare: float = 0.0,
+        whole: float = math.inf,
     ) -> None:
         """Let a decoded frame wait; see `Line.put`."""
-        self._line.put(item, key, deadline, now, start=start, cost=cost, spare=spare)
+        self._line.put(item, key, deadline, now, start=start, cost=cost, whole=whole)
         last, gap = self._gaps.get(key, (-math.inf, math.inf))
         since = now - last
         gap = gap + GAPS * (min(since, 10 * gap) - gap) if math.isfinite(gap) else since
@@ -253,15 +260,25 @@ class Batcher(Generic[T]):
     def _fill(self, key: TailKey, now: float, expired: list[T]) -> list[T]:
         """Frames of one tail for a batch; those that are too late even alone go to `expired`."""
         taken: list[T] = []
-        earliest = math.inf
+        earliest = limit = math.inf
         alone = self._costs.batch_s(key, 1, now)
+        full = min(self.max_batch, self._line.waiting(key))
+        full_s = self._costs.batch_s(key, full, now)
         while len(taken) < self.max_batch and self._line.waiting(key):
             entry = self._line.pop(key)
-            left = entry.deadline - now - (entry.spare if taken or self._line.waiting(key) else 0.0)
+            left = entry.deadline - now
+            if math.isfinite(left) and (taken or self._line.waiting(key)):
+                left -= SPARE * entry.whole if math.isfinite(entry.whole) else 0.0
             if left <= 0 or left < alone:
                 expired.append(entry.item)
                 continue
-            if taken and min(earliest, left) < self._costs.batch_s(key, len(taken) + 1, now):
+            limit = min(limit, batch_limit_s(entry.whole))
+            if not taken and left < full_s <= limit and self._line.waiting(key) >= full:
+                # It would make the batch smaller, and there is another one for its place ("early drop" of Shen et al.,
+                # "Nexus: A GPU Cluster Engine for Accelerating DNN-Based Video Analysis", SOSP 2019).
+                expired.append(entry.item)
+                continue
+            if taken and min(earliest, left, limit) < self._costs.batch_s(key, len(taken) + 1, now):
                 self._line.put_back(entry)
                 break
             taken.append(entry.item)

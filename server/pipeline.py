@@ -186,7 +186,8 @@ class Pipeline:
         """Why a frame for that tail is not admitted now; None: it is, if the queue has room for it."""
         now, costs, admission = self.clock(), self._dispatcher.costs, self.admission
         cost, alone, busy = costs.frame_s(key, now), costs.alone_s(key, now), self._dispatcher.busy_s(now)
-        return admission.refusal(now, deadline, device=device, cost=cost, alone=alone, busy=busy)
+        batch = self._dispatcher.full_batch_s(key, deadline - now, now)
+        return admission.refusal(now, deadline, device=device, cost=cost, alone=alone, busy=busy, batch=batch)
 
     def refuse(self, frame: Frame, error: FrameError) -> Result:
         """The result of a frame that its stream may not send now."""

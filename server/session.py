@@ -7,7 +7,7 @@ lying: a stream that does not read is not read from either, and no other stream 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -19,6 +19,7 @@ from ..models.temporal import Reference
 from ..protos import messages
 from ..protos.messages import Continuation, Frame, Result, Status
 from .bundles import Served
+from .delay import Delay
 from .dispatch import Job
 from .exceptions import DrainingError, FrameError, FullError, InvalidError, Reason
 from .gathering import Budget, Gathering
@@ -29,6 +30,9 @@ log = structlog.get_logger(__name__)
 
 REFUSALS = 32
 """Refused frames of one stream whose results are not written yet; with more, reading pauses."""
+
+JITTER_MS = 3
+"""A delay on the way that is no longer is not taken off a frame's deadline."""
 
 END_OF_STREAM = grpc.aio.EOF  # type: ignore[attr-defined]
 
@@ -76,6 +80,7 @@ class Session:
         self._room = asyncio.Semaphore(limits.in_flight + REFUSALS)
         self._writing = asyncio.Lock()
         self._loop = asyncio.get_running_loop()
+        self._delay = Delay()
         self._write_began: float | None = None
         self._watching: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -133,9 +138,15 @@ class Session:
             if not isinstance(frame, Frame):
                 return grpc.StatusCode.INVALID_ARGUMENT, "after Hello a stream carries frames, one a request"
             self.frames += 1
+            late_ms = self._delay.of(frame.clock_ms, received)
+            if frame.remaining_ms and late_ms > JITTER_MS:
+                frame = replace(frame, remaining_ms=max(1, frame.remaining_ms - late_ms))
             entered = self._enter(frame, received)
             if isinstance(entered, Result):  # refused: that needs no task
-                await self._write(entered, received)
+                if self._writing.locked():
+                    await self._write(entered, received)
+                else:
+                    await self._write_now(entered, received)
                 self._room.release()
                 continue
             task = asyncio.create_task(self._answer(entered, received))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from ...server.admission import Admission, Limits, Place
-from ...server.batcher import Batcher, spare_s
+from ...server.batcher import Batcher, batch_limit_s
 from ...server.costs import Costs
 from ...server.engine import TailKey
 from ...server.exceptions import FrameError, FullError
@@ -62,7 +62,7 @@ class VirtualServer(Generic[T]):
         """
         self._constants, self._fingerprint, self._refuse = constants, fingerprint, refuse
         self.admission = Admission(limits)
-        self._costs = Costs()
+        self._costs, self._max_batch = Costs(), max_batch
         self._batcher: Batcher[Waiting[T]] = Batcher(max_batch, max_wait_s, self._costs, self.admission.shares)
         for split, known in constants.batch_s.items():
             self._costs.know(self.key(split), known, 0.0)
@@ -89,14 +89,15 @@ class VirtualServer(Generic[T]):
                 cost=costs.frame_s(key, now),
                 alone=costs.alone_s(key, now),
                 busy=max(0.0, self._planned_at - now) if self._running else 0.0,
+                batch=costs.fitting(key, self._max_batch, batch_limit_s(deadline - now), now)[1],
             )
         except FrameError as error:
             self._count(error)
             return False
         waiting = Waiting(frame, place, key, now)
         place.pushed_out = lambda error: self._push_out(waiting, error)
-        spare = spare_s(now, deadline)
-        self._batcher.put(waiting, key, deadline, now, start=place.start, cost=place.cost, spare=spare)
+        whole = deadline - now
+        self._batcher.put(waiting, key, deadline, now, start=place.start, cost=place.cost, whole=whole)
         return True
 
     def next_at(self, now: float) -> float | None:
