@@ -143,10 +143,7 @@ class Session:
                 frame = replace(frame, remaining_ms=max(1, frame.remaining_ms - late_ms))
             entered = self._enter(frame, received)
             if isinstance(entered, Result):  # refused: that needs no task
-                if self._writing.locked():
-                    await self._write(entered, received)
-                else:
-                    await self._write_now(entered, received)
+                await self._write(entered, received)
                 self._room.release()
                 continue
             task = asyncio.create_task(self._answer(entered, received))
