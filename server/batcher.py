@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
 from .admission import BATCH_HEADROOM
-from .costs import Costs
+from .costs import LIKELY, Costs
 from .engine import TailKey
 from .shares import BURST, Shares
 
@@ -278,7 +278,10 @@ class Batcher(Generic[T]):
                 # "Nexus: A GPU Cluster Engine for Accelerating DNN-Based Video Analysis", SOSP 2019).
                 expired.append(entry.item)
                 continue
-            if taken and min(earliest, left, limit) < self._costs.batch_s(key, len(taken) + 1, now):
+            costs, size = self._costs, len(taken) + 1
+            if taken and (
+                min(earliest, left) < costs.batch_s(key, size, now) or limit < costs.batch_s(key, size, now, LIKELY)
+            ):
                 self._line.put_back(entry)
                 break
             taken.append(entry.item)

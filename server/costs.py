@@ -22,6 +22,8 @@ OUTLIER = 4.0
 """A measurement counts as at most so many times the running mean."""
 DEVIATIONS = 2.0
 """Mean deviations on top of the mean that a frame's time is planned with."""
+LIKELY = 0.5
+"""The same where several times are added up, which are not all long at once."""
 TABLE_S = 0.1
 """How long a table of all sizes is used before it is made anew: a frame that is refused is not worth one."""
 TRUSTED_S = 1.0
@@ -43,9 +45,9 @@ class Measured:
         self.mean += WEIGHT * (seconds - self.mean)
         self.at = now
 
-    def planned(self, now: float) -> float:
+    def planned(self, now: float, deviations: float = DEVIATIONS) -> float:
         """What to plan with: above most measurements while they are fresh."""
-        planned, age = self.mean + DEVIATIONS * self.deviation, now - self.at - TRUSTED_S
+        planned, age = self.mean + deviations * self.deviation, now - self.at - TRUSTED_S
         return planned if age <= 0 else float(planned * 0.5**age)
 
 
@@ -86,18 +88,18 @@ class Costs:
         """Under load the server answered one frame of that tail every `seconds`."""
         _add(self._pace, key, seconds, now)
 
-    def batch_s(self, key: TailKey, size: int, now: float) -> float:
+    def batch_s(self, key: TailKey, size: int, now: float, deviations: float = DEVIATIONS) -> float:
         """Seconds that a batch of `size` >= 1 frames is planned with; between measured sizes on a straight line."""
         known = self._batches.get(key)
         if not known:
             return 0.0
         mine, latest = known.get(size), self._latest.get(key)
         if mine is not None and (latest is None or latest == size or now - mine.at <= TRUSTED_S):
-            return mine.planned(now)
+            return mine.planned(now, deviations)
         warm_up = self._warm_up.get(key)
         if warm_up and latest is not None and (then := _between(warm_up, latest)) > 0:
-            return known[latest].planned(now) * _between(warm_up, size) / then
-        return _between({n: measured.planned(now) for n, measured in known.items()}, size)
+            return known[latest].planned(now, deviations) * _between(warm_up, size) / then
+        return _between({n: measured.planned(now, deviations) for n, measured in known.items()}, size)
 
     def batch_mean_s(self, key: TailKey, size: int) -> float:
         """Seconds that a batch of a measured size took in the mean; 0 if it was never measured."""
@@ -108,7 +110,7 @@ class Costs:
         """The largest batch of at most `most` frames that takes no longer than `within_s` (or 1); and its seconds."""
         made, table = self._tables.get(key, (-math.inf, []))
         if now - made > TABLE_S or len(table) < most:
-            table = [self.batch_s(key, size, now) for size in range(1, most + 1)]
+            table = [self.batch_s(key, size, now, LIKELY) for size in range(1, most + 1)]
             self._tables[key] = (now, table)
         for size in range(most, 1, -1):
             if table[size - 1] <= within_s:

@@ -22,7 +22,7 @@ from ..models.temporal import Reference
 from ..protos.messages import Frame
 from .admission import Admission, Place
 from .batcher import Batcher, Line, batch_limit_s
-from .costs import Costs
+from .costs import LIKELY, Costs
 from .engine import Engine, EngineResult, Outputs, TailInput, TailKey
 from .exceptions import ExpiredError, FrameError, InferenceError
 from .metrics import Metrics
@@ -334,7 +334,7 @@ class Dispatcher:
         """A batch begins now: when that is."""
         self.running += 1
         now = self._clock()
-        self._free_at = now + self.costs.batch_s(key, size, now)
+        self._free_at = now + self.costs.batch_s(key, size, now, LIKELY)
         if self._engine.slots == 1:
             self._decoding_at = now + (1 - LEAD) * self.costs.batch_mean_s(key, size)
         return now

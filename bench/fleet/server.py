@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 
 from ...server.admission import Admission, Limits, Place
 from ...server.batcher import Batcher, batch_limit_s
-from ...server.costs import Costs
+from ...server.costs import LIKELY, Costs
 from ...server.engine import TailKey
 from ...server.exceptions import FrameError, FullError
 from .model import Constants
@@ -139,7 +139,7 @@ class VirtualServer(Generic[T]):
             each.place.begin()
         seconds = self._seconds(key, size)
         self._running, self._done_at = items, now + seconds
-        self._planned_at = now + self._costs.batch_s(key, size, now)
+        self._planned_at = now + self._costs.batch_s(key, size, now, LIKELY)
         self.busy_s += seconds
         self.batches += 1
         self.frames += size
