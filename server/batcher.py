@@ -262,8 +262,6 @@ class Batcher(Generic[T]):
         taken: list[T] = []
         earliest = limit = math.inf
         alone = self._costs.batch_s(key, 1, now)
-        full = min(self.max_batch, self._line.waiting(key))
-        full_s = self._costs.batch_s(key, full, now)
         while len(taken) < self.max_batch and self._line.waiting(key):
             entry = self._line.pop(key)
             left = entry.deadline - now
@@ -273,11 +271,14 @@ class Batcher(Generic[T]):
                 expired.append(entry.item)
                 continue
             limit = min(limit, batch_limit_s(entry.whole))
-            if not taken and left < full_s <= limit and self._line.waiting(key) >= full:
-                # It would make the batch smaller, and there is another one for its place ("early drop" of Shen et al.,
-                # "Nexus: A GPU Cluster Engine for Accelerating DNN-Based Video Analysis", SOSP 2019).
-                expired.append(entry.item)
-                continue
+            if not taken and math.isfinite(limit):
+                full, _ = self._costs.fitting(key, self.max_batch, limit, now)
+                if self._line.waiting(key) >= full and left < self._costs.batch_s(key, full, now):
+                    # It would make the batch smaller, and there are enough others ("early drop" of Shen et al., "Nexus:
+                    # A GPU Cluster Engine for Accelerating DNN-Based Video Analysis", SOSP 2019). Without this a queue
+                    # that has once become old stays so, in small batches.
+                    expired.append(entry.item)
+                    continue
             costs, size = self._costs, len(taken) + 1
             if taken and (
                 min(earliest, left) < costs.batch_s(key, size, now) or limit < costs.batch_s(key, size, now, LIKELY)
