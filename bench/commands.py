@@ -138,6 +138,15 @@ def bench_server(
     overload_s: Annotated[float, typer.Option(help="Seconds of ten times the capacity; 0 leaves it out.")] = 60.0,
     idle: Annotated[int, typer.Option(help="Idle devices; 0 leaves them out.")] = 500,
     repetitions: Annotated[int, typer.Option(help="Drains and swaps under load; 0 leaves them out.")] = 20,
+    point: Annotated[
+        str, typer.Option(help="Operating point of the packets: a feature point of the shipped bundle.")
+    ] = "blocks.2.0@3",
+    parts: Annotated[
+        str, typer.Option(help="What to measure: some of compare, overload, greed, idle, drain, swap.")
+    ] = "compare,overload,greed,idle,drain,swap",
+    keep: Annotated[
+        Path | None, typer.Option(help="File that keeps figures and rounds; a run goes on with what is in it.")
+    ] = None,
     json: JsonFile = None,
 ) -> None:
     """The server under load, beside a bare loop, LitServe and plain Ray Serve with the same tail.
@@ -148,7 +157,21 @@ def bench_server(
     """
     from .server.run import Plan, run
 
-    plan = Plan.of(devices, seconds, rounds, deadline_ms, batch, pattern, rivals, overload_s, idle, repetitions)
+    plan = Plan.of(
+        devices,
+        seconds,
+        rounds,
+        deadline_ms,
+        batch,
+        pattern,
+        rivals,
+        overload_s,
+        idle,
+        repetitions,
+        point,
+        parts,
+        keep,
+    )
     raise typer.Exit(run(plan, json))
 
 

@@ -86,6 +86,20 @@ def test_a_queue_is_bounded_in_time_and_says_when_to_come_again() -> None:
     it.admit(0.0, 0.100, cost=0.010, alone=0.010)
 
 
+def test_a_queue_is_planned_in_whole_batches() -> None:
+    """Frames of 10 ms in batches of 60 ms, 250 ms of deadline: who just misses a batch waits for two."""
+    it = admission()
+    how = {"cost": 0.010, "alone": 0.015, "batch": 0.060}
+    while True:
+        try:
+            it.admit(0.0, 0.250, busy=0.060, **how)
+        except FullError as error:
+            assert error.reason is Reason.OVERLOAD and "240 ms from now" in str(error)
+            break
+    assert it.waiting == 12, "two batches behind the one that runs end at 180 ms, three at 240"
+    it.admit(0.0, 0.290, busy=0.060, **how)
+
+
 def test_an_idle_server_takes_what_has_little_time() -> None:
     it = admission()
     it.admit(0.0, 0.011, cost=0.010, alone=0.010)
