@@ -26,7 +26,7 @@ from . import material
 from .cores import all_cores, cores_beside_the_edge
 from .processes import Process, Server
 
-COMPUTE = ("prepare", "compute", "compress", "decode", "tail")
+COMPUTE = ("prepare", "compute", "compress", "again", "decode", "tail")
 POINT = "blocks.3@4"
 """Any would do: the overhead is beside what a point computes."""
 WARM_UP = 20

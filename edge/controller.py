@@ -30,6 +30,7 @@ from .measurement import ComputeTimes, Floats, PacketSizes
 from .menu import Menu, smallest_probe
 from .objective import Prices
 from .probing import Probing
+from .second_look import LevelTerms, SecondLook
 from .steady import NOBODY, SteadyExperts
 
 __all__ = ["Choice", "ControlLoop", "ControlSettings"]
@@ -38,8 +39,6 @@ LEAST_P = 0.02
 """A chance smaller than this is none: better to leave the core idle until the next frame."""
 MOST_EXPECTED = 256
 """Answers that are waited for at once; those of more frames than that never came."""
-MOST_MISSED = 4
-"""More frames than that at once are a pause, not a core that is behind."""
 STEADY_Z = 0.5
 """What a point would have come to is worked out with packets this many standard deviations over their median."""
 
@@ -111,7 +110,6 @@ class ControlLoop:
         )
         self._steady = SteadyExperts(self._accuracy, is_local, deadline_s=deadline_s, frame_interval_s=frame_interval_s)
         self._shares = np.full(settings.scenarios, 1.0 / settings.scenarios)
-        self._unreplayed: list[float] = []  # when the frames were captured that the experts have not had
         self._captured_at = -math.inf  # of the frame that was chosen for last
         self._chosen = self.points[0]
         self._expected: dict[int, tuple[float, float]] = {}  # frame id -> due, accuracy
@@ -131,6 +129,8 @@ class ControlLoop:
         )
         self._lookahead.solve(*self._lookahead_inputs())
         self._menu.keep(self._lookahead.kept)
+        terms = LevelTerms(deadline_s, frame_interval_s, settings.overhead_bytes, settings.scenarios)
+        self._second_look = SecondLook(self._accuracy, self._stage_of, self._sizes, self._link, self._lookahead, terms)
 
     # What the pipeline reports -------------------------------------------------------------------------------------
 
@@ -204,7 +204,8 @@ class ControlLoop:
 
     def choose(self, now: float, captured_at: float, *, compute_free_at: float) -> Choice:
         """The operating point for the frame captured at `captured_at`; the core is free at `compute_free_at`."""
-        self._count_capture(now, captured_at)
+        self._prices.captured(now, self._steady.captured(captured_at))
+        self._captured_at = captured_at
         start = max(now, compute_free_at)
         if (choice := self._nothing_to_weigh(now, captured_at, start)) is not None:
             return choice
@@ -276,6 +277,19 @@ class ControlLoop:
         rate = link.rate_bps(now)
         answer = start + demand.seconds + (demand.bits + link.wait_bits) / rate + link.there_and_back_s
         return Choice(point, 1.0, answer - captured_at, rate)
+
+    def look_again(
+        self, now: float, captured_at: float, point: OperatingPoint, size_bytes: int, coder_s: float
+    ) -> OperatingPoint:
+        """The point that a frame, coded at `point` into `size_bytes`, is to be coded at anew in `coder_s` seconds; or
+        `point`, where its packet is well as it is."""
+        index = self._index.get(point.id)
+        if index is None or not self._prices.free or self._steady.leader != NOBODY or self._link.in_outage(now):
+            return point
+        if self._probing.frame == captured_at:
+            return point
+        self._chosen = self.points[self._second_look.better(now, captured_at, index, size_bytes, coder_s)]
+        return self._chosen
 
     def worth_writing(self, now: float, captured_at: float, size_bytes: int) -> bool:
         """Whether a coded frame can still be answered in time, if the link is as fast as may be hoped. Else drop it."""
@@ -353,26 +367,13 @@ class ControlLoop:
                 return int(at)
         return row
 
-    def _count_capture(self, now: float, captured_at: float) -> None:
-        """Count the frames captured up to this one, those that the core had no time for among them."""
-        frames = 1
-        if math.isfinite(self._captured_at):
-            frames = max(round((captured_at - self._captured_at) / self.frame_interval_s), 0)
-            self._unreplayed += [self._captured_at + n * self.frame_interval_s for n in range(min(frames, MOST_MISSED))]
-            del self._unreplayed[:-MOST_MISSED]
-        self._prices.captured(now, frames)
-        self._captured_at = captured_at
-
     def _replay_steady(self, now: float) -> None:
         """Let the experts have the frames before the one that was chosen for last. Done after a frame's compute: no
         decision waits for it, and more is known of the link."""
-        if self._unreplayed:
-            rate = self._link.measured_bps(now)
+        if self._steady.waiting:
             seconds = self._menu.seconds.take(self._stage_of)
             bits = 8.0 * (self._sizes.quantile(STEADY_Z) + self.settings.overhead_bytes) + self._link.wait_bits
-            for captured_at in self._unreplayed:
-                self._steady.frame(captured_at, seconds, bits, rate, self._link.there_and_back_s)
-            self._unreplayed.clear()
+            self._steady.replay(seconds, bits, self._link.measured_bps(now), self._link.there_and_back_s)
 
     def _lookahead_inputs(self) -> tuple[Floats, Floats, float]:
         """Seconds and bits by point, and the way there and back: what the lookahead is solved for."""

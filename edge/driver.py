@@ -94,7 +94,9 @@ class Driver:
     def _compute(self, work: Work) -> None:
         frame, engine = work.frame, self._engine
         picture, pixels, point = frame.picture, frame.pixels, frame.point
-        if work.local:
+        if work.again is not None:
+            self._worker.submit(work.again, lambda r, e: self._on_computed(frame, r, e))
+        elif work.local:
             self._worker.submit(lambda: engine.answer(picture, pixels), lambda r, e: self._on_computed(frame, r, e))
         elif picture is not None and point is not None:
             abandon = self._abandon = Abandon()

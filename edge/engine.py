@@ -49,6 +49,7 @@ class Encoded:
         presence: the filter's score; None where there is none.
         empty: whether it is below the bundle's threshold.
         video: more about the packet, where the server keeps frames to predict others from.
+        again: codes the same frame at another rate level of its stage, for the coder's time alone; raises as `encode`.
     """
 
     packet: bytes
@@ -59,6 +60,12 @@ class Encoded:
     presence: float | None = None
     empty: bool = False
     video: VideoPacket | None = None
+    again: Callable[[OperatingPoint], Encoded] | None = None
+
+    @property
+    def coder_s(self) -> float:
+        """What coding took, which is what coding it again would take."""
+        return self.compress_s or self.compute_s
 
     @property
     def alone_bytes(self) -> float:
@@ -133,17 +140,25 @@ class Engine:
         # A local answer needs the uncut model's own size.
         kept = pixels if how == self.bundle.preprocessing else None
         if point.kind is Kind.IMAGE:
-            packet, compute_s = run(lambda: self._encoder.image(pixels, point, frame_id))
-            return Encoded(packet, kept, prepare_s, compute_s, 0.0)
+
+            def picture_of(other: OperatingPoint) -> Encoded:
+                packet, seconds = run(lambda: self._encoder.image(pixels, other, frame_id))
+                return Encoded(packet, kept, prepare_s, seconds, 0.0, again=picture_of)
+
+            return picture_of(point)
         (latent, presence), compute_s = run(lambda: self._head.with_presence(point.split, pixels, abandon))
         empty = presence is not None and presence < self.bundle.filter_threshold(point.split)
         if empty and filtered:
             return Encoded(b"", kept, prepare_s, compute_s, 0.0, presence, empty)
-        if earlier is not None:
-            video, compress_s = run(lambda: self._encoder.video(latent, point, frame_id, earlier))
-            return Encoded(video.packet, kept, prepare_s, compute_s, compress_s, presence, empty, video)
-        packet, compress_s = run(lambda: self._encoder.feature(latent, point, frame_id))
-        return Encoded(packet, kept, prepare_s, compute_s, compress_s, presence, empty)
+
+        def coded(other: OperatingPoint) -> Encoded:
+            if earlier is None:
+                packet, seconds = run(lambda: self._encoder.feature(latent, other, frame_id))
+                return Encoded(packet, kept, prepare_s, compute_s, seconds, presence, empty, None, coded)
+            video, seconds = run(lambda: self._encoder.video(latent, other, frame_id, earlier))
+            return Encoded(video.packet, kept, prepare_s, compute_s, seconds, presence, empty, video, coded)
+
+        return coded(point)
 
     def answer(self, picture: Image.Image | None, pixels: Pixels | None) -> LocalAnswer:
         """Labels from a captured picture, or from pixels uint8 [S, S, 3] that were prepared before.

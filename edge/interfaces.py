@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from ..models.operating_point import OperatingPoint
 from .ledger import Frame
 from .references import Earlier
+
+if TYPE_CHECKING:
+    from .engine import Encoded
 
 
 class Chosen(Protocol):
@@ -37,6 +41,9 @@ class Control(Protocol):
     def on_computed(self, point: OperatingPoint, seconds: float, now: float) -> None: ...
     def on_coded(self, point: OperatingPoint, size_bytes: float) -> None: ...
     def on_predicted(self, share: float) -> None: ...
+    def look_again(
+        self, now: float, captured_at: float, point: OperatingPoint, size_bytes: int, coder_s: float
+    ) -> OperatingPoint: ...
     def worth_writing(self, now: float, captured_at: float, size_bytes: int) -> bool: ...
     def in_parts(self, now: float, size_bytes: int) -> bool: ...
     def fits(self, now: float, captured_at: float, size_bytes: int) -> bool: ...
@@ -78,13 +85,21 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What the device has to compute next: this frame, at its operating point; `filtered`: no packet is wanted if the
-    filter sees nothing in it; `earlier`: what it can be predicted from, where the server keeps frames."""
+    """What the device has to compute next.
+
+    Attributes:
+        frame: this frame, at its operating point.
+        local: the answer is computed on the device.
+        filtered: no packet is wanted if the filter sees nothing in it.
+        earlier: what it can be predicted from, where the server keeps frames.
+        again: its head is computed, and all that is left is to code it anew, which this does.
+    """
 
     frame: Frame
     local: bool
     filtered: bool = False
     earlier: Earlier | None = None
+    again: Callable[[], Encoded] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,9 +51,11 @@ class Frame:
         packet: its bytes while they wait to be sent.
         video: more about its packet, until it is answered, where the server keeps frames to predict others from.
         predicted: its packet was predicted from an earlier frame's.
+        coded_again: its first packet was too large, and it was coded at another level.
         epoch: of the stream on which that one is kept.
         sent_bytes: bytes that were sent for it.
-        timings: durations by stage: wait, prepare, compute, compress, link, server, queue, decode, tail.
+        timings: durations by stage: wait, prepare, compute, compress, again, link, server, queue, decode,
+            tail.
         size: width and height of the picture as captured.
         presence: the filter's score; None where none was computed.
         empty: the filter saw nothing in it; if it was sent nevertheless, it was for an audit or to keep the link alive.
@@ -74,6 +76,7 @@ class Frame:
     packet: bytes = b""
     video: VideoPacket | None = None
     predicted: bool = False
+    coded_again: bool = False
     epoch: int = 0
     sent_bytes: int = 0
     written_at: float | None = None

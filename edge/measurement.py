@@ -337,6 +337,11 @@ class PacketSizes:
             self.saving = 0.0
             self.version += 1
 
+    def middle(self, rows: NDArray[np.intp]) -> Floats:
+        """Expected bytes of the points `rows`, float64 [rows]."""
+        shift = self.scale[rows] * (self.level + self.own[self._stage_of[rows]]) + self.saving * self.predicted[rows]
+        return np.asarray(self.median[rows] * np.exp(shift), dtype=np.float64)
+
     def quantile(self, z: float | Floats) -> Floats:
         """Bytes at `z` standard deviations above what is expected, float64 [points] or [points, len(z)]."""
         shift = self.scale * (self.level + self.own[self._stage_of]) + self.saving * self.predicted

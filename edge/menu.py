@@ -83,8 +83,8 @@ class Menu:
         self._accuracy = np.array([point.accuracy for point in points])
         self._is_local = np.array([point.kind is Kind.LOCAL for point in points])
         self._overhead_bits = np.where(self._is_local, 0.0, 8.0 * overhead_bytes)
-        self._size_z = _shuffled_normal(scenarios, SIZE_STEPS, scenarios // 3)
-        self._compute_z = _shuffled_normal(scenarios, COMPUTE_STEPS, scenarios // 2 + 1)
+        self._size_z = shuffled_normal(scenarios, SIZE_STEPS, scenarios // 3)
+        self._compute_z = shuffled_normal(scenarios, COMPUTE_STEPS, scenarios // 2 + 1)
         self._most_size_z, self._most_compute_z = float(self._size_z.max()), float(self._compute_z.max())
         self._overhead_bits_each = 8.0 * overhead_bytes
         self._versions = (-1, -1)
@@ -178,6 +178,6 @@ def shuffled(count: int, steps: Sequence[int], offset: int) -> Indexes:
     return (step * np.arange(count) + offset) % count
 
 
-def _shuffled_normal(count: int, steps: Sequence[int], offset: int) -> Floats:
+def shuffled_normal(count: int, steps: Sequence[int], offset: int) -> Floats:
     """Standard normal quantiles in such an order, float64 [count]."""
     return np.array([NormalDist().inv_cdf((place + 0.5) / count) for place in shuffled(count, steps, offset)])

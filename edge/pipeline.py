@@ -31,6 +31,7 @@ from ..protos.messages import Continuation, Result, Status
 from .filtering import Filtering
 from .interfaces import Control, Limits, Outgoing, Work
 from .ledger import BUSY, FULL, NO_ANSWER, OUTAGE, STALE, STOPPED, Frame, Ledger, Outcome
+from .lessons import Lessons
 from .parts import Parts
 from .references import References
 
@@ -78,7 +79,8 @@ class Pipeline:
         self._unanswered: dict[int, Frame] = {}
         self._rescue: deque[Frame] = deque()
         self._references = References()
-        self._to_learn: list[tuple[OperatingPoint, float, float, float | None, float]] = []
+        self._lessons = Lessons()
+        self._again: Work | None = None
         self._last_answer_at = float("-inf")
         self._held_until, self._encode_s = float("-inf"), 0.0
         self.use(control, points, local_s)
@@ -86,7 +88,7 @@ class Pipeline:
     def use(self, control: Control, points: Sequence[OperatingPoint], local_s: float) -> None:
         """Go on with another control loop and other operating points: those of a bundle that was fetched anew."""
         self.control = control
-        self._to_learn.clear()
+        self._lessons.clear()
         self._local = next((p for p in points if p.kind is Kind.LOCAL), None)
         self._local_s = local_s
 
@@ -104,6 +106,9 @@ class Pipeline:
 
     def take_up(self, now: float) -> Work | None:
         """The device is free: what it computes next, if there is something. Ask again after every event."""
+        if self._again is not None:
+            work, self._again = self._again, None
+            return work
         if self._computing is not None:
             return None
         while self._rescue:
@@ -123,16 +128,23 @@ class Pipeline:
     def encoded(self, frame: Frame, coded: Encoded, now: float) -> None:
         """The device has made the frame's packet."""
         self._computing = None
-        frame.timings.update(prepare=coded.prepare_s, compute=coded.compute_s, compress=coded.compress_s)
+        if frame.coded_again:
+            frame.timings["again"] = coded.coder_s
+        else:
+            frame.timings.update(prepare=coded.prepare_s, compute=coded.compute_s, compress=coded.compress_s)
+            self._encode_s = coded.seconds
         frame.presence, frame.empty = coded.presence, coded.empty
-        self._encode_s = coded.seconds
         if frame.outcome is not None or frame.point is None:
             return
         if not coded.packet:
             self.control.on_computed(frame.point, coded.seconds, now)
             self._ledger.close(frame, Outcome.FILTERED)
             return
-        self._to_learn.append((frame.point, coded.seconds, coded.alone_bytes, coded.share, now))
+        if not frame.coded_again:
+            self._lessons.add(frame.point, coded, now)
+        if (again := self._look_again(frame, coded, now)) is not None:
+            self._computing, self._again = frame, again
+            return
         frame.packet, frame.pixels = coded.packet, coded.pixels
         if coded.pixels is not None:
             frame.picture = None
@@ -197,7 +209,7 @@ class Pipeline:
         if frame is None or frame.written_at is None:
             return
         self._last_answer_at = now
-        self._learn()
+        self._lessons.tell(self.control)
         server_s = result.timing.total_us / 1e6
         self.control.on_result(frame.id, now, server_s=server_s, queue_depth=result.queue_depth)
         video, frame.video = frame.video, None
@@ -276,7 +288,7 @@ class Pipeline:
     def disconnect(self, now: float) -> None:
         """The stream is broken, what is on its way gets no answer: serve it on the device where time allows."""
         self.connected, self._parts = False, None
-        self._learn()
+        self._lessons.tell(self.control)
         self.control.on_disconnected(now)
         lost = list(self._unanswered.values())
         self._unanswered.clear()
@@ -324,7 +336,7 @@ class Pipeline:
                 self._ledger.close(frame, Outcome.LATE, NO_ANSWER)
             else:
                 self._ledger.close(frame, Outcome.DROPPED, STOPPED)
-        self._waiting, self._parts = None, None
+        self._waiting, self._parts, self._again = None, None, None
         self._rescue.clear()
         self._outbox.clear()
 
@@ -369,7 +381,7 @@ class Pipeline:
             else:
                 self._ledger.close(frame, Outcome.DROPPED, OUTAGE)
             return None
-        self._learn()
+        self._lessons.tell(self.control)
         choice = self.control.choose(now, frame.captured_at, compute_free_at=now)
         # What is begun now is sent when it is coded.
         held = not self.limits.lossless and now + self._encode_s < self._held_until
@@ -397,14 +409,18 @@ class Pipeline:
         self._ledger.close(frame, Outcome.DROPPED, reason)
         return None
 
-    def _learn(self) -> None:
-        """Tell the control loop what packets took. Not when they are made: then they are waited for on the wire."""
-        for point, seconds, alone_bytes, share, at in self._to_learn:
-            self.control.on_computed(point, seconds, at)
-            self.control.on_coded(point, alone_bytes)
-            if share is not None:
-                self.control.on_predicted(share)
-        self._to_learn.clear()
+    def _look_again(self, frame: Frame, coded: Encoded, now: float) -> Work | None:
+        """Code the frame anew at another rate level of its split point, where the packet that came out is too large."""
+        if frame.coded_again or coded.again is None or frame.point is None or self.limits.lossless:
+            return None
+        if not self.connected:
+            return None
+        size = len(coded.packet)
+        point = self.control.look_again(now, frame.captured_at, frame.point, size, coded.coder_s)
+        if point.id == frame.point.id:
+            return None
+        frame.point, frame.coded_again, again = point, True, coded.again
+        return Work(frame, local=False, again=lambda: again(point))
 
     def _compute(self, frame: Frame, point: OperatingPoint | None, now: float) -> Work:
         self._computing, frame.point, frame.epoch = frame, point, self._references.epoch

@@ -18,7 +18,7 @@ from .filtering import Audits
 from .ledger import ON_TIME, Frame, Ledger, Outcome
 from .local import MAX_LABELS
 
-STAGES = ("wait", "prepare", "compute", "compress", "link", "server", "queue", "decode", "tail")
+STAGES = ("wait", "prepare", "compute", "compress", "again", "link", "server", "queue", "decode", "tail")
 """Stages of a frame's timings, in its order: until it is taken up; scaling; head and encoder, picture coding or the
 uncut model; entropy coding; there and back less the server's time; the server's time, and of that waiting, decoding
 and tail."""
@@ -62,6 +62,7 @@ class Report:
                 "kind": frame.point.kind if frame.point else None,
                 "bytes": frame.sent_bytes,
                 "predicted": frame.predicted,
+                "coded_again": frame.coded_again,
                 "slices": frame.slices,
                 "labels": labels,
                 **self._boxes(frame),

@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 from .measurement import Floats
 
 NOBODY = -1
+MOST_MISSED = 4
+"""More frames than that at once are a pause, not a core that is behind."""
 
 
 class SteadyExperts:
@@ -66,6 +68,29 @@ class SteadyExperts:
         self._followed = self._lately = 0.0
         self.leader = NOBODY
         """The point to follow, or `NOBODY`."""
+        self._captured_at = -math.inf
+        self._waiting: list[float] = []  # when the frames were captured that have not been replayed
+
+    def captured(self, captured_at: float) -> int:
+        """A frame was captured. Returns how many were since the last call, with it; the core missed the others."""
+        frames = 1
+        if math.isfinite(self._captured_at):
+            frames = max(round((captured_at - self._captured_at) / self._interval), 0)
+            self._waiting += [self._captured_at + n * self._interval for n in range(min(frames, MOST_MISSED))]
+            del self._waiting[:-MOST_MISSED]
+        self._captured_at = captured_at
+        return frames
+
+    @property
+    def waiting(self) -> bool:
+        """Whether there are frames before the last one that have not been replayed."""
+        return bool(self._waiting)
+
+    def replay(self, seconds: Floats, bits: Floats, rate_bps: float, there_and_back_s: float) -> None:
+        """Let the experts have these frames; arguments as for `frame`."""
+        for captured_at in self._waiting:
+            self.frame(captured_at, seconds, bits, rate_bps, there_and_back_s)
+        self._waiting.clear()
 
     def answered(self, accuracy: float) -> None:
         """Really, an answer of this accuracy came in time."""

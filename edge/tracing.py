@@ -16,7 +16,7 @@ from typing import Any
 from .exceptions import EdgeError
 from .ledger import ON_TIME, Frame
 
-STAGES = ("wait", "prepare", "compute", "compress")
+STAGES = ("wait", "prepare", "compute", "compress", "again")
 """On the device, one after the other; what the link took is what is left of the time to the answer."""
 
 

@@ -25,7 +25,7 @@ from ..links.trace_set import Window
 from .optimum import offline_optimum
 from .policies import LoopPolicy
 from .rivals import CausalOracle, Ewma, most_in_flight
-from .simulate import Replay, best_fixed, replay
+from .simulate import Replay, best_fixed, coder_seconds, replay
 
 Floats = NDArray[np.float64]
 LOOP, ORACLE, BEST_FIXED, WEBP, LOCAL = "loop", "causal oracle", "best fixed", "adaptive webp", "local"
@@ -157,7 +157,7 @@ def run_cell(
         "server_s": c.server_s,
         "overhead_bytes": c.overhead_bytes,
     }
-    common = dict(every, uncut_s=device_s)
+    common = dict(every, uncut_s=device_s, coder_s=coder_seconds(points, device_s))
     best = offline_optimum(points, sizes, compute, window.trace, **every)  # type: ignore[arg-type]
 
     def run(**how: object) -> Row:

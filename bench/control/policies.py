@@ -23,6 +23,12 @@ class Policy(Protocol):
         """The core took `seconds` for a frame; its packet has `size` bytes."""
         ...
 
+    def look_again(
+        self, now: float, captured_at: float, point: OperatingPoint, size: int, coder_s: float
+    ) -> OperatingPoint:
+        """The point that a coded frame shall be coded at anew; `point` itself if its packet is well as it is."""
+        ...
+
     def worth_writing(self, now: float, captured_at: float, size: int) -> bool:
         """Whether a packet that is ready shall be written."""
         ...
@@ -55,6 +61,11 @@ class FixedPoint:
 
     def computed(self, point: OperatingPoint, seconds: float, size: int, now: float) -> None: ...
 
+    def look_again(
+        self, now: float, captured_at: float, point: OperatingPoint, size: int, coder_s: float
+    ) -> OperatingPoint:
+        return point
+
     def worth_writing(self, now: float, captured_at: float, size: int) -> bool:
         fits = len(self._in_flight) < self._max_in_flight
         return self._connected and fits and now <= captured_at + self._deadline_s
@@ -83,6 +94,11 @@ class LoopPolicy:
         self.loop.on_computed(point, seconds, now)
         if point.kind is not Kind.LOCAL:
             self.loop.on_coded(point, size)
+
+    def look_again(
+        self, now: float, captured_at: float, point: OperatingPoint, size: int, coder_s: float
+    ) -> OperatingPoint:
+        return self.loop.look_again(now, captured_at, point, size, coder_s)
 
     def worth_writing(self, now: float, captured_at: float, size: int) -> bool:
         return self.loop.worth_writing(now, captured_at, size)

@@ -40,7 +40,7 @@ from ..links.virtual_link import VirtualLink
 from ..processes import Process, Server
 from ..workload import Workload
 from .cells import Conditions
-from .simulate import replay
+from .simulate import coder_seconds, replay
 
 PORT = 50051
 DOWN_BPS = 1e8
@@ -189,6 +189,7 @@ def _compare(
             server_s=server_seconds(lines, conditions.server_s),
             overhead_bytes=conditions.overhead_bytes,
             uncut_s=device_s,
+            coder_s=coder_seconds(points, device_s),
         )
         # Sizes are estimates until a frame has been coded at a point. The loop sees only those of its own choices.
         chosen = [(record.frame, record.point) for record in simulated.records if record.point >= 0]
@@ -244,7 +245,7 @@ def added_seconds(lines: Sequence[Line], trace: Trace, conditions: Conditions) -
         spent = line["timings_ms"]
         if not line["bytes"]:
             continue
-        made_s = sum(spent.get(part, 0.0) for part in ("wait", *COMPUTE)) / 1000
+        made_s = sum(spent.get(part, 0.0) for part in ("wait", *COMPUTE, "again")) / 1000
         captured_s = line["captured_s"] - lines[0]["captured_s"]
         written_s = max(written_s, captured_s + made_s)
         arrives_s = link.write(line["bytes"], written_s)

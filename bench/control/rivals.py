@@ -96,6 +96,11 @@ class CausalOracle:
 
     def computed(self, point: OperatingPoint, seconds: float, size: int, now: float) -> None: ...
 
+    def look_again(
+        self, now: float, captured_at: float, point: OperatingPoint, size: int, coder_s: float
+    ) -> OperatingPoint:
+        return point
+
     def worth_writing(self, now: float, captured_at: float, size: int) -> bool:
         begin = max(now, self._link.free_at)
         # It need not be told of the future to see that the queue alone is too long.

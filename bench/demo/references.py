@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ...models.operating_point import Kind, OperatingPoint
-from ..control.simulate import Replay, replay
+from ..control.simulate import Replay, coder_seconds, replay
 from ..links.schedule import Phase
 from ..links.traces import Trace
 from ..workload import Answers, Workload, agreement
@@ -194,6 +194,7 @@ class _Replays:
             allowed=allowed,
             server_s=c.server_s,
             uncut_s=c.compute.median_s["local"],
+            coder_s=coder_seconds(self._points, c.compute.median_s["local"]),
             disconnected_s=c.disconnected_s,
         )
 

@@ -289,6 +289,33 @@ def test_decision_with_a_hundred_points_is_cheap() -> None:
     assert best < 1e-3
 
 
+def test_a_packet_that_came_out_too_large_is_coded_anew() -> None:
+    """Every other picture's JPEG is twice as large as the table says; the link carries the usual ones in time."""
+    fine = OperatingPoint(0, Kind.IMAGE, codec="jpeg", rate_level=50, bytes_median=3000, bytes_p95=3600, accuracy=0.9)
+    coarse = OperatingPoint(1, Kind.IMAGE, codec="jpeg", rate_level=20, bytes_median=1500, bytes_p95=1800, accuracy=0.7)
+    sizes = np.full((200, 2), (3000.0, 1500.0))
+    sizes[np.random.default_rng(0).random(200) < 0.3] *= 2
+    runs = [
+        replay(
+            [fine, coarse],
+            sizes,
+            0.005,
+            Trace.steps([(60.0, 500e3)]),
+            delay_s=DELAY,
+            deadline_s=0.1,
+            fps=FPS,
+            coder_s=coder_s,
+        )
+        for coder_s in (0.0, 0.005)
+    ]
+    assert all(sum(each.outcomes.values()) == 200 for each in runs)
+    without, with_it = runs
+    assert with_it.on_time > without.on_time + 0.05
+    assert with_it.score > without.score + 0.02
+    again = [r for r in with_it.records if r.latency_s < 0.1 and sizes[r.frame, 0] > 3000]
+    assert all(r.point == 1 for r in again) and len(again) > 30
+
+
 def test_switches_are_counted() -> None:
     result = run(SQUARE, 300)
     chosen = [record.point for record in result.records if record.point >= 0]

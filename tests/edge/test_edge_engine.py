@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import onnxruntime
@@ -119,3 +120,23 @@ def test_every_stage_is_timed_once_a_round(engine, bundle):
     seconds = engine.time_stages(points, 3)
     assert set(seconds) == {"stage.1", "webp", "jpeg"}
     assert all(s > 0 for s in seconds.values())
+
+
+@pytest.mark.parametrize(("first", "second"), [("stage.1@0", "stage.1@1"), ("jpeg@50", "jpeg@20")])
+def test_a_frame_is_coded_anew_at_another_level_without_its_head(engine, bundle, picture, first, second, monkeypatch):
+    other = replace(point(bundle, first), rate_level=20) if second == "jpeg@20" else point(bundle, second)
+    encoded = engine.encode(picture, point(bundle, first), 7)
+    direct = engine.encode(picture, other, 7)
+    monkeypatch.setattr(engine, "_head", None)
+    monkeypatch.setattr(engine, "_prepare", None)
+    again = encoded.again(other)
+    assert again.packet == direct.packet != encoded.packet
+    assert again.prepare_s == encoded.prepare_s and again.coder_s > 0
+
+
+def test_coding_anew_can_be_abandoned(engine, bundle, picture):
+    abandon = Abandon()
+    encoded = engine.encode(picture, point(bundle, "stage.1@0"), 7, abandon)
+    abandon.set()
+    with pytest.raises(AbandonedError):
+        encoded.again(point(bundle, "stage.1@1"))

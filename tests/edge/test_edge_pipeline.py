@@ -41,6 +41,7 @@ class Scripted:
     parts: bool = False
     room: int | None = None
     held: int = 0
+    again: OperatingPoint | None = None
     heard: list[tuple] = field(default_factory=list)
 
     def choose(self, now, captured_at, *, compute_free_at):
@@ -51,6 +52,10 @@ class Scripted:
 
     def worth_writing(self, now, captured_at, size_bytes):
         return self.worth
+
+    def look_again(self, now, captured_at, point, size_bytes, coder_s):
+        self.heard.append(("coded anew?", size_bytes, coder_s))
+        return self.again or point
 
     def in_parts(self, now, size_bytes):
         return self.parts
