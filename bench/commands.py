@@ -187,6 +187,10 @@ def bench_fleet(
     ] = "300,500",
     seed: Annotated[int, typer.Option(help="Of links, sizes, compute times and phases.")] = 0,
     jobs: Jobs = 1,
+    constants: Annotated[
+        Path | None,
+        typer.Option(help="What --json of an earlier run wrote: take its constants and measure none."),
+    ] = None,
     json: JsonFile = None,
 ) -> None:
     """What a fleet needs: a capacity model with constants measured here, checked by a simulation in virtual time.
@@ -194,9 +198,10 @@ def bench_fleet(
     The simulation runs the real control loop of every device over a recorded link, and the real admission and batching
     of every server. 100,000 devices take tens of minutes on one core.
     """
-    from .fleet.run import Plan, run
+    from .fleet.run import Plan, read_constants, run
 
-    raise typer.Exit(run(Plan.of(traces, devices, fps, seconds, deadline_ms, devices_ms, seed, jobs), json))
+    known = read_constants(constants) if constants is not None else None
+    raise typer.Exit(run(Plan.of(traces, devices, fps, seconds, deadline_ms, devices_ms, seed, jobs), json, known))
 
 
 @bench_app.command("backbones")

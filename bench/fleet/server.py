@@ -72,6 +72,8 @@ class VirtualServer(Generic[T]):
         self.busy_s = 0.0
         self.batches = self.frames = 0
         self.refused: dict[str, int] = {}
+        self.retry_s = 0.0
+        """What the frame that was refused last was told to wait."""
 
     def key(self, split: str) -> TailKey:
         """Of a split point's tail."""
@@ -127,6 +129,7 @@ class VirtualServer(Generic[T]):
                 each.place.leave()
                 if not each.pushed_out:
                     self.refused["expired"] = self.refused.get("expired", 0) + 1
+                    self.retry_s = 0.0
                     self._refuse(each.frame, now)
             items = [each for each in batch.items if not each.pushed_out] if batch else []
             if items:
@@ -155,5 +158,6 @@ class VirtualServer(Generic[T]):
         self._refuse(waiting.frame, waiting.arrived)
 
     def _count(self, error: FrameError) -> None:
+        self.retry_s = error.retry_s
         name = str(error.reason) if error.reason is not None else type(error).__name__
         self.refused[name] = self.refused.get(name, 0) + 1
