@@ -22,6 +22,7 @@ StreamRequest = pb.StreamRequest
 StreamResponse = pb.StreamResponse
 InferRequest = pb.InferRequest
 ResultMessage = pb.Result
+FrameMessage = pb.Frame
 GetBundleRequest = pb.GetBundleRequest
 BundleChunk = pb.BundleChunk
 
@@ -226,6 +227,25 @@ def welcome_response(welcome: Welcome) -> pb.StreamResponse:
     )
 
 
+def whole_frame(request: pb.StreamRequest) -> pb.Frame | None:
+    """The message of a request that is a frame whose slices are all here, as it came; None for every other request."""
+    if request.WhichOneof("message") != "frame":
+        return None
+    message = request.frame
+    return None if message.slices_to_come else message
+
+
+def refusal_response(
+    frame_id: int, status: Status, text: str, total_us: int, queue_depth: int, retry_ms: int
+) -> pb.StreamResponse:
+    """The result of a refused frame as a response of the stream: only what such a one holds."""
+    response = pb.StreamResponse()
+    message = response.result
+    message.frame_id, message.status, message.message = frame_id, cast("pb.Status", int(status)), text
+    message.timing.total_us, message.queue_depth, message.retry_ms = total_us, queue_depth, retry_ms
+    return response
+
+
 def result_response(result: Result, total_us: int | None = None) -> pb.StreamResponse:
     """A result as a response of the stream; `total_us` in place of what its timing holds."""
     response = pb.StreamResponse()
@@ -347,6 +367,7 @@ __all__ = [
     "Continuation",
     "DecodeError",
     "Frame",
+    "FrameMessage",
     "GetBundleRequest",
     "HeadraceServicer",
     "HeadraceStub",
@@ -369,8 +390,10 @@ __all__ = [
     "read_request",
     "read_response",
     "read_result",
+    "refusal_response",
     "result_message",
     "result_of",
     "result_response",
     "welcome_response",
+    "whole_frame",
 ]

@@ -124,17 +124,11 @@ class Pipeline:
         self._metrics.received(len(frame.packet))
         deadline = deadline_at(received, frame.remaining_ms)
         try:
-            seen = peek(frame.packet)
-            asked = decoder.keys.get(seen[0]) if seen is not None else None
-            # Before its bytes are read: under overload most frames go no further.
-            if asked is not None and seen is not None and (error := self._refusal(asked, deadline, device)) is not None:
-                self._metrics.answered(error.status)
-                return self._failure(seen[1], error)
             reading = self.clock()
             packet, point = decoder.read(frame.packet, self._max_packet_bytes)
             earlier = _earlier(packet, references)
             key = TailKey(decoder.bundle.fingerprint, point.split)
-            if asked is None and (error := self._refusal(key, deadline, device)) is not None:
+            if (error := self._refusal(key, deadline, device)) is not None:
                 raise error
             now = self.clock()
             place = self.admission.take(device, len(frame.packet), self._dispatcher.costs.frame_s(key, now))
@@ -181,6 +175,32 @@ class Pipeline:
         self._metrics.answered(result.status if result else None)
         if not self.admission.open:
             self._idle.set()
+
+    def turn_away(
+        self, decoder: PacketDecoder, packet: bytes, remaining_ms: int, received: float, device: str
+    ) -> tuple[int, FrameError] | None:
+        """Refuse a frame before its bytes are read, as far as its first ones say that it would be: under overload most
+        frames come no further than this.
+
+        Args:
+            decoder, received, device: as for `enter`.
+            packet: the packet's bytes.
+            remaining_ms: of its deadline.
+
+        Returns:
+            Its id, and why it is refused; None: it has to `enter`.
+        """
+        seen = peek(packet)
+        if seen is None or (key := decoder.keys.get(seen[0])) is None:
+            return None
+        error = self._refusal(key, deadline_at(received, remaining_ms), device)
+        if error is None:
+            return None
+        self._metrics.received(len(packet))
+        self._metrics.answered(error.status)
+        if error.reason is not None:
+            self._metrics.rejected(error.reason)
+        return seen[1], error
 
     def _refusal(self, key: TailKey, deadline: float, device: str) -> FrameError | None:
         """Why a frame for that tail is not admitted now; None: it is, if the queue has room for it."""
@@ -265,7 +285,7 @@ class Pipeline:
             error.status,
             str(error),
             queue_depth=self.admission.waiting,
-            retry_ms=max(1, round(error.retry_s * 1e3)) if error.retry_s else 0,
+            retry_ms=retry_ms(error),
         )
 
 
@@ -287,6 +307,11 @@ def _earlier(packet: Packet, references: References | None) -> Reference | None:
             f"{len(references)} that are kept of this stream; send key frames until one is answered"
         )
     return found
+
+
+def retry_ms(error: FrameError) -> int:
+    """After how many milliseconds it makes sense to send again, as a result says it; 0: not known."""
+    return max(1, round(error.retry_s * 1e3)) if error.retry_s else 0
 
 
 def micros(seconds: float) -> int:
