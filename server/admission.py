@@ -27,7 +27,7 @@ HEADROOM = 0.3
 """Share of a frame's deadline that has to remain, as planned, when it is answered: plans are not kept exactly, and the
 result has to travel."""
 
-BATCH_HEADROOM = 0.15
+BATCH_HEADROOM = 0.1
 """The same for a plan in whole batches, which is kept more exactly."""
 
 MOST_RETRY_S = 5.0

@@ -32,7 +32,7 @@ GAPS = 0.1
 """Weight of a new gap between two arrivals in the running mean."""
 
 
-SPARE = 0.08
+SPARE = 0.04
 """Share of its deadline that a frame shall have left when its batch is done, while others wait: the result has to be
 written, which under load waits for the interpreter, and to travel. A frame that has less would most likely be late, and
 another one could have had its place."""
@@ -273,7 +273,7 @@ class Batcher(Generic[T]):
             limit = min(limit, batch_limit_s(entry.whole))
             if not taken and math.isfinite(limit):
                 full, _ = self._costs.fitting(key, self.max_batch, limit, now)
-                if self._line.waiting(key) >= full and left < self._costs.batch_s(key, full, now):
+                if self._line.waiting(key) >= full and left < self._costs.batch_s(key, full, now, LIKELY):
                     # It would make the batch smaller, and there are enough others ("early drop" of Shen et al., "Nexus:
                     # A GPU Cluster Engine for Accelerating DNN-Based Video Analysis", SOSP 2019). Without this a queue
                     # that has once become old stays so, in small batches.
