@@ -21,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from .exceptions import DrainingError, ExpiredError, FrameError, FullError, Reason
-from .shares import Shares
+from .shares import BURST, Shares
 
 HEADROOM = 0.3
 """Share of a frame's deadline that has to remain, as planned, when it is answered: plans are not kept exactly, and the
@@ -170,6 +170,8 @@ class Admission:
         has to pass its tag; it passes one second of service in as many seconds as there are devices with frames here.
         """
         ahead = self.shares.next_start(device) - self.shares.virtual + cost
+        if ahead <= BURST * cost:  # it is due at once: before it go only the frames that are due too, about one a device
+            return min(self.work, len(self._waiting) * cost)
         return min(self.work, ahead * self.shares.active_with(device) - cost)
 
     def _push_out(self, own: int) -> bool:

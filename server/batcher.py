@@ -110,6 +110,11 @@ class Line(Generic[T]):
         lane = self._lanes.get(key)
         return len(lane) if lane else 0
 
+    def due(self, key: TailKey) -> int:
+        """Frames of one tail that are their device's due, as far as is known since `first` was asked."""
+        lane = self._lanes.get(key)
+        return len(lane.due) if lane else 0
+
     def put(
         self,
         item: T,
@@ -273,10 +278,10 @@ class Batcher(Generic[T]):
             limit = min(limit, batch_limit_s(entry.whole))
             if not taken and math.isfinite(limit):
                 full, _ = self._costs.fitting(key, self.max_batch, limit, now)
-                if self._line.waiting(key) >= full and left < self._costs.batch_s(key, full, now, LIKELY):
-                    # It would make the batch smaller, and there are enough others ("early drop" of Shen et al., "Nexus:
-                    # A GPU Cluster Engine for Accelerating DNN-Based Video Analysis", SOSP 2019). Without this a queue
-                    # that has once become old stays so, in small batches.
+                if self._line.due(key) >= full and left < self._costs.batch_s(key, full, now, LIKELY):
+                    # It would make the batch smaller, and enough others are due ("early drop" of Shen et al., "Nexus: A
+                    # GPU Cluster Engine for Accelerating DNN-Based Video Analysis", SOSP 2019). Without this a queue
+                    # that has once become old stays so, in small batches. It never makes room for a greedy device.
                     expired.append(entry.item)
                     continue
             costs, size = self._costs, len(taken) + 1
