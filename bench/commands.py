@@ -155,7 +155,8 @@ def bench_server(
     become of the frames before. What a system carries is the goodput at the largest load at which 99 % of the frames
     are answered within the deadline.
     """
-    from .server.run import Plan, run
+    from .server.plan import Plan
+    from .server.run import run
 
     plan = Plan.of(
         devices,

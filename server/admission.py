@@ -170,7 +170,9 @@ class Admission:
         has to pass its tag; it passes one second of service in as many seconds as there are devices with frames here.
         """
         ahead = self.shares.next_start(device) - self.shares.virtual + cost
-        if ahead <= BURST * cost:  # it is due at once: before it go only the frames that are due too, about one a device
+        if (
+            ahead <= BURST * cost
+        ):  # it is due at once: before it go only the frames that are due too, about one a device
             return min(self.work, len(self._waiting) * cost)
         return min(self.work, ahead * self.shares.active_with(device) - cost)
 

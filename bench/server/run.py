@@ -9,160 +9,31 @@ import signal
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 
 from ...models.bitstream import Packet
 from ...models.bundle import Bundle
 from ...models.exceptions import HeadraceError
-from ...models.operating_point import Kind
 from ...server.config import SHIPPED_BUNDLE
 from ..cores import all_cores
+from ..processes import Server
 from . import cells
-from .load import Load, Pattern, Tally, offer
+from .load import Load, Tally, offer
+from .plan import KEYS, Found, Plan
 from .search import Capacity, capacity
 from .systems import NAMES, Material, Place, bare_fps, devices, host, installed, our_server, spread
 
-POINT = "blocks.2.0@3"
-"""What devices of the simulated fleet (docs/scale.md) send most of all cuts."""
-PARTS = ("compare", "overload", "greed", "idle", "drain", "swap")
-KEYS = (
-    "over_bare_loop",
-    "over_litserve",
-    "over_ray_serve",
-    "null_over_litserve",
-    "null_over_ray_serve",
-    "overload_goodput_share",
-    "idle_mb_per_device",
-    "lost_on_swap",
-    "lost_on_drain",
-)
 OVER = 1.5
 """Saturation is measured at so many times the bare loop's rate."""
 LOSS_FPS = 60.0
 """Frames a second while servers drain and bundles are swapped."""
+SLICES = 3
 TIMES = 10
 """The overload, in peaks."""
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What is measured. Seconds are of each measurement; see the command's help."""
-
-    devices: int = 32
-    seconds: float = 3.0
-    rounds: int = 3
-    deadline_s: float = 0.25
-    batch: int = 8
-    pattern: Pattern = "poisson"
-    rivals: tuple[str, ...] = ("litserve", "ray")
-    overload_s: float = 60.0
-    idle: int = 500
-    repetitions: int = 20
-    point: str = POINT
-    parts: tuple[str, ...] = PARTS
-    keep: Path | None = None
-
-    @classmethod
-    def of(
-        cls,
-        devices: int,
-        seconds: float,
-        rounds: int,
-        deadline_ms: float,
-        batch: int,
-        pattern: str,
-        rivals: str,
-        overload_s: float,
-        idle: int,
-        repetitions: int,
-        point: str = POINT,
-        parts: str = ",".join(PARTS),
-        keep: Path | None = None,
-    ) -> Plan:
-        """From the command's flags.
-
-        Raises:
-            HeadraceError: one of them cannot be used.
-        """
-        names = tuple(name.strip() for name in rivals.split(",") if name.strip())
-        if unknown := sorted(set(names) - {"litserve", "ray"}):
-            raise HeadraceError(f"--rivals knows litserve and ray, not {unknown[0]!r}")
-        chosen = tuple(part.strip() for part in parts.split(",") if part.strip())
-        if unknown := sorted(set(chosen) - set(PARTS)):
-            raise HeadraceError(f"--parts knows {', '.join(PARTS)}, not {unknown[0]!r}")
-        names_of = [p.name for p in Bundle.load(SHIPPED_BUNDLE).operating_points if p.kind is Kind.FEATURE]
-        if point not in names_of:
-            raise HeadraceError(f"--point is one of the shipped bundle's, such as {names_of[0]}, not {point!r}")
-        if pattern not in ("poisson", "periodic"):
-            raise HeadraceError(f"--pattern is poisson or periodic, not {pattern!r}")
-        if min(devices, rounds, batch) < 1 or min(seconds, deadline_ms) <= 0:
-            raise HeadraceError("--devices, --rounds, --batch, --seconds and --deadline-ms are positive")
-        which: Pattern = "poisson" if pattern == "poisson" else "periodic"
-        return cls(
-            devices,
-            seconds,
-            rounds,
-            deadline_ms / 1e3,
-            batch,
-            which,
-            names,
-            overload_s,
-            idle,
-            repetitions,
-            point,
-            chosen,
-            keep,
-        )
-
-
-@dataclass(slots=True)
-class Found:
-    """Figures by name; a list has one of each round. `keep` holds them between runs."""
-
-    rounds: dict[str, list[float]] = field(default_factory=dict)
-    figures: dict[str, float | int | None] = field(default_factory=lambda: dict.fromkeys(KEYS))
-    complete: int = 0
-    keep: Path | None = None
-
-    @classmethod
-    def kept(cls, keep: Path | None) -> Found:
-        """What an earlier run has kept, or nothing.
-
-        Raises:
-            HeadraceError: the file is none of ours.
-        """
-        if keep is None or not keep.exists():
-            return cls(keep=keep)
-        try:
-            read = json.loads(keep.read_text())
-            figures = dict.fromkeys(KEYS) | {key: read["figures"][key] for key in KEYS}
-            complete = int(read["complete"])
-            rounds = {str(name): [float(value) for value in each][:complete] for name, each in read["rounds"].items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise HeadraceError(f"{keep} does not hold what `bench server --keep` writes; take another file") from error
-        return cls(rounds, figures, complete, keep)
-
-    def save(self) -> None:
-        """Write what is there to the file."""
-        if self.keep is not None:
-            what = {"complete": self.complete, "figures": self.figures, "rounds": self.rounds}
-            self.keep.write_text(json.dumps(what, indent=2) + "\n")
-
-    def add(self, name: str, value: float) -> None:
-        """One round's."""
-        self.rounds.setdefault(name, []).append(value)
-
-    def ratio(self, key: str, ours: str, theirs: str) -> None:
-        """Median over the rounds of ours / theirs, kept with every round's; nothing where one of them is missing."""
-        pairs = zip(self.rounds.get(ours, ()), self.rounds.get(theirs, ()), strict=False)
-        each = [a / b for a, b in pairs if b]
-        if each:
-            self.rounds[key] = each
-            self.figures[key] = round(spread(each)[0], 3)
 
 
 def run(plan: Plan, json_file: Path | None = None) -> int:
@@ -299,20 +170,8 @@ async def _hardships(plan: Plan, place: Place, material: Material, found: Found,
             peak = await cells.peak(lambda fps: _offer(targets, plan, fps, plan.seconds))
         console.print(f"peak: {peak:.1f}/s in time, the most over loads that grow until it grows no more")
         if "overload" in plan.parts and plan.overload_s > 0:
-            load = Load.even(plan.devices, TIMES * peak, plan.overload_s, plan.deadline_s, plan.pattern)
             for heed in (False, True):
-                over = await cells.overload(server, material, load, peak, heed=heed)
-                tally = over.tally
-                console.print(
-                    f"overload, devices that {'wait as they are told' if heed else 'heed nothing'}: "
-                    f"{sum(tally.due)} frames due in {plan.overload_s:g} s; {tally.goodput:.1f}/s in time "
-                    f"({over.share:.3f} of the peak), p99 of the answered {tally.p(99) * 1e3:.0f} ms, {tally.refused} "
-                    f"refused, {tally.unsent} held back by their devices, {tally.unanswered} without a status; memory "
-                    f"{over.mb_begin:.0f} to {over.mb_end:.0f} MB; generator at most {tally.behind_s * 1e3:.0f} ms "
-                    "behind"
-                )
-                if not heed:
-                    found.figures["overload_goodput_share"] = round(over.share, 3)
+                await _overload(server, plan, material, found, console, peak, heed)
             found.save()
         if "greed" in plan.parts:
             alone, beside, jain = await cells.greed(
@@ -332,6 +191,37 @@ async def _hardships(plan: Plan, place: Place, material: Material, found: Found,
                 f"{p99_with * 1e3:.1f} ms with them"
             )
             found.save()
+
+
+async def _overload(
+    server: Server, plan: Plan, material: Material, found: Found, console: Console, peak: float, heed: bool
+) -> None:
+    """Ten times too much in slices, each after a slice of saturation: whatever else the machine does meets both."""
+    load = Load.even(plan.devices, TIMES * peak, plan.overload_s / SLICES, plan.deadline_s, plan.pattern)
+    shares: list[float] = []
+    tallies: list[Tally] = []
+    begin = end = 0.0
+    for _ in range(SLICES):
+        async with cells.connected(server, plan.devices, material) as targets:
+            saturated = await _offer(targets, plan, OVER * peak, max(plan.seconds, load.seconds / 4))
+        over = await cells.overload(server, material, load, saturated.goodput, heed=heed)
+        shares.append(over.share)
+        tallies.append(over.tally)
+        begin, end = begin or over.mb_begin, over.mb_end
+    share, least, most = spread(shares)
+    latencies = [latency for tally in tallies for latency in tally.latencies]
+    console.print(
+        f"overload, devices that {'wait as they are told' if heed else 'heed nothing'}: "
+        f"{sum(sum(t.due) for t in tallies)} frames due in {plan.overload_s:g} s; {share:.3f} of the goodput at "
+        f"saturation ({least:.2f} to {most:.2f}; {', '.join(f'{t.goodput:.1f}' for t in tallies)}/s in time), p99 of "
+        f"the answered {np.percentile(latencies or [np.nan], 99) * 1e3:.0f} ms, {sum(t.refused for t in tallies)} "
+        f"refused, {sum(t.unsent for t in tallies)} held back by their devices, "
+        f"{sum(t.unanswered for t in tallies)} without a status; memory {begin:.0f} to {end:.0f} MB; generator at "
+        f"most {max(t.behind_s for t in tallies) * 1e3:.0f} ms behind"
+    )
+    if not heed:
+        found.rounds["overload_goodput_share"] = shares
+        found.figures["overload_goodput_share"] = round(share, 3)
 
 
 async def _losses(plan: Plan, place: Place, material: Material, found: Found, console: Console) -> None:
@@ -388,10 +278,7 @@ def photographs_as(name: str, count: int = 8) -> Material:
 
 def smallest() -> Material:
     """A small packet, for the server that computes nothing."""
-    import numpy as np
-
     from ...models.codec import Codec
-    from ...models.operating_point import Kind
 
     bundle = Bundle.load(SHIPPED_BUNDLE)
     features = [p for p in bundle.operating_points if p.kind is Kind.FEATURE]

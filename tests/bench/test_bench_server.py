@@ -12,7 +12,8 @@ from headrace.bench.cores import all_cores
 from headrace.bench.server import cells
 from headrace.bench.server.clients import HttpDevice
 from headrace.bench.server.load import SETTLE_S, Load, Tally, offer, schedule
-from headrace.bench.server.run import KEYS, Found, Plan, run, smallest
+from headrace.bench.server.plan import KEYS, Found, Plan
+from headrace.bench.server.run import run, smallest
 from headrace.bench.server.search import capacity
 from headrace.bench.server.systems import Place, devices, host, spread
 from headrace.models.exceptions import HeadraceError
