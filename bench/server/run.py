@@ -18,6 +18,7 @@ from rich.console import Console
 from ...models.bitstream import Packet
 from ...models.bundle import Bundle
 from ...models.exceptions import HeadraceError
+from ...models.operating_point import Kind
 from ...server.config import SHIPPED_BUNDLE
 from ..cores import all_cores
 from ..processes import Server
