@@ -21,7 +21,7 @@ from PIL import Image
 from ..edge.encoder import Encoder
 from ..edge.frames import open_sources
 from ..edge.head import Head
-from ..edge.local import Local
+from ..edge.local import Exits, Local
 from ..models.bitstream import Packet
 from ..models.bundle import Bundle
 from ..models.exceptions import DataError
@@ -95,6 +95,10 @@ class Coders:
         """The uncut model's labels of image packets."""
         return self._shared(_answer, packets, lambda packet: packet[0][0])
 
+    def answer_exits(self, pairs: Iterable[Pair]) -> list[tuple[Pair, Labels]]:
+        """The exits' labels of frames at their points."""
+        return self._shared(_early, pairs, lambda pair: pair[0])
+
     def close(self) -> None:
         """End the processes."""
         for pool in self._pools:
@@ -132,10 +136,15 @@ class _Share:
 
     def use(self, edge_half: Path) -> None:
         self.head, self.local = Head(self.bundle, edge_half), Local(edge_half)
+        self.exits = Exits(self.bundle, edge_half)
         # Graphs are loaded on first use, which must not count as computing.
         self.local(_black(self.bundle.preprocessing.size))
         for split in self.bundle.splits:
             self.head(split.name, _black(self.bundle.preprocessing_at(split.name).size))
+        for spec in self.bundle.exit_specs:
+            features = self.head.reach(spec.split, _black(self.bundle.preprocessing_at(spec.split).size)).features
+            if features is not None:
+                self.exits(spec.split, features)
 
     def packet(self, frame: int, index: int) -> bytes:
         point = self.bundle.operating_points[index]
@@ -144,6 +153,15 @@ class _Share:
         if point.kind is Kind.IMAGE:
             return self.encoder.image(self.pixels[frame], point, frame)
         return b""
+
+    def early(self, frame: int, split: str) -> Labels:
+        """An exit's labels, from the captured picture on."""
+        pixels = prepare(self.pictures[frame], self.bundle.preprocessing_at(split))
+        features = self.head.reach(split, pixels).features
+        if features is None:
+            raise DataError(f"bundle {self.bundle.name} has no exit at {split}")
+        labels, _ = self.exits(split, features)
+        return tuple(label.index for label in labels)
 
     def latent(self, frame: int, split: str) -> npt.NDArray[np.float32]:
         found = self._latents.get((frame, split))
@@ -198,6 +216,12 @@ def _answer(packets: list[tuple[Pair, bytes]]) -> list[tuple[Pair, Labels]]:
     return found
 
 
+def _early(pairs: list[Pair]) -> list[tuple[Pair, Labels]]:
+    share = _mine()
+    points = share.bundle.operating_points
+    return [(pair, share.early(pair[0], points[pair[1]].split)) for pair in pairs]
+
+
 def _times(frames: list[int]) -> list[tuple[str, float]]:
     """Every stage of these frames; of several rate levels the middle one stands for all."""
     share, found = _mine(), []
@@ -211,7 +235,10 @@ def _times(frames: list[int]) -> list[tuple[str, float]]:
         uncut_s = _timed(lambda x=pixels: share.local(x))  # type: ignore[misc]
         found += [("uncut", uncut_s), ("local", prepare_s + uncut_s)]
         for stage, index in middle.items():
-            if stage != "local":
+            point = share.bundle.operating_points[index]
+            if point.is_exit:
+                found.append((stage, _timed(lambda f=frame, s=point.split: share.early(f, s))))  # type: ignore[misc]
+            elif stage != "local":
                 found.append((stage, prepare_s + _timed(lambda f=frame, i=index: share.packet(f, i))))  # type: ignore[misc]
     return found
 

@@ -127,7 +127,7 @@ class Bench:
     def frame(self, engine: Engine, point: OperatingPoint) -> float:
         """Seconds that a frame takes at a point, without scaling."""
         if point.kind is Kind.LOCAL:
-            return engine.answer(self.picture, None).compute_s
+            return engine.answer(self.picture, None, point).compute_s
         encoded = engine.encode(self.picture, point, 0)
         return encoded.compute_s + encoded.compress_s
 

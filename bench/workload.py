@@ -118,6 +118,10 @@ class Workload:
         """The uncut model's labels for image packets that were coded."""
         return self._coders.answer_images([(pair, self._packets[pair]) for pair in pairs])
 
+    def answer_exits(self, pairs: Iterable[Pair]) -> list[tuple[Pair, Labels]]:
+        """The exits' labels for frames at their points."""
+        return self._coders.answer_exits(pairs)
+
     def neighbours(self, index: int) -> list[int]:
         """The point; and of a feature point those of its stage one rate level finer and coarser, too."""
         if self.points[index].kind is not Kind.FEATURE:
@@ -176,7 +180,9 @@ class Answers:
         for pair in dict.fromkeys(pairs):
             if pair not in self._known:
                 by_kind[workload.points[pair[1]].kind].append(pair)
-        self._known.update((pair, workload.uncut[pair[0]]) for pair in by_kind[Kind.LOCAL])
+        exits = [pair for pair in by_kind[Kind.LOCAL] if workload.points[pair[1]].is_exit]
+        self._known.update((pair, workload.uncut[pair[0]]) for pair in by_kind[Kind.LOCAL] if pair not in exits)
+        self._known.update(workload.answer_exits(exits))
         self._known.update(workload.answer_images(by_kind[Kind.IMAGE]))
         by_tail: dict[TailKey, list[Pair]] = {}
         for pair in by_kind[Kind.FEATURE]:

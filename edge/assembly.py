@@ -34,13 +34,18 @@ class Half:
         engine: warm.
         points: what may be chosen, as the settings restrict it.
         compute_s: seconds by `OperatingPoint.stage`, all edge compute of a frame.
-        local_s: seconds of a local answer.
+        local_s: seconds of the uncut model's answer.
     """
 
     engine: Engine
     points: tuple[OperatingPoint, ...]
     compute_s: dict[str, float]
     local_s: float
+
+    @property
+    def exits_s(self) -> dict[str, float]:
+        """Seconds of the exits' answers, by stage."""
+        return {p.stage: self.compute_s[p.stage] for p in self.points if p.is_exit}
 
     @property
     def remote(self) -> bool:
@@ -57,8 +62,9 @@ def make_ready(bundle: Bundle, settings: EdgeSettings) -> Half:
     """
     points = select_points(bundle, settings)
     engine = make_engine(bundle, settings)
-    local = next((p for p in bundle.operating_points if p.kind is Kind.LOCAL), None)
-    timed = [*points, *([local] if local is not None and local not in points else [])]
+    local = next((p for p in bundle.operating_points if p.is_uncut), None)
+    asked = [bundle.exit_point(s) for s in exits_asked(bundle, points, settings)]
+    timed = [*points, *(p for p in (local, *asked) if p is not None and p not in points)]
     engine.warm_up(timed)
     profile = read_profile(settings, bundle.fingerprint)
     compute_s = profile.seconds() if profile is not None else engine.time_stages(timed, QUICK_ROUNDS)
@@ -100,7 +106,26 @@ def of_splits(bundle: Bundle, settings: EdgeSettings) -> tuple[OperatingPoint, .
     if unknown := sorted(set(settings.splits) - set(known)):
         raise ConfigError(f"bundle {bundle.name} has no split point {unknown[0]!r}; --splits takes {', '.join(known)}")
     used = settings.splits or known
-    return tuple(p for p in bundle.operating_points if p.kind is not Kind.FEATURE or p.split in used)
+    return tuple(p for p in bundle.operating_points if not p.split or p.split in used)
+
+
+def exits_asked(bundle: Bundle, points: Sequence[OperatingPoint], settings: EdgeSettings) -> list[str]:
+    """Split points whose exits are asked about frames that are to be sent.
+
+    Raises:
+        ConfigError: the settings ask for it, and there is no exit at any split point that is used.
+    """
+    if settings.exit_confidence is None:
+        return []
+    used = dict.fromkeys(p.split for p in points if p.kind is Kind.FEATURE)
+    found = [split for split in used if bundle.exit(split) is not None]
+    if not found:
+        having = ", ".join(s.split for s in bundle.exit_specs) or "none"
+        raise ConfigError(
+            f"--exit-confidence needs an exit at a split point that is used; bundle {bundle.name} has exits at: "
+            f"{having} (`headrace exit` makes one)"
+        )
+    return found
 
 
 def select_points(bundle: Bundle, settings: EdgeSettings) -> tuple[OperatingPoint, ...]:
@@ -164,6 +189,7 @@ def make_control(half: Half, settings: EdgeSettings, interval_s: float, taken: C
             objective=Objective(settings.objective),
             accuracy_floor=settings.accuracy_floor or 0.0,
             bytes_per_day=settings.bytes_per_day or 0.0,
+            fallback=settings.fallback and not settings.as_fast_as_possible,
         ),
         compute_s=half.compute_s,
     )

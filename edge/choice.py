@@ -30,6 +30,7 @@ class ControlSettings:
         accuracy_floor: on-time accuracy that is kept while bytes or compute are saved, 0..1.
         bytes_per_day: most that is sent; 0: any amount.
         budget_window_s: so much of that budget can be saved up.
+        fallback: frames that are sent may have an answer of the device in reserve.
     """
 
     rtt_s: float = 0.03
@@ -48,6 +49,7 @@ class ControlSettings:
     accuracy_floor: float = 0.0
     bytes_per_day: float = 0.0
     budget_window_s: float = 600.0
+    fallback: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +58,12 @@ class Choice:
 
     Attributes:
         point: the operating point.
-        p_on_time: probability that the answer is in time, 0..1. At 0 (and not a probe) computing is in vain: drop it.
+        p_on_time: probability that an answer is in time, the one in reserve included, 0..1. At 0 (and not a probe)
+            computing is in vain: drop it.
         expected_latency_s: capture to answer in the middle scenario; infinite where none is expected.
         rate_bps: median estimate of the link's rate; infinite while unknown.
         probe: sent to learn whether the link is back, not for its answer: write it even if it would be late.
+        reserve: the local point whose answer the device keeps in reserve, in case the server's is late.
     """
 
     point: OperatingPoint
@@ -67,3 +71,4 @@ class Choice:
     expected_latency_s: float
     rate_bps: float
     probe: bool = False
+    reserve: OperatingPoint | None = None

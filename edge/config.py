@@ -70,7 +70,8 @@ class EdgeSettings(BaseSettings):
         1000.0, ge=0, le=60_000, description="How long after its deadline a frame's answer is still waited for, in ms."
     )
     point: str | None = Field(
-        None, description='Always use this operating point, such as "blocks.3@4", "webp@30" or "local".'
+        None,
+        description='Always use this operating point, such as "blocks.3@4", "webp@30", "local" or "exit@blocks.3".',
     )
     kinds: Annotated[list[str], NoDecode] = Field(
         default_factory=list,
@@ -132,7 +133,23 @@ class EdgeSettings(BaseSettings):
         description="Share of all frames that are sent whatever the filter says.",
     )
     keep_alive_s: float = Field(
-        10.0, gt=0, le=3600, description="After so many seconds without a packet the filter lets the next frame pass."
+        10.0,
+        gt=0,
+        le=3600,
+        description="After so many seconds without a packet the filter, or a sure exit, lets the next frame pass.",
+    )
+    fallback: bool = Field(
+        True,
+        description="Where it pays, let the device answer frames, too, that are sent, and give that answer (outcome "
+        "`local`) where the server's is not there by the deadline.",
+    )
+    exit_confidence: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Where a split point has an exit (`headrace exit`), ask it about each frame before it is sent: if "
+        "it is at least so sure that its label is the uncut model's, 0..1, that is the answer and nothing is sent, but "
+        "for --keep-alive-s. Default: no exit is asked.",
     )
     device_speed: float | None = Field(
         None,

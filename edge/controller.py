@@ -24,6 +24,7 @@ import numpy as np
 from ..models.exceptions import OperatingPointError
 from ..models.operating_point import Kind, OperatingPoint
 from .choice import Choice, ControlSettings
+from .fallback import Fallback
 from .link_view import LinkView
 from .lookahead import Lookahead
 from .measurement import ComputeTimes, Floats, PacketSizes
@@ -90,7 +91,7 @@ class ControlLoop:
         self._compute = ComputeTimes(start)
         self._sizes = PacketSizes(points, self._stage_of, len(stages))
         sent_sizes = [point.bytes_median for point in points if point.kind is not Kind.LOCAL]
-        self._link = LinkView(settings, deadline_s=deadline_s, smallest_bytes=min(sent_sizes, default=0.0))
+        self.link = LinkView(settings, deadline_s=deadline_s, smallest_bytes=min(sent_sizes, default=0.0))
         self._menu = Menu(
             points,
             self._stage_of,
@@ -108,7 +109,12 @@ class ControlLoop:
             bytes_scale=float(np.median(sent_sizes or [1.0])),
             seconds_scale=frame_interval_s,
         )
-        self._steady = SteadyExperts(self._accuracy, is_local, deadline_s=deadline_s, frame_interval_s=frame_interval_s)
+        self._steady = SteadyExperts(
+            self._accuracy,
+            is_local,
+            deadline_s=deadline_s,
+            frame_interval_s=frame_interval_s,
+        )
         self._shares = np.full(settings.scenarios, 1.0 / settings.scenarios)
         self._captured_at = -math.inf  # of the frame that was chosen for last
         self._chosen = self.points[0]
@@ -116,7 +122,6 @@ class ControlLoop:
         # A probe that is computed in half of the deadline can be an answer, too.
         self._probe_limit_s = min(frame_interval_s, deadline_s / 2)
         self._probe_index = smallest_probe(points, start, self._probe_limit_s)
-        self._best_local = float(self._accuracy[is_local].max(initial=0.0))
         self._probing = Probing(settings.probe_interval_s, settings.probe_interval_max_s)
         self.server_queue_depth = 0
         self._lookahead = Lookahead(
@@ -129,8 +134,9 @@ class ControlLoop:
         )
         self._lookahead.solve(*self._lookahead_inputs())
         self._menu.keep(self._lookahead.kept)
+        self._fallback = Fallback(points if settings.fallback else (), self._stage_of, self._lookahead)
         terms = LevelTerms(deadline_s, frame_interval_s, settings.overhead_bytes, settings.scenarios)
-        self._second_look = SecondLook(self._accuracy, self._stage_of, self._sizes, self._link, self._lookahead, terms)
+        self._second_look = SecondLook(self._accuracy, self._stage_of, self._sizes, self.link, self._lookahead, terms)
 
     # What the pipeline reports -------------------------------------------------------------------------------------
 
@@ -144,6 +150,19 @@ class ControlLoop:
             self._answered(point.accuracy)
         self._replay_steady(now)
 
+    def on_reserve(self, reserve: OperatingPoint, seconds: float) -> None:
+        """An answer in reserve was computed at a local point, in so many seconds."""
+        self._compute.add(reserve.stage, seconds)
+
+    def on_fallback(self, reserve: OperatingPoint) -> None:
+        """Such an answer was given: the server's did not come in time."""
+        self._answered(reserve.accuracy)
+
+    def on_kept(self, accuracy: float, now: float) -> None:
+        """An exit was sure enough of a frame that was to be sent: it was answered on the device."""
+        if now <= self._captured_at + self.deadline_s:
+            self._answered(accuracy)
+
     def on_coded(self, point: OperatingPoint, size_bytes: float) -> None:
         """The packet's real size; of one that was predicted from an earlier frame, its size without that."""
         if point.id in self._index:
@@ -155,7 +174,7 @@ class ControlLoop:
 
     def on_written(self, frame_id: int, size_bytes: int, now: float) -> None:
         """A packet was handed to the stream."""
-        self._link.written(frame_id, size_bytes, now)
+        self.link.written(frame_id, size_bytes, now)
         self._prices.sent(size_bytes + self.settings.overhead_bytes)
         if len(self._expected) >= MOST_EXPECTED:
             self._expected.pop(next(iter(self._expected)))
@@ -163,7 +182,7 @@ class ControlLoop:
 
     def on_result(self, frame_id: int, now: float, *, server_s: float, queue_depth: int) -> None:
         """A result came, whatever its status. `server_s`: how long the server held the frame."""
-        heard = self._link.acknowledged(frame_id, now, server_s)
+        heard = self.link.acknowledged(frame_id, now, server_s)
         self.server_queue_depth = queue_depth
         due, accuracy = self._expected.pop(frame_id, (-math.inf, 0.0))
         if now <= due:
@@ -173,17 +192,17 @@ class ControlLoop:
 
     def on_round_trip(self, seconds: float, now: float) -> None:
         """A round trip of something tiny (the stream's greeting) was timed."""
-        self._link.on_round_trip(seconds, now)
+        self.link.on_round_trip(seconds, now)
 
     def on_connected(self, now: float) -> None:  # noqa: ARG002
         """The stream is up (again)."""
-        self._link.connect()
+        self.link.connect()
         self._expected.clear()
         self._probing.restart()
 
     def on_disconnected(self, now: float) -> None:  # noqa: ARG002
         """The stream is down: only local answers until `on_connected`; what was in flight is lost."""
-        self._link.disconnect()
+        self.link.disconnect()
         self._expected.clear()
         self._sizes.forget_predictions()
 
@@ -192,15 +211,15 @@ class ControlLoop:
     @property
     def in_flight(self) -> int:
         """Frames that were written and are not answered."""
-        return self._link.in_flight
+        return self.link.in_flight
 
     def rate_bps(self, now: float) -> float:
         """Median estimate of the link's rate, the censored bound applied; infinite while unknown. For display."""
-        return self._link.rate_bps(now)
+        return self.link.rate_bps(now)
 
     def in_outage(self, now: float) -> bool:
         """Whether the stream is down, or nothing came back of a frame that was written more than a deadline ago."""
-        return self._link.in_outage(now)
+        return self.link.in_outage(now)
 
     def choose(self, now: float, captured_at: float, *, compute_free_at: float) -> Choice:
         """The operating point for the frame captured at `captured_at`; the core is free at `compute_free_at`."""
@@ -210,51 +229,50 @@ class ControlLoop:
         if (choice := self._nothing_to_weigh(now, captured_at, start)) is not None:
             return choice
         menu, prices = self._menu, self._prices
-        menu.update(self._link.wait_bits)
+        menu.update(self.link.wait_bits)
         next_capture = captured_at + self.frame_interval_s
-        rates = self._link.scenarios(now)
+        rates = self.link.scenarios(now)
         per_bit = 1.0 / rates
-        free = self._link.free(per_bit)
-        if (held := self._link.held(now, captured_at)) > 0:
+        free = self.link.free(per_bit)
+        if (held := self.link.held(now, captured_at)) > 0:
             free = np.maximum(free, now) + held * per_bit
         finish = self._finish(start, free, per_bit)
         due = captured_at + self.deadline_s
-        on_time = (finish <= due - self._link.there_and_back_scenarios) @ self._shares
+        on_time = (finish <= due - self.link.there_and_back_scenarios) @ self._shares
         for row in menu.local:
             seconds = float(menu.seconds[menu.stage_of[row]])
             p = self._compute.p_within(due - start, seconds)
             on_time[row] = p if p >= LEAST_P else 0.0
         finish -= next_capture
+        sent = finish.copy() if self._fallback else finish
         value = self._lookahead.after(menu.seconds + (start - next_capture), menu.stage_of, finish, rates)
-        value += menu.accuracy * on_time
+        now_worth = menu.accuracy * on_time
+        value += now_worth
         if not prices.free:
             value -= prices.per_byte * menu.expected_bytes() + prices.per_second * menu.seconds[menu.stage_of]
             dear = ~menu.is_local & (menu.expected_bytes() > prices.affordable_bytes)
             value[dear] = -math.inf
             on_time[dear] = 0.0
-        if self._link.in_outage(now) or self._link.in_flight >= self._most_in_flight:
+        if self.link.in_outage(now) or self.link.in_flight >= self._most_in_flight:
             value[~menu.is_local] = -math.inf
             on_time[~menu.is_local] = 0.0
-        row = int(value.argmax())
+        row, bet = int(value.argmax()), None
+        if self._fallback and prices.free:
+            left = due - start, next_capture - start
+            bet = self._fallback.best(menu, value, now_worth, on_time, sent, rates, *left)
+        self._steady.hoped(bet.expected if bet is not None else float(now_worth[row]))
+        row = bet.row if bet is not None else row
         if self._steady.leader != NOBODY and prices.free:
             row = self._follow(row, value, on_time)
-        best, p_on_time = int(menu.kept[row]), float(on_time[row])
+        reserve = self.points[bet.reserve] if bet is not None and bet.row == row else None
+        best, p_on_time = int(menu.kept[row]), 1.0 if reserve is not None else float(on_time[row])
         probe = self._wants_probe(now, best, p_on_time)
         if probe:
             self._probe_index = smallest_probe(self.points, self._stage_seconds(), self._probe_limit_s)
-            best, p_on_time = self._probe_index, 0.0
-            self._probing.sends(now, captured_at, oldest=self._link.oldest)
-        self._chosen = point = self.points[best]
-        ready = start + float(menu.seconds[self._stage_of[best]])
-        if point.kind is Kind.LOCAL:
-            answer = ready
-        elif probe or not self._link.connected:
-            answer = math.inf
-        else:
-            middle = len(rates) // 2
-            transmit = (float(menu.middle_bits[row]) + self._link.wait_bits) * float(per_bit[middle])
-            answer = max(ready, float(free[middle])) + transmit + self._link.there_and_back_s
-        return Choice(point, p_on_time, answer - captured_at, self._link.rate_bps(now), probe)
+            best, p_on_time, reserve = self._probe_index, 0.0, None
+            self._probing.sends(now, captured_at, oldest=self.link.oldest)
+        answer = self._expected_answer(row, best, start, free, per_bit, probe)
+        return Choice(self._chosen, p_on_time, answer - captured_at, self.link.rate_bps(now), probe, reserve)
 
     def _nothing_to_weigh(self, now: float, captured_at: float, start: float) -> Choice | None:
         """The most accurate point, if even the worst scenario has it in time and leaves core and link free for the next
@@ -266,7 +284,7 @@ class ControlLoop:
         demand = self._menu.most_accurate()
         if demand is None or not self._prices.free or self._steady.leader not in (NOBODY, demand.point):
             return None
-        link = self._link
+        link = self.link
         next_capture, due = captured_at + self.frame_interval_s, captured_at + self.deadline_s
         sent = link.sent_if_slow(now, start + demand.most_seconds, demand.most_bits)
         if sent > min(next_capture, due - link.most_there_and_back_s) or start + demand.seconds > next_capture:
@@ -274,26 +292,35 @@ class ControlLoop:
         if link.in_outage(now) or link.in_flight >= self._most_in_flight:
             return None
         self._chosen = point = self.points[demand.point]
+        self._steady.hoped(point.accuracy)
         rate = link.rate_bps(now)
         answer = start + demand.seconds + (demand.bits + link.wait_bits) / rate + link.there_and_back_s
         return Choice(point, 1.0, answer - captured_at, rate)
 
     def look_again(
-        self, now: float, captured_at: float, point: OperatingPoint, size_bytes: int, coder_s: float
+        self,
+        now: float,
+        captured_at: float,
+        point: OperatingPoint,
+        size_bytes: int,
+        coder_s: float,
+        reserve: OperatingPoint | None = None,
     ) -> OperatingPoint:
         """The point that a frame, coded at `point` into `size_bytes`, is to be coded at anew in `coder_s` seconds; or
-        `point`, where its packet is well as it is."""
+        `point`, where its packet is well as it is. `reserve`: the local point that answers where it is late."""
         index = self._index.get(point.id)
-        if index is None or not self._prices.free or self._steady.leader != NOBODY or self._link.in_outage(now):
+        if index is None or not self._prices.free or self._steady.leader != NOBODY or self.link.in_outage(now):
             return point
         if self._probing.frame == captured_at:
             return point
-        self._chosen = self.points[self._second_look.better(now, captured_at, index, size_bytes, coder_s)]
+        otherwise = reserve.accuracy if reserve is not None else 0.0
+        better = self._second_look.better(now, captured_at, index, size_bytes, coder_s, otherwise)
+        self._chosen = self.points[better]
         return self._chosen
 
     def worth_writing(self, now: float, captured_at: float, size_bytes: int) -> bool:
         """Whether a coded frame can still be answered in time, if the link is as fast as may be hoped. Else drop it."""
-        if not self._link.connected:
+        if not self.link.connected:
             return False
         if self._probing.frame == captured_at:
             return True
@@ -301,13 +328,25 @@ class ControlLoop:
             return False
         due = captured_at + self.deadline_s
         bits = 8.0 * (size_bytes + self.settings.overhead_bytes)
-        if self._link.sent_if_slow(now, now, bits) + self._link.there_and_back_s <= due:
+        if self.link.sent_if_slow(now, now, bits) + self.link.there_and_back_s <= due:
             return True
-        if self._link.answer_if_fast(now, size_bytes + self.settings.overhead_bytes) <= due:
+        if self.link.answer_if_fast(now, size_bytes + self.settings.overhead_bytes) <= due:
             return True
         # A packet that is ready costs nothing but its bytes. If the link has not been heard of for a while, they are
         # well spent: who drops every frame for being late at an old estimate never learns a new one.
-        return self._link.oldest is None and self._probing.takes_late_packet(now)
+        return self.link.oldest is None and self._probing.takes_late_packet(now)
+
+    def _expected_answer(self, row: int, best: int, start: float, free: Floats, per_bit: Floats, probe: bool) -> float:
+        """When the point's answer comes in the middle scenario; infinite where none is expected."""
+        menu, self._chosen = self._menu, self.points[best]
+        ready = start + float(menu.seconds[self._stage_of[best]])
+        if self._chosen.kind is Kind.LOCAL:
+            return ready
+        if probe or not self.link.connected:
+            return math.inf
+        middle = len(per_bit) // 2
+        transmit = (float(menu.middle_bits[row]) + self.link.wait_bits) * float(per_bit[middle])
+        return max(ready, float(free[middle])) + transmit + self.link.there_and_back_s
 
     def _finish(self, start: float, free: Floats, per_bit: Floats) -> Floats:
         """When the link has sent each point's packet, float64 [points, scenarios]; of local ones, when it is free."""
@@ -320,32 +359,6 @@ class ControlLoop:
         finish = menu.bits * per_bit
         finish += begin.take(menu.stage_of, axis=0)
         return np.asarray(finish, dtype=np.float64)
-
-    # A frame that leaves in parts, so that its rest can be given up: what `parts` asks of the link ------------------
-
-    def in_parts(self, now: float, size_bytes: int) -> bool:
-        """Whether a packet's slices should leave one by one: a slow scenario needs long for all of them."""
-        return self._link.in_parts(now, size_bytes, self.settings.parts_from_s)
-
-    def fits(self, now: float, captured_at: float, size_bytes: int) -> bool:
-        """Whether so many further bytes can be answered in time, if the link is as fast as it most likely is."""
-        return self._link.fits(now, captured_at, size_bytes)
-
-    def next_part_at(self, now: float) -> float:
-        """When the next slice may leave."""
-        return self._link.next_part_at(now)
-
-    def patience_s(self, now: float, captured_at: float, size_bytes: int) -> float:
-        """How long the server may wait for the rest of a frame whose first `size_bytes` are written now."""
-        return self._link.patience_s(now, captured_at, size_bytes)
-
-    def on_continued(self, frame_id: int, size_bytes: int, now: float) -> None:  # noqa: ARG002
-        """One more slice of a frame was handed to the stream."""
-        self._link.continued(frame_id, size_bytes)
-
-    def on_held(self, size_bytes: int) -> None:
-        """So much of a frame that leaves in parts has still to leave; what comes after it waits for that too."""
-        self._link.on_held(size_bytes)
 
     # ---------------------------------------------------------------------------------------------------------------
 
@@ -372,14 +385,15 @@ class ControlLoop:
         decision waits for it, and more is known of the link."""
         if self._steady.waiting:
             seconds = self._menu.seconds.take(self._stage_of)
-            bits = 8.0 * (self._sizes.quantile(STEADY_Z) + self.settings.overhead_bytes) + self._link.wait_bits
-            self._steady.replay(seconds, bits, self._link.measured_bps(now), self._link.there_and_back_s)
+            bits = 8.0 * (self._sizes.quantile(STEADY_Z) + self.settings.overhead_bytes) + self.link.wait_bits
+            rate, there_and_back = self.link.measured_bps(now), self.link.there_and_back_s
+            self._steady.replay(seconds, bits, rate, there_and_back)
 
     def _lookahead_inputs(self) -> tuple[Floats, Floats, float]:
         """Seconds and bits by point, and the way there and back: what the lookahead is solved for."""
-        self._menu.update(self._link.wait_bits)
-        bits = 8.0 * (self._sizes.quantile(self.settings.size_z) + self.settings.overhead_bytes) + self._link.wait_bits
-        return self._menu.seconds[self._stage_of], bits, self._link.there_and_back_s
+        self._menu.update(self.link.wait_bits)
+        bits = 8.0 * (self._sizes.quantile(self.settings.size_z) + self.settings.overhead_bytes) + self.link.wait_bits
+        return self._menu.seconds[self._stage_of], bits, self.link.there_and_back_s
 
     def _stage_seconds(self) -> dict[str, float]:
         """Expected compute by stage."""
@@ -389,11 +403,11 @@ class ControlLoop:
         """Whether to send a probe in place of the best choice, which says nothing of the link."""
         if best not in self._local and p_on_time > 0:
             return False
-        if self._probe_index < 0 or not self._link.connected:
+        if self._probe_index < 0 or not self.link.connected:
             return False
-        if not self._probing.is_due(now, instead_of_nothing=p_on_time <= 0, oldest=self._link.oldest):
+        if not self._probing.is_due(now, instead_of_nothing=p_on_time <= 0, oldest=self.link.oldest):
             return False
         # Where a local answer costs the next frame nothing, no link could do better: there is nothing to learn.
         seconds = float(self._menu.seconds[self._stage_of[best]])
         local_is_free = best in self._local and seconds <= self.frame_interval_s
-        return not (local_is_free and self._best_local >= float(self._accuracy.max()))
+        return not (local_is_free and float(self._accuracy[best]) >= float(self._accuracy.max()))

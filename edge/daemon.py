@@ -36,6 +36,7 @@ from .frames import Source, open_sources
 from .interfaces import Limits
 from .ledger import Frame, Ledger
 from .metrics import Metrics
+from .on_device import Keeping
 from .pipeline import Pipeline
 from .render import Render
 from .report import Report
@@ -140,6 +141,8 @@ class Daemon:
             self._limits(),
             ledger,
             local_s=self._half.local_s,
+            exits_s=self._half.exits_s,
+            keeping=self._keeping(),
             filtering=filtering,
         )
         self._tracer = Tracer(clock=self._clock) if settings.tracing else None
@@ -240,7 +243,8 @@ class Daemon:
                     raise  # it gives what it then refuses
                 self._half = await worker.call(lambda: make_ready(self._bundle, settings))
                 self._control = make_control(self._half, settings, self._interval_s)
-                self._driver.use(self._half.engine, self._control, self._half.points, self._half.local_s)
+                half = self._half
+                self._driver.use(half.engine, self._control, half.points, half.local_s, half.exits_s)
                 self._report.labels = self._bundle.labels
                 self._report.preprocessing = self._bundle.preprocessing
                 if self._render is not None:
@@ -284,6 +288,12 @@ class Daemon:
         finally:
             stopping.cancel()
 
+    def _keeping(self) -> Keeping | None:
+        """What keeps frames on the device of which an exit is sure, if the settings ask for it."""
+        if self._settings.exit_confidence is None:
+            return None
+        return Keeping(self._settings.exit_confidence, self._settings.keep_alive_s)
+
     def _filtering(self) -> Filtering | None:
         settings, spec = self._settings, self._bundle.filter
         if not settings.filter or spec is None:
@@ -302,6 +312,7 @@ class Daemon:
             max_in_flight=most_in_flight(settings),
             lossless=settings.as_fast_as_possible,
             cut_short=settings.cut_short,
+            fallback=settings.fallback,
             say_size=self._bundle.task == "detection",
         )
 
@@ -313,7 +324,7 @@ class Daemon:
         offered = {p.id for p in self._half.points if p.kind is not Kind.LOCAL}
         if before != welcome.operating_points and not offered <= set(welcome.operating_points):
             self._control = make_control(self._half, self._settings, self._interval_s, welcome.operating_points)
-            self._pipeline.use(self._control, self._half.points, self._half.local_s)
+            self._pipeline.use(self._control, self._half.points, self._half.local_s, self._half.exits_s)
 
     def _on_defect(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:  # noqa: ARG002
         """Something in the event loop failed that should not: say so and end, rather than go on with wrong sums."""

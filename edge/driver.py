@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import structlog
 
@@ -96,22 +96,46 @@ class Driver:
         picture, pixels, point = frame.picture, frame.pixels, frame.point
         if work.again is not None:
             self._worker.submit(work.again, lambda r, e: self._on_computed(frame, r, e))
+        elif work.reserve is not None:
+            self._worker.submit(
+                lambda: engine.answer(picture, pixels, work.reserve),
+                lambda r, e: self._on_computed(frame, r, e, in_reserve=True),
+            )
         elif work.local:
-            self._worker.submit(lambda: engine.answer(picture, pixels), lambda r, e: self._on_computed(frame, r, e))
+            self._worker.submit(
+                lambda: engine.answer(picture, pixels, point), lambda r, e: self._on_computed(frame, r, e)
+            )
         elif picture is not None and point is not None:
             abandon = self._abandon = Abandon()
             self._worker.submit(
-                lambda: engine.encode(picture, point, frame.id, abandon, filtered=work.filtered, earlier=work.earlier),
+                lambda: engine.encode(
+                    picture,
+                    point,
+                    frame.id,
+                    abandon,
+                    filtered=work.filtered,
+                    earlier=work.earlier,
+                    sure=work.sure,
+                ),
                 lambda r, e: self._on_computed(frame, r, e),
             )
 
-    def _on_computed(self, frame: Frame, result: Encoded | LocalAnswer | None, error: Exception | None) -> None:
+    def _on_computed(
+        self,
+        frame: Frame,
+        result: Encoded | LocalAnswer | None,
+        error: Exception | None,
+        *,
+        in_reserve: bool = False,
+    ) -> None:
         if isinstance(result, Encoded):
             self.pipeline.encoded(frame, result, self._clock())
             if self.stream is not None and self.pipeline.has_packets:
                 self.stream.wake()
                 self._loop.call_soon(self._pump)  # after the packet is written: it has waited for longest
                 return
+        elif isinstance(result, LocalAnswer) and in_reserve:
+            self.pipeline.reserved(frame, result, self._clock())
         elif isinstance(result, LocalAnswer):
             self.pipeline.answered_locally(frame, result, self._clock())
         elif isinstance(error, AbandonedError):
@@ -122,11 +146,18 @@ class Driver:
             self.pipeline.compute_failed(frame, str(error) if isinstance(error, HeadraceError) else repr(error))
         self._pump()
 
-    def use(self, engine: Engine, control: Control, points: Sequence[OperatingPoint], local_s: float) -> None:
+    def use(
+        self,
+        engine: Engine,
+        control: Control,
+        points: Sequence[OperatingPoint],
+        local_s: float,
+        exits_s: Mapping[str, float] = {},
+    ) -> None:
         """Go on with another bundle; called while there is no stream."""
         self._engine = engine
         self.pipeline.forget_packets()
-        self.pipeline.use(control, points, local_s)
+        self.pipeline.use(control, points, local_s, exits_s)
         self.pipeline.disconnect(self._clock())
 
     # Stream: what `StreamClient` calls.

@@ -3,6 +3,7 @@
 picture --prepare--> pixels --head--> latent --compress--> packet       a `feature` point
 picture --prepare--> pixels --JPEG or WebP--> packet                    an `image` point
 picture --prepare--> pixels --uncut model--> labels                     the `local` point
+picture --prepare--> pixels --head--> features --exit--> labels         a `local` point with a split point
 
 It is called from one thread, since the device has one core.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,6 +22,7 @@ from PIL import Image, ImageFilter
 
 from ..models.bundle import Bundle, Preprocessing
 from ..models.edge_half import has_local
+from ..models.exceptions import OperatingPointError
 from ..models.operating_point import Kind, OperatingPoint
 from ..models.preprocessing import prepare
 from ..protos.messages import Label
@@ -28,7 +30,7 @@ from .device import Device
 from .encoder import Encoder, VideoPacket
 from .exceptions import ConfigError
 from .head import Abandon, Head
-from .local import Local
+from .local import Exits, Local
 from .references import Earlier
 
 Pixels = npt.NDArray[np.uint8]
@@ -43,13 +45,14 @@ class Encoded:
     """A frame that is ready to be sent. Times in seconds.
 
     Attributes:
-        packet: the packet's bytes; none where `empty` was enough to keep the frame on the device.
+        packet: the packet's bytes; none where `empty`, or what the exit said, kept the frame on the device.
         pixels: uint8 [S, S, 3], kept for a local answer should the stream break; None where the head takes fewer.
         prepare_s, compute_s, compress_s: scaling; head and encoder, or picture coding; entropy coding.
         presence: the filter's score; None where there is none.
         empty: whether it is below the bundle's threshold.
         video: more about the packet, where the server keeps frames to predict others from.
         again: codes the same frame at another rate level of its stage, for the coder's time alone; raises as `encode`.
+        own: what the exit at the split point said, where it was asked; its time is in `compute_s`.
     """
 
     packet: bytes
@@ -61,6 +64,7 @@ class Encoded:
     empty: bool = False
     video: VideoPacket | None = None
     again: Callable[[OperatingPoint], Encoded] | None = None
+    own: LocalAnswer | None = None
 
     @property
     def coder_s(self) -> float:
@@ -85,11 +89,17 @@ class Encoded:
 
 @dataclass(frozen=True, slots=True)
 class LocalAnswer:
-    """What the uncut model said on the device, best label first. Times in seconds; prepare_s is 0 if done before."""
+    """What the device says by itself, best label first. Times in seconds; prepare_s is 0 if done before.
+
+    `confidence` is the probability that the best label is the uncut model's, 0..1, and `point` the exit's; None if that
+    model said it.
+    """
 
     labels: tuple[Label, ...]
     prepare_s: float
     compute_s: float
+    confidence: float | None = None
+    point: OperatingPoint | None = None
 
     @property
     def seconds(self) -> float:
@@ -103,9 +113,10 @@ class Engine:
     def __init__(self, bundle: Bundle, folder: Path, device: Device, threads: int = 1, hysteresis: float = 0.0) -> None:
         """Keep the parts; graphs are loaded on first use or by `warm_up`."""
         self.bundle, self.device = bundle, device
-        self._head, self._local, self._encoder = (
+        self._head, self._local, self._exits, self._encoder = (
             Head(bundle, folder, threads),
             Local(folder, threads),
+            Exits(bundle, folder, threads),
             Encoder(bundle, hysteresis),
         )
 
@@ -118,8 +129,12 @@ class Engine:
         *,
         filtered: bool = False,
         earlier: Earlier | None = None,
+        sure: float | None = None,
     ) -> Encoded:
         """From a captured picture to the bytes that are sent for it; none if it is `filtered` and holds nothing.
+
+        With `sure` the exit at the split point is asked, if there is one: if its confidence is at least that, its
+        answer is enough and there are no bytes.
 
         Where the server keeps frames to predict others from, `earlier` says which one this one can be predicted from.
 
@@ -146,32 +161,53 @@ class Engine:
                 return Encoded(packet, kept, prepare_s, seconds, 0.0, again=picture_of)
 
             return picture_of(point)
-        (latent, presence), compute_s = run(lambda: self._head.with_presence(point.split, pixels, abandon))
+        (latent, presence, features), compute_s = run(lambda: self._head.reach(point.split, pixels, abandon))
         empty = presence is not None and presence < self.bundle.filter_threshold(point.split)
         if empty and filtered:
             return Encoded(b"", kept, prepare_s, compute_s, 0.0, presence, empty)
+        own = None
+        if features is not None and sure is not None:
+            own = self._exit_answer(point.split, features)
+            compute_s += own.compute_s
+            if (own.confidence or 0.0) >= sure:
+                return Encoded(b"", kept, prepare_s, compute_s, 0.0, presence, empty, own=own)
+        made = Encoded(b"", kept, prepare_s, compute_s, 0.0, presence, empty, own=own)
 
         def coded(other: OperatingPoint) -> Encoded:
             if earlier is None:
                 packet, seconds = run(lambda: self._encoder.feature(latent, other, frame_id))
-                return Encoded(packet, kept, prepare_s, compute_s, seconds, presence, empty, None, coded)
+                return replace(made, packet=packet, compress_s=seconds, again=coded)
             video, seconds = run(lambda: self._encoder.video(latent, other, frame_id, earlier))
-            return Encoded(video.packet, kept, prepare_s, compute_s, seconds, presence, empty, video, coded)
+            return replace(made, packet=video.packet, compress_s=seconds, video=video, again=coded)
 
         return coded(point)
 
-    def answer(self, picture: Image.Image | None, pixels: Pixels | None) -> LocalAnswer:
-        """Labels from a captured picture, or from pixels uint8 [S, S, 3] that were prepared before.
+    def answer(
+        self, picture: Image.Image | None, pixels: Pixels | None, point: OperatingPoint | None = None
+    ) -> LocalAnswer:
+        """Labels from a captured picture, or from pixels uint8 [S, S, 3] that were prepared for the uncut model.
+
+        Args:
+            picture, pixels: either.
+            point: of kind `local`; None for the uncut model's.
 
         Raises:
-            EngineError: the uncut model cannot be run.
+            EngineError: the uncut model, or head and exit, cannot be run.
         """
-        if pixels is not None:
+        split = point.split if point is not None else ""
+        how = self.bundle.preprocessing_at(split) if split else self.bundle.preprocessing
+        if pixels is not None and how == self.bundle.preprocessing:
             ready, prepare_s = pixels, 0.0
+        elif pixels is not None:
+            # The frame itself is gone; what is left of it is the square that the uncut model takes.
+            ready, prepare_s = self._prepare(Image.fromarray(pixels), replace(how, fit="stretch"))
         elif picture is not None:
-            ready, prepare_s = self._prepare(picture, self.bundle.preprocessing)
+            ready, prepare_s = self._prepare(picture, how)
         else:
             raise ValueError("either a picture or its pixels are needed")
+        if split:
+            (labels, confidence), compute_s = self.device.run(lambda: self._early(split, ready))
+            return LocalAnswer(labels, prepare_s, compute_s, confidence, point)
         labels, compute_s = self.device.run(lambda: self._local(ready))
         return LocalAnswer(labels, prepare_s, compute_s)
 
@@ -222,6 +258,18 @@ class Engine:
         self.device.factor = factor
         return factor
 
+    def _exit_answer(self, split: str, features: npt.NDArray[np.float32]) -> LocalAnswer:
+        """What the exit says of features that are there."""
+        (labels, confidence), compute_s = self.device.run(lambda: self._exits(split, features))
+        return LocalAnswer(labels, 0.0, compute_s, confidence, self.bundle.exit_point(split))
+
+    def _early(self, split: str, pixels: Pixels) -> tuple[tuple[Label, ...], float]:
+        """What an exit says of pixels, and how sure it is."""
+        features = self._head.reach(split, pixels).features
+        if features is None:
+            raise OperatingPointError(f"bundle {self.bundle.name} has no exit at {split}")
+        return self._exits(split, features)
+
     def _how(self, point: OperatingPoint) -> Preprocessing:
         return self.bundle.preprocessing_at(point.split) if point.split else self.bundle.preprocessing
 
@@ -234,7 +282,9 @@ class Engine:
         return prepare_s + self.device.time(lambda: self._compute(pixels, point))
 
     def _compute(self, pixels: Pixels, point: OperatingPoint) -> None:
-        if point.kind is Kind.LOCAL:
+        if point.is_exit:
+            self._early(point.split, pixels)
+        elif point.kind is Kind.LOCAL:
             self._local(pixels)
         elif point.kind is Kind.IMAGE:
             self._encoder.image(pixels, point, 0)

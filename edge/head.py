@@ -1,18 +1,35 @@
-"""Head: pixels -> latent, in ONNX Runtime. Head and encoder network are one graph a split point."""
+"""Head: pixels -> latent, in ONNX Runtime. Head and encoder network are one graph a split point.
+
+Where the split point has an exit, the graph gives the features, too, which the exit's own graph takes.
+"""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from ..models.bundle import PRESENCE, Bundle, head_file
+from ..models.bundle import FEATURES, PRESENCE, Bundle, head_file
 from .exceptions import AbandonedError, EngineError
+
+
+class Reached(NamedTuple):
+    """What a head gives.
+
+    Attributes:
+        latent: float32 [K, H, W].
+        presence: the filter's score; None where the bundle has no filter.
+        features: float32 [C, H, W]; None where the split point has no exit.
+    """
+
+    latent: npt.NDArray[np.float32]
+    presence: float | None
+    features: npt.NDArray[np.float32] | None
 
 
 class Head:
@@ -32,24 +49,23 @@ class Head:
             EngineError: the graph cannot be loaded or run, or gives another shape.
             AbandonedError: it was stopped by `abandon`.
         """
-        return self.with_presence(split, pixels, abandon)[0]
+        return self.reach(split, pixels, abandon).latent
 
-    def with_presence(
-        self, split: str, pixels: npt.NDArray[np.uint8], abandon: Abandon | None = None
-    ) -> tuple[npt.NDArray[np.float32], float | None]:
-        """The latent, and the filter's score; None where the bundle has no filter. Raises as `__call__` does."""
+    def reach(self, split: str, pixels: npt.NDArray[np.uint8], abandon: Abandon | None = None) -> Reached:
+        """All that the graph gives. Raises as `__call__` does."""
         graph = self._graphs.get(split)
         if graph is None:
             graph = self._graphs[split] = Graph(self._folder / head_file(split), "latent", self._threads)
-        presence = None
+        names = ["latent"]
         if self._bundle.filter is not None:
-            latent, score = graph.outputs(("latent", PRESENCE), pixels, abandon)
-            presence = float(score)
-        else:
-            latent = graph(pixels, abandon)
+            names.append(PRESENCE)
+        if self._bundle.exit(split) is not None:
+            names.append(FEATURES)
+        found = dict(zip(names, graph.outputs(names, pixels, abandon), strict=True))
+        latent, presence = found["latent"], found.get(PRESENCE)
         if latent.shape != (expected := self._bundle.split(split).latent_shape):
             raise EngineError(f"{graph.path} gives a latent of {latent.shape}, the bundle says {expected}")
-        return latent, presence
+        return Reached(latent, None if presence is None else float(presence), found.get(FEATURES))
 
 
 class Abandon:
@@ -77,15 +93,15 @@ class Abandon:
 
 
 class Graph:
-    """One ONNX file: pixels uint8 [1, S, S, 3] -> one output float32 [1, ...]."""
+    """One ONNX file: pixels uint8 [1, S, S, 3], or what else its one input is -> outputs float32 [1, ...]."""
 
-    def __init__(self, path: Path, output: str, threads: int) -> None:
-        """Load the file.
+    def __init__(self, path: Path, output: str, threads: int, given: str = "pixels") -> None:
+        """Load the file; `output` and `given` are the names of its main output and its input.
 
         Raises:
             EngineError: it cannot be loaded.
         """
-        self.path, self._output = path, output
+        self.path, self._output, self._given = path, output, given
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         # Threads that spin while they wait would take the one core from everything else.
@@ -98,8 +114,8 @@ class Graph:
         except Exception as error:  # ONNX Runtime's own exceptions share no base but this
             raise EngineError(f"{path} cannot be loaded: {error}; export or fetch the edge half again") from error
 
-    def __call__(self, pixels: npt.NDArray[np.uint8], abandon: Abandon | None = None) -> npt.NDArray[np.float32]:
-        """The output without its batch axis.
+    def __call__(self, pixels: npt.NDArray[Any], abandon: Abandon | None = None) -> npt.NDArray[np.float32]:
+        """The output without its batch axis, for pixels without one.
 
         Raises:
             EngineError: the graph cannot be run on these pixels.
@@ -108,14 +124,14 @@ class Graph:
         return self.outputs((self._output,), pixels, abandon)[0]
 
     def outputs(
-        self, names: Sequence[str], pixels: npt.NDArray[np.uint8], abandon: Abandon | None = None
+        self, names: Sequence[str], pixels: npt.NDArray[Any], abandon: Abandon | None = None
     ) -> list[npt.NDArray[np.float32]]:
         """The outputs of these names; see `__call__`."""
         options = abandon.options if abandon is not None else None
         try:
-            found = self._session.run(list(names), {"pixels": pixels[None]}, options)
+            found = self._session.run(list(names), {self._given: pixels[None]}, options)
         except Exception as error:  # as above
             if abandon is not None:
                 abandon.check()
-            raise EngineError(f"{self.path} cannot be run on pixels of {pixels.shape}: {error}") from error
+            raise EngineError(f"{self.path} cannot be run on {self._given} of {pixels.shape}: {error}") from error
         return [output[0] for output in found]

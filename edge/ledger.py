@@ -12,7 +12,7 @@ from PIL import Image
 from ..models.operating_point import OperatingPoint
 from ..protos.messages import Box, ClassMap, Label, Result, Status
 from .encoder import VideoPacket
-from .engine import Pixels
+from .engine import LocalAnswer, Pixels
 from .exceptions import LedgerError
 
 
@@ -58,6 +58,11 @@ class Frame:
             tail.
         size: width and height of the picture as captured.
         presence: the filter's score; None where none was computed.
+        reserved_by: the local point whose answer is to be kept in reserve, in case the server's is late.
+        reserve: that answer; `reserve_comes` until it is there.
+        unsent: it was not worth sending when its turn came.
+        fell_back: it was answered with what was in reserve.
+        confidence: how sure the exit is of its answer, 0..1; None where no exit was asked.
         empty: the filter saw nothing in it; if it was sent nevertheless, it was for an audit or to keep the link alive.
         shown: the picture as captured, kept to the end where somebody wants to see it.
         outcome, reason, latency_s: known when it is closed; the latency is that of an answer.
@@ -94,6 +99,12 @@ class Frame:
     size: tuple[int, int] = (0, 0)
     presence: float | None = None
     empty: bool = False
+    reserved_by: OperatingPoint | None = None
+    reserve: LocalAnswer | None = None
+    reserve_comes: bool = False
+    unsent: bool = False
+    fell_back: bool = False
+    confidence: float | None = None
     shown: Image.Image | None = None
 
     def note(self, result: Result, *, link_s: float) -> None:
@@ -143,6 +154,11 @@ class Ledger:
         self.captured += 1
         self._open[frame.id] = frame
         return frame
+
+    def answer(self, frame: Frame, outcome: Outcome, now: float) -> None:
+        """An answer is there: close the frame with `outcome`, or as late."""
+        frame.latency_s = now - frame.captured_at
+        self.close(frame, outcome if now <= frame.deadline_at else Outcome.LATE)
 
     def close(self, frame: Frame, outcome: Outcome, reason: str = "") -> None:
         """Give the frame its outcome.

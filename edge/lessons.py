@@ -41,7 +41,3 @@ class Lessons:
             if share is not None:
                 control.on_predicted(share)
         self._kept.clear()
-
-    def clear(self) -> None:
-        """Another control loop has no use for what the last one chose."""
-        self._kept.clear()

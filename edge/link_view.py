@@ -53,6 +53,7 @@ class LinkView:
     def __init__(self, settings: ControlSettings, *, deadline_s: float, smallest_bytes: float) -> None:
         self.connected = True
         self._deadline_s, self._smallest_bytes = deadline_s, smallest_bytes
+        self._parts_from_s = settings.parts_from_s
         # A rate at which the smallest packet takes a whole deadline.
         self._useless_bps = 8.0 * smallest_bytes / deadline_s
         self._round_trip = RoundTrip(settings.rtt_s, settings.rtt_window_s)
@@ -200,12 +201,12 @@ class LinkView:
 
     # A frame that leaves in parts, so that its rest can be given up ------------------------------------------------
 
-    def in_parts(self, now: float, size_bytes: int, parts_from_s: float) -> bool:
-        """Whether a packet's slices should leave one by one: a slow scenario needs over `parts_from_s` for all."""
+    def in_parts(self, now: float, size_bytes: int) -> bool:
+        """Whether a packet's slices should leave one by one: a slow scenario needs long for all of them."""
         bits = 8.0 * size_bytes
-        if bits < parts_from_s * self.rate_bps(now) * SURELY_FAST:
+        if bits < self._parts_from_s * self.rate_bps(now) * SURELY_FAST:
             return False
-        return bits * self._per_bit(now, SLOW) > parts_from_s
+        return bits * self._per_bit(now, SLOW) > self._parts_from_s
 
     def fits(self, now: float, captured_at: float, size_bytes: int) -> bool:
         """Whether so many further bytes can be answered in time, if the link is as fast as it most likely is."""

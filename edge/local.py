@@ -1,4 +1,4 @@
-"""Local answers: the uncut model on the device."""
+"""Local answers: the uncut model on the device, or an exit behind a head that has run anyway."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ..models.bundle import UNCUT
+from ..models.bundle import FEATURES, UNCUT, Bundle
+from ..models.bundle_files import exit_file
+from ..models.exceptions import OperatingPointError
 from ..protos.messages import Label
 from .head import Graph
 
@@ -31,6 +33,32 @@ class Local:
         if self._graph is None:
             self._graph = Graph(self._folder / UNCUT, "scores", self._threads)
         return best_labels(self._graph(pixels))
+
+
+class Exits:
+    """The exits of a bundle: features at a split point -> labels, and how likely the best is the uncut model's; a
+    graph is loaded on first use."""
+
+    def __init__(self, bundle: Bundle, folder: Path, threads: int = 1) -> None:
+        """Keep where the graphs lie."""
+        self._bundle, self._folder, self._threads = bundle, folder, threads
+        self._graphs: dict[str, Graph] = {}
+
+    def __call__(self, split: str, features: npt.NDArray[np.float32]) -> tuple[tuple[Label, ...], float]:
+        """The five best labels of features float32 [C, H, W], and the confidence in the best, 0..1.
+
+        Raises:
+            EngineError: the graph cannot be loaded or run.
+            OperatingPointError: the split point has no exit.
+        """
+        spec = self._bundle.exit(split)
+        if spec is None:
+            raise OperatingPointError(f"bundle {self._bundle.name} has no exit at {split}")
+        graph = self._graphs.get(split)
+        if graph is None:
+            graph = self._graphs[split] = Graph(self._folder / exit_file(split), "scores", self._threads, FEATURES)
+        labels = best_labels(graph(features))
+        return labels, spec.sure(labels[0].score, labels[1].score if len(labels) > 1 else 0.0)
 
 
 def best_labels(scores: npt.NDArray[np.float32], count: int = MAX_LABELS) -> tuple[Label, ...]:

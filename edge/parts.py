@@ -16,16 +16,16 @@ from collections.abc import Sequence
 
 from ..models.bitstream import Packet
 from ..protos.messages import Continuation
-from .interfaces import Control, Outgoing
+from .interfaces import Outgoing, PartsLink
 from .ledger import Frame
 
 
 class Parts:
     """A frame whose first slice goes ahead of the others."""
 
-    def __init__(self, frame: Frame, packet: Packet, control: Control) -> None:
+    def __init__(self, frame: Frame, packet: Packet, link: PartsLink) -> None:
         """Take the packet apart; it has at least two slices."""
-        self.frame, self._control = frame, control
+        self.frame, self._link = frame, link
         self._first = packet.prefix(1).to_bytes()
         self._rest = deque(packet.slices[1:])
         self._next_at = 0.0
@@ -33,27 +33,27 @@ class Parts:
         """Whether the time of the next slice has come."""
 
     @classmethod
-    def of(cls, frame: Frame, control: Control, now: float) -> Parts | None:
+    def of(cls, frame: Frame, link: PartsLink, now: float) -> Parts | None:
         """The frame's packet in parts; None if it should leave whole, or has but one slice."""
-        if not control.in_parts(now, len(frame.packet)):
+        if not link.in_parts(now, len(frame.packet)):
             return None
         packet = Packet.from_bytes(frame.packet)
-        return cls(frame, packet, control) if len(packet.slices) > 1 else None
+        return cls(frame, packet, link) if len(packet.slices) > 1 else None
 
     def first(self, now: float, remaining_ms: int) -> Outgoing:
         """What goes ahead."""
-        patience_s = self._control.patience_s(now, self.frame.captured_at, len(self._first))
+        patience_s = self._link.patience_s(now, self.frame.captured_at, len(self._first))
         return Outgoing(self._first, remaining_ms, len(self._rest), max(1, round(patience_s * 1e3)))
 
     def wait(self, now: float) -> None:
         """A part has just been handed to the stream."""
-        self._next_at, self.due = self._control.next_part_at(now), False
-        self._control.on_held(self._rest_bytes)
+        self._next_at, self.due = self._link.next_part_at(now), False
+        self._link.on_held(self._rest_bytes)
 
     def give_up(self) -> None:
         """The rest will not leave."""
         self._rest.clear()
-        self._control.on_held(0)
+        self._link.on_held(0)
 
     @property
     def next_timer(self) -> float | None:
@@ -76,14 +76,14 @@ class Parts:
             now: seconds.
             following: frames whose packets wait behind this one, in order.
         """
-        late = not self._control.fits(now, self.frame.captured_at, len(self._rest[0]))
+        late = not self._link.fits(now, self.frame.captured_at, len(self._rest[0]))
         if self.frame.outcome is not None or late or self._harms(following, now):
             self.give_up()
             return Continuation(self.frame.id, cut=True)
         if now < self._next_at:
             return None
         data = self._rest.popleft()
-        self._control.on_continued(self.frame.id, len(data), now)
+        self._link.continued(self.frame.id, len(data))
         self.frame.sent_bytes += len(data)
         self.wait(now)
         return Continuation(self.frame.id, data, zlib.crc32(data))
@@ -93,7 +93,7 @@ class Parts:
         if not following:
             return False
         captured_at, size = following[0].captured_at, len(following[0].packet)
-        fits = self._control.fits
+        fits = self._link.fits
         return fits(now, captured_at, size) and not fits(now, captured_at, size + self._rest_bytes)
 
     @property

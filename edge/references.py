@@ -10,10 +10,15 @@ answer yet. When the stream breaks nothing is kept any more.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ..models.bitstream import MAX_BACK
 from ..models.temporal import Reference
+
+if TYPE_CHECKING:
+    from .ledger import Frame
 
 MOST_KEPT = 16
 """However many more the server keeps."""
@@ -49,10 +54,12 @@ class References:
         self.forget()
         self._keep = keep
 
-    def forget(self) -> None:
-        """Nothing is kept any more of what was sent so far."""
+    def forget(self, waiting: Iterable[Frame] = ()) -> None:
+        """Nothing is kept any more of what was sent so far; frames that wait to be sent must do without."""
         self.epoch += 1
         self._frames.clear()
+        for frame in waiting:
+            self.do_without(frame)
 
     @property
     def active(self) -> bool:
@@ -81,3 +88,10 @@ class References:
             if reference.split == split:
                 return Earlier(reference, back, self.epoch)
         return Earlier(None, 0, self.epoch)
+
+    def do_without(self, frame: Frame) -> None:
+        """Code the frame anew by itself, if it was predicted from one that is gone."""
+        frame.epoch = self.epoch
+        if frame.video is not None and frame.video.alone is not None:
+            frame.video, frame.predicted = frame.video.alone(), False
+            frame.packet = frame.video.packet

@@ -80,7 +80,9 @@ class SecondLook:
         members: Sequence[Indexes] = [np.flatnonzero(stage_of == stage) for stage in range(int(stage_of.max()) + 1)]
         self._members = [members[stage] for stage in stage_of.tolist()]
 
-    def better(self, now: float, captured_at: float, index: int, size_bytes: int, coder_s: float) -> int:
+    def better(
+        self, now: float, captured_at: float, index: int, size_bytes: int, coder_s: float, reserve: float = 0.0
+    ) -> int:
         """The point of the same stage that is worth most for a frame that was coded.
 
         Args:
@@ -88,6 +90,7 @@ class SecondLook:
             index: the point that it was coded at.
             size_bytes: what came out.
             coder_s: seconds that coding it again would take.
+            reserve: accuracy of the answer that the device has in reserve for it, 0..1.
 
         Returns:
             Its index; `index` itself unless another one is clearly better than that, and than to drop the frame.
@@ -113,7 +116,8 @@ class SecondLook:
         next_capture = captured_at + self._interval_s
         finish -= next_capture
         value = self._lookahead.after(begin - next_capture, np.arange(len(begin)), finish, rates)
-        value[:-1] += self._accuracy[rows] * on_time
+        # A frame that is late or dropped has its answer in reserve.
+        value[:-1] += np.maximum(self._accuracy[rows] - reserve, 0.0) * on_time
         best = int(value[:-1].argmax())
         return int(rows[best]) if value[best] > max(value[own], value[-1]) + MARGIN else index
 

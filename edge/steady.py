@@ -40,6 +40,8 @@ class SteadyExperts:
     LATELY, FAILS = 0.1, 0.6
     """Where the last ten frames or so came to less than this share of what the replay says, it is followed no longer: a
     device that stood still for a second makes the loop look worse than a replay that knows of no such thing."""
+    HOPES = 50
+    """So many of the loop's last expectations are averaged, exponentially."""
     NOISE = 0.7
     """By so many standard deviations of the mean it must be better, beside the margin."""
 
@@ -66,10 +68,16 @@ class SteadyExperts:
         """What the loop came to, while it was used."""
         self._credit = 0.0
         self._followed = self._lately = 0.0
+        self._hope, self._hopes, self._trust = 0.0, 0, 1.0
         self.leader = NOBODY
         """The point to follow, or `NOBODY`."""
         self._captured_at = -math.inf
         self._waiting: list[float] = []  # when the frames were captured that have not been replayed
+
+    def hoped(self, accuracy: float) -> None:
+        """The loop would expect this on-time accuracy of its own choice for a frame, whether or not it was followed."""
+        self._hopes += 1
+        self._hope += (accuracy - self._hope) / min(self._hopes, self.HOPES)
 
     def captured(self, captured_at: float) -> int:
         """A frame was captured. Returns how many were since the last call, with it; the core missed the others."""
@@ -137,8 +145,13 @@ class SteadyExperts:
             noise = math.sqrt(max(score * (1.0 - score), 0.0) / self._memory)
             if score > self.loop + self._margin + self.NOISE * noise:
                 self.leader, self._followed, self._lately = best, score, score
+                self._trust = min(self.loop / max(self._hope, 1e-6), 1.0)
         elif self._followed < self.loop:
             self.leader = NOBODY
+        elif self._trust * self._hope > self._followed + self._margin:
+            # The link has become better: what the loop would do now is worth more, even if it falls as short of what it
+            # expects as it did before.
+            self.leader, self.loop = NOBODY, self._trust * self._hope
         elif self._lately < self.FAILS * self.scores[self.leader]:
             # The replay does not see what really happens. The loop gets the benefit of the doubt for a while.
             self.leader, self.loop = NOBODY, float(self.scores.max())

@@ -7,11 +7,13 @@
     backbone.safetensors  the backbone's weights, or backbone.pt2 all of it, where no package has them
     edge.msgpack          edge half only: digests of the files below
     head-SPLIT.onnx       edge half only: pixels -> latent
+    exit-SPLIT.onnx       edge half only: features -> scores, where the split point has an exit
     uncut.onnx            edge half only: pixels -> scores, for local answers
 
 The **fingerprint** is a SHA-256 over all tensors and over every part of the manifest that the two sides must share;
 measured values (bytes, accuracy, times), labels and provenance are left out, so that measuring anew keeps it. So is the
-repair, which the edge neither has nor needs; the manifest states the digest of its file. The digest of what was learned
+repair, which the edge neither has nor needs; the manifest states the digest of its file. So are local exits, of which
+the server knows nothing (see `bundle_exits`). The digest of what was learned
 is in the fingerprint; the edge has it as the graphs of its heads.
 Nothing here is pickle, and nothing is read before its size is known.
 """
@@ -19,7 +21,6 @@ Nothing here is pickle, and nothing is read before its size is known.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -33,6 +34,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
+from .bundle_checks import check_coding, check_learned, check_repair
+from .bundle_exits import check_exits, exit_fields, read_exit_fields
 from .bundle_files import (
     MAX_MANIFEST_BYTES,
     MAX_TENSORS_BYTES,
@@ -52,6 +55,7 @@ from .bundle_specs import (
     INTERPOLATIONS,
     MAX_SIDE,
     BackboneSpec,
+    ExitSpec,
     FilterSpec,
     LearnedSpec,
     Preprocessing,
@@ -70,6 +74,8 @@ from .operating_point import Kind, OperatingPoint
 FORMAT = 2
 MANIFEST, TENSORS, EDGE_MANIFEST, UNCUT = "bundle.msgpack", "bundle.safetensors", "edge.msgpack", "uncut.onnx"
 REPAIR, LEARNED = "repair.safetensors", "learned.safetensors"
+FEATURES = "features"
+"""Output of a head's graph, beside `latent`, where its split point has an exit: what the encoder takes."""
 PRESENCE = "presence"
 """Output of a head's graph, beside `latent`, where the bundle has a filter: the score float32 [1] of the frame."""
 COMPACT_FROM = 4 * 10**6
@@ -111,6 +117,7 @@ class Bundle:
     the edge."""
     learned_digest: bytes = b""
     """SHA-256 of their file, which the edge knows too."""
+    exit_specs: tuple[ExitSpec, ...] = ()
 
     @cached_property
     def fingerprint(self) -> bytes:
@@ -122,7 +129,7 @@ class Bundle:
             "backbone": plain(self.backbone),
             "preprocessing": plain(self.preprocessing),
             "splits": [split_identity(s) for s in self.splits],
-            "operating_points": [p.identity() for p in self.operating_points],
+            "operating_points": [p.identity() for p in self.operating_points if not p.is_exit],
             **self._filter_fields(),
             **self._learned_fields(),
         }
@@ -160,6 +167,25 @@ class Bundle:
         if found is None:
             raise OperatingPointError(f"bundle {self.name} has no operating point {point_id}")
         return found
+
+    def feature_point(self, split: str, level: int) -> OperatingPoint:
+        """The operating point that sends a split point's features at a rate level.
+
+        Raises:
+            OperatingPointError: there is none.
+        """
+        for point in self.operating_points:
+            if (point.kind, point.split, point.rate_level) == (Kind.FEATURE, split, level):
+                return point
+        raise OperatingPointError(f"bundle {self.name} has no operating point {split}@{level}")
+
+    def exit(self, split: str) -> ExitSpec | None:
+        """The exit at a split point, if it has one."""
+        return next((s for s in self.exit_specs if s.split == split), None)
+
+    def exit_point(self, split: str) -> OperatingPoint:
+        """The operating point of the exit at a split point that has one."""
+        return next(p for p in self.operating_points if p.is_exit and p.split == split)
 
     def tables(self, split: str) -> EntropyTables:
         """The entropy tables of a split point.
@@ -208,6 +234,11 @@ class Bundle:
             self, learned=tensors, learned_digest=hashlib.sha256(tensors_file(tensors)).digest() if tensors else b""
         )
 
+    def with_exits(self, specs: tuple[ExitSpec, ...], points: tuple[OperatingPoint, ...]) -> Bundle:
+        """The same with these exits and their operating points in place of those that it has."""
+        others = tuple(p for p in self.operating_points if not p.is_exit)
+        return replace(self, exit_specs=specs, operating_points=(*others, *points)).check()
+
     def _tensor(self, name: str) -> Array:
         try:
             return self.tensors[name]
@@ -245,49 +276,17 @@ class Bundle:
             for part in ("gains", "weights"):
                 if not (self.tensors[f"{s.name}/{part}"] > 0).all():
                     raise BundleError(f"bundle {self.name}: one of the {part} of {s.name} is not positive")
-            self._check_coding(s)
+            check_coding(self, s)
             threshold = self.tensors.get(f"{s.name}/filter/threshold")
             if self.filter and (threshold is None or threshold.shape != (1,) or threshold.dtype != np.float32):
                 raise BundleError(f"bundle {self.name} is damaged: {s.name} has no filter; learn it anew")
         if self.filter and not all(0 <= i < len(self.labels) for i in self.filter.classes):
             raise BundleError(f"bundle {self.name}: its filter is for classes that have no label")
         self.temporal_tables()
-        self._check_repair()
-        self._check_learned()
+        check_repair(self)
+        check_learned(self)
+        check_exits(self)
         return self
-
-    def _check_learned(self) -> None:
-        for name, array in self.learned.items():
-            if array.dtype != np.float16 or not np.isfinite(array).all():
-                raise BundleError(f"bundle {self.name} is damaged: learned {name} is not float16, or not finite")
-        if any(s.learned for s in self.splits) and not self.learned_digest:
-            raise BundleError(f"bundle {self.name} has learned split points without what was learned")
-
-    def _check_repair(self) -> None:
-        for name, array in self.repair.items():
-            if array.dtype != np.float16 or not any(name.startswith(f"{s.name}/") for s in self.splits):
-                raise BundleError(f"bundle {self.name} is damaged: repair {name} is not float16 or for no split point")
-            if not np.isfinite(array).all():
-                raise BundleError(f"bundle {self.name}: repair {name} is not finite; learn it anew")
-
-    def _check_coding(self, spec: SplitSpec) -> None:
-        """Raise BundleError unless order, tables and slices of a split point fit together."""
-        order, tables = self.order(spec.name), self.tables(spec.name)
-        size = math.prod(spec.latent_shape)
-        if order.dtype != np.int32 or order.ndim != 1 or len(np.unique(order)) != len(order):
-            raise BundleError(f"bundle {self.name}: the order of {spec.name} is not int32 without repetition")
-        if len(order) and not 0 <= order.min() <= order.max() < size:
-            raise BundleError(f"bundle {self.name}: the order of {spec.name} does not fit a latent of {size} numbers")
-        for level, ends in enumerate(spec.slices):
-            indexes = self.indexes(spec.name, level)
-            if indexes.dtype != np.uint8 or indexes.ndim != 1 or not 1 <= len(indexes) <= len(order):
-                raise BundleError(f"bundle {self.name}: {spec.name} rate level {level} does not fit its order")
-            if indexes.max() >= len(tables):
-                raise BundleError(f"bundle {self.name}: {spec.name} rate level {level} lacks entropy tables")
-            if not ends or list(ends) != sorted(set(ends)) or ends[0] < 1 or ends[-1] != len(indexes):
-                raise BundleError(
-                    f"bundle {self.name}: slices {ends} of {spec.name} do not fit {len(indexes)} components"
-                )
 
     def manifest(self) -> dict[str, Any]:
         """Plain values, as they are packed."""
@@ -299,12 +298,13 @@ class Bundle:
             "preprocessing": plain(self.preprocessing),
             "labels": list(self.labels),
             "splits": [split_fields(s) for s in self.splits],
-            "operating_points": [p.to_dict() for p in self.operating_points],
+            "operating_points": [p.to_dict() for p in self.operating_points if not p.is_exit],
             "provenance": dict(self.provenance),
             **self._filter_fields(),
             "fingerprint": self.fingerprint,
             **({"repair": hashlib.sha256(tensors_file(self.repair)).digest()} if self.repair else {}),
             **self._learned_fields(),
+            **exit_fields(self),
         }
 
     def save(self, folder: Path) -> None:
@@ -346,6 +346,7 @@ class Bundle:
         except (SafetensorError, ValueError, KeyError) as error:
             raise BundleError(f"{folder / TENSORS} is not a safetensors file: {error}") from error
         try:
+            exit_specs, exit_points = read_exit_fields(manifest)
             bundle = cls(
                 name=manifest["name"],
                 task=manifest["task"],
@@ -353,7 +354,7 @@ class Bundle:
                 preprocessing=preprocessing_of(manifest["preprocessing"]),
                 labels=tuple(manifest["labels"]),
                 splits=tuple(split_spec(s) for s in manifest["splits"]),
-                operating_points=tuple(OperatingPoint.from_dict(p) for p in manifest["operating_points"]),
+                operating_points=(*map(OperatingPoint.from_dict, manifest["operating_points"]), *exit_points),
                 tensors=tensors,
                 provenance=manifest["provenance"],
                 folder=folder,
@@ -362,6 +363,7 @@ class Bundle:
                 # The edge's half has the digest alone.
                 learned=read_digested(folder / LEARNED, manifest["learned"]) if (folder / LEARNED).is_file() else {},
                 learned_digest=manifest.get("learned", b""),
+                exit_specs=exit_specs,
             )
         except (TypeError, KeyError, ValueError) as error:
             raise BundleError(f"{folder / MANIFEST} is not a bundle's manifest: {error!r}") from error
@@ -382,6 +384,7 @@ __all__ = [
     "Array",
     "BackboneSpec",
     "Bundle",
+    "ExitSpec",
     "FilterSpec",
     "LearnedSpec",
     "Preprocessing",

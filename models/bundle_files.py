@@ -64,6 +64,11 @@ def head_file(split: str) -> str:
     return f"head-{split}.onnx"
 
 
+def exit_file(split: str) -> str:
+    """Name of the ONNX file of a split's exit."""
+    return f"exit-{split}.onnx"
+
+
 def read_limited(path: Path, limit: int) -> bytes:
     """A file's bytes.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import Any
@@ -10,6 +11,8 @@ from .exceptions import BundleError
 
 FITS = ("crop", "stretch", "letterbox")
 INTERPOLATIONS = ("bicubic", "bilinear", "lanczos", "nearest")
+LEAST_SCORE = 1e-6
+"""Scores are not told apart below it, nor above 1 less it."""
 MAX_SIDE = 8192
 """Most pixels of a side of the backbone's input."""
 
@@ -134,6 +137,37 @@ class FilterSpec:
 
     classes: tuple[int, ...]
     miss_rate: float
+
+
+@dataclass(frozen=True, slots=True)
+class ExitSpec:
+    """A local exit, and how sure it is of what.
+
+    Attributes:
+        split: name of the split point whose features it reads.
+        temperature: by which its logits are divided before they become scores.
+        confidence: of the logistic function that says how likely its label is the uncut model's: offset, weight of the
+            best score's log-odds, weight of the logarithm of the best score over the second.
+        share: its own time as a share of the uncut model's, head not included; same engine, one core.
+        surest: its accuracy on the quarter of the held-out photographs that it is surest about, 0..1.
+    """
+
+    split: str
+    temperature: float
+    confidence: tuple[float, float, float]
+    share: float = 0.0
+    surest: float = 0.0
+
+    def sure(self, best: float, second: float) -> float:
+        """Probability that the label is the uncut model's, from the two best scores, 0..1."""
+        first, second = min(max(best, LEAST_SCORE), 1 - LEAST_SCORE), max(second, LEAST_SCORE)
+        offset, odds, margin = self.confidence
+        return 1 / (1 + math.exp(-(offset + odds * math.log(first / (1 - first)) + margin * math.log(first / second))))
+
+
+def exit_spec(given: Mapping[str, Any]) -> ExitSpec:
+    offset, odds, margin = given["confidence"]
+    return ExitSpec(**{**given, "confidence": (float(offset), float(odds), float(margin))})
 
 
 def plain(spec: BackboneSpec | Preprocessing) -> dict[str, Any]:

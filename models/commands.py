@@ -210,6 +210,35 @@ def learn_filter(
     typer.echo(f"{output}: fingerprint {short(learned.fingerprint)}")
 
 
+@app.command("exit")
+def make_exit(
+    calibration: Annotated[Path, typer.Option(help="Folder of at least 100 unlabelled photographs.")],
+    output: BundleOutput,
+    at: Annotated[list[str], typer.Option(help="Split point that gets an exit; several times for several.")],
+    bundle: BundleFolder = COMMITTED,
+    photographs: Annotated[int, typer.Option(help="Photographs to calibrate on, at most.")] = 300,
+    held_out: Annotated[int, typer.Option(help="Other photographs to measure on; as given to `split`.")] = 64,
+    seed: Annotated[int, typer.Option(help="Of the choice of photographs; as given to `split`.")] = 0,
+) -> None:
+    """Let a device answer from a head's features, early and knowing how sure it is; all else of the bundle stays."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from .bundle import Bundle, short
+    from .exits.command import ExitPlan, make_exits
+    from .split import bar_columns
+    from .zoo.catalogue import write_weights
+
+    plan = ExitPlan(tuple(at), photographs, held_out, seed)
+    with Progress(*bar_columns(), console=Console(stderr=True)) as progress:
+        model, made, reports = make_exits(Bundle.load(bundle), calibration, plan, progress)
+    made.save(output)
+    write_weights(model, output)
+    for report in reports:
+        typer.echo(str(report))
+    typer.echo(f"{output}: fingerprint {short(made.fingerprint)} as before")
+
+
 @app.command()
 def export(
     output: Annotated[Path, typer.Option(help="Folder to write the edge half to.")],

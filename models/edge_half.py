@@ -1,7 +1,9 @@
 """The edge's half of a bundle: a folder that a device can run from without torch, verified file by file.
 
 bundle.msgpack, bundle.safetensors    as in `bundle`
-head-SPLIT.onnx                       input `pixels` uint8 [1, S, S, 3] -> `latent` float32 [1, K, H, W]
+head-SPLIT.onnx                       input `pixels` uint8 [1, S, S, 3] -> `latent` float32 [1, K, H, W], and, where the
+                                      split point has an exit, `features` float32 [1, C, H, W]
+exit-SPLIT.onnx                       input `features` as above -> `scores` float32 [1, classes], sum 1
 uncut.onnx                            input `pixels` uint8 [1, S, S, 3] -> `scores` float32 [1, classes], sum 1;
                                       only where the bundle has a local operating point
 edge.msgpack                          fingerprint; size and SHA-256 of every file above
@@ -17,8 +19,8 @@ from pathlib import Path
 import msgpack
 
 from .bundle import EDGE_MANIFEST, MANIFEST, MAX_MANIFEST_BYTES, TENSORS, UNCUT, Bundle, head_file, read_msgpack
+from .bundle_files import exit_file
 from .exceptions import BundleError
-from .operating_point import Kind
 
 MAX_FILE_BYTES = 512 * 2**20
 """Most that one file of an edge half may have; checked before it is read or received."""
@@ -44,12 +46,13 @@ def file_names(bundle: Bundle, splits: Collection[str] = ()) -> tuple[str, ...]:
     """
     chosen = [bundle.split(name) for name in splits] or bundle.splits
     uncut = (UNCUT,) if has_local(bundle) else ()
-    return (MANIFEST, TENSORS, *(head_file(s.name) for s in chosen), *uncut)
+    exits = tuple(exit_file(s.name) for s in chosen if bundle.exit(s.name) is not None)
+    return (MANIFEST, TENSORS, *(head_file(s.name) for s in chosen), *exits, *uncut)
 
 
 def has_local(bundle: Bundle) -> bool:
-    """Whether the device can answer by itself, for which it needs the uncut model."""
-    return any(p.kind is Kind.LOCAL for p in bundle.operating_points)
+    """Whether the device can answer by the uncut model, which it needs for that."""
+    return any(p.is_uncut for p in bundle.operating_points)
 
 
 def write_edge_manifest(folder: Path, bundle: Bundle) -> None:

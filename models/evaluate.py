@@ -18,6 +18,7 @@ from .backbones import Backbone
 from .bundle import Bundle
 from .evaluation.curves import bjontegaard
 from .evaluation.edge_costs import edge_costs
+from .evaluation.exits import exit_rows, measure_exits
 from .evaluation.pictures import QUALITIES, available, encode_picture, measure_pictures, settings
 from .evaluation.plots import need_matplotlib
 from .evaluation.report import print_tables, summary, write_files
@@ -138,10 +139,15 @@ def measure_all(bundle: Bundle, data: Path, limit: int = 0, others: Others | Non
         bar = progress.add_task("pictures", total=len(paths))
         pictures = measure_pictures(backbone, paths, chosen, note=partial(progress.advance, bar))
         beside = others(backbone, bundle, paths, progress) if others else ()
+        if bundle.exit_specs:
+            bar = progress.add_task("exits", total=len(paths) * len(bundle.exit_specs))
+        told = measure_exits(backbone, bundle, paths, partial(progress.advance, bar))
+        uncut = np.array([a.indexes[0] for a in reference if isinstance(a, Labels)], np.int64)
+        exits = exit_rows(backbone, bundle, told, np.array(truth, np.int64), uncut, costs.splits) if told else []
     samples = [_sample(p.name, FEATURE, p.split, measured[p.id], truth) for p in points]
     samples += [_sample(each.name, each.codec, "", pictures[each], truth) for each in chosen]
     samples += [_other_sample(each, truth) for each in beside]
-    return Measurements(samples, _right(reference, truth), costs, picture_ms)
+    return Measurements(samples, _right(reference, truth), costs, picture_ms, exits)
 
 
 def _sample(name: str, family: str, split: str, found: Measured, truth: Sequence[int]) -> Sample:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from .backbones import Backbone, Chain
 from .bottleneck import Encoder
-from .bundle import PRESENCE, UNCUT, Bundle, head_file
+from .bundle import FEATURES, PRESENCE, UNCUT, Bundle, head_file
+from .bundle_files import exit_file
 from .detection.filter import Presence, WithFilter
 from .edge_half import has_local, write_edge_manifest
 from .zoo.catalogue import backbone_of
@@ -37,18 +38,39 @@ def export_edge_half(bundle: Bundle, folder: Path, note: Callable[[str], None] =
     for spec in bundle.splits:
         note(head_file(spec.name))
         encoder: nn.Module = Encoder.of(bundle, spec.name)
-        path = folder / head_file(spec.name)
+        path, outputs = folder / head_file(spec.name), ["latent"]
         sized, _ = backbone.at(spec.name)
-        if bundle.filter is None:
+        if bundle.filter is not None:
+            encoder = WithFilter(encoder, Presence.of(bundle, spec.name))
+            outputs.append(PRESENCE)
+        if (found := bundle.exit(spec.name)) is not None:
+            encoder = WithFeatures(encoder)
+            outputs.append(FEATURES)
+            from .exits.graph import write_exit  # which writes its graph as this does
+
+            note(exit_file(spec.name))
+            write_exit(backbone, found, folder / exit_file(spec.name))
+        if len(outputs) == 1:
             write_onnx(sized, Only(backbone.head(spec.name), encoder), "latent", path)
         else:
-            encoder = WithFilter(encoder, Presence.of(bundle, spec.name))
-            write_onnx(sized, Chain(backbone.head(spec.name), encoder).eval(), ("latent", PRESENCE), path)
+            write_onnx(sized, Chain(backbone.head(spec.name), encoder).eval(), tuple(outputs), path)
     if has_local(bundle):
         note(UNCUT)
         write_onnx(backbone, Only(backbone.uncut), "scores", folder / UNCUT)
     replace(bundle.for_edge(), folder=folder).save(folder)
     write_edge_manifest(folder, bundle)
+
+
+class WithFeatures(nn.Module):
+    """Features -> what the encoder gives for them, and they themselves, for the exit at that split point."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, features: Tensor) -> tuple[Tensor, ...]:
+        given = self.encoder(features)
+        return (*(given if isinstance(given, tuple) else (given,)), features)
 
 
 class Only(nn.Module):
@@ -73,7 +95,11 @@ def write_onnx(backbone: Backbone, module: nn.Module, output: str | tuple[str, .
         path: where to.
     """
     size = backbone.preprocessing.size
-    example = torch.zeros(1, size, size, 3, dtype=torch.uint8)
+    write_graph(module, torch.zeros(1, size, size, 3, dtype=torch.uint8), "pixels", output, path)
+
+
+def write_graph(module: nn.Module, example: Tensor, name: str, output: str | tuple[str, ...], path: Path) -> None:
+    """Write a network as one ONNX file; its input is called `name` and has the shape and type of `example`."""
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     # The exporter reports its progress on standard output, which belongs to the caller.
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
@@ -82,7 +108,7 @@ def write_onnx(backbone: Backbone, module: nn.Module, output: str | tuple[str, .
             module.eval(),
             (example,),
             path,
-            input_names=["pixels"],
+            input_names=[name],
             output_names=[output] if isinstance(output, str) else list(output),
             dynamo=True,
             external_data=False,

@@ -19,6 +19,8 @@ ROUNDS = 25
 """Runs of each; their median counts. Processor time, not elapsed: on a busy machine a long run finds no moment in which
 nothing else runs, a short one does, and heads looked half as dear beside the uncut model as they are."""
 
+INPUTS = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32}
+
 
 def one_core_session(path: Path) -> onnxruntime.InferenceSession:
     """An ONNX Runtime session on the CPU that keeps to one thread."""
@@ -33,14 +35,14 @@ def edge_milliseconds(paths: Mapping[str, Path], rounds: int = ROUNDS) -> dict[s
     """Time of each network in ms, one core, median of `rounds`; they take turns, to meet the same machine.
 
     Args:
-        paths: ONNX files that take one uint8 input.
+        paths: ONNX files that take one input, uint8 or float32.
         rounds: measured runs of each, after two that are not counted.
     """
     sessions = {name: one_core_session(path) for name, path in paths.items()}
     taken: dict[str, list[float]] = {name: [] for name in paths}
     for i in range(rounds + 2):
         for name, session in sessions.items():
-            feed = {x.name: np.zeros(x.shape, np.uint8) for x in session.get_inputs()}
+            feed = {x.name: np.zeros(x.shape, INPUTS[x.type]) for x in session.get_inputs()}
             begin = time.thread_time()
             session.run(None, feed)
             if i >= 2:
@@ -61,7 +63,7 @@ def coding_milliseconds(bundle: Bundle, split: SplitSpec, path: Path) -> float:
     feed = {x.name: _picture(int(x.shape[1]))[None] for x in session.get_inputs()}
     latent = session.run(None, feed)[0][0]
     level = split.rate_levels // 2
-    point = next(p for p in bundle.operating_points if (p.split, p.rate_level) == (split.name, level))
+    point = bundle.feature_point(split.name, level)
     codec, times = Codec(bundle), []
     for i in range(ROUNDS + 1):
         begin = time.thread_time()

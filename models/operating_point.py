@@ -21,7 +21,7 @@ class Kind(StrEnum):
     IMAGE = "image"
     """JPEG or WebP is sent; the server runs the uncut model."""
     LOCAL = "local"
-    """All on the device; nothing is sent."""
+    """All on the device, by the uncut model or by an exit behind a head; nothing is sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class OperatingPoint:
     Attributes:
         id: 0..127, unique in a bundle; this is what a packet carries.
         kind: see `Kind`.
-        split: name of the split point (`feature` only, else "").
+        split: name of the split point; of a `local` one, where its exit is, or "" for the uncut model; "" for images.
         width: share of the slimmable encoder that is executed, 0 < width <= 1 (1 where it is not slimmable).
         rate_level: index into the split's gains (`feature`), or the image codec's quality 0..100 (`image`).
         codec: "webp" or "jpeg" (`image` only, else "").
@@ -54,17 +54,29 @@ class OperatingPoint:
 
     @property
     def name(self) -> str:
-        """Short text for people and for metric labels, such as `blocks.3@4`, `webp@30` or `local`."""
+        """Short text for people and for metric labels, such as `blocks.3@4`, `webp@30`, `local` or `exit@blocks.3`."""
         if self.kind is Kind.FEATURE:
             return f"{self.split}@{self.rate_level}"
         if self.kind is Kind.IMAGE:
             return f"{self.codec}@{self.rate_level}"
-        return "local"
+        return self.stage
 
     @property
     def stage(self) -> str:
         """What the edge computes for it; points of one stage share their compute time (`blocks.3`, `webp`, `local`)."""
+        if self.is_exit:
+            return f"exit@{self.split}"
         return self.split or self.codec or "local"
+
+    @property
+    def is_exit(self) -> bool:
+        """Whether the device answers from a split point's features, without the rest of the uncut model."""
+        return self.kind is Kind.LOCAL and bool(self.split)
+
+    @property
+    def is_uncut(self) -> bool:
+        """Whether the device answers with the uncut model."""
+        return self.kind is Kind.LOCAL and not self.split
 
     def identity(self) -> dict[str, Any]:
         """What the fingerprint covers: all but the measured values."""

@@ -218,13 +218,14 @@ def extend(
 
 
 def without(bundle: Bundle, names: Collection[str]) -> Bundle:
-    """The bundle without some split points, their operating points, tensors and repairs."""
+    """The bundle without some split points, their operating points, tensors, repairs and exits."""
 
     def stays(key: str) -> bool:
         return not any(key.startswith(f"{name}/") for name in names)
 
     return replace(
         bundle,
+        exit_specs=tuple(s for s in bundle.exit_specs if s.split not in names),
         splits=tuple(s for s in bundle.splits if s.name not in names),
         operating_points=tuple(p for p in bundle.operating_points if p.split not in names),
         tensors={k: v for k, v in bundle.tensors.items() if stays(k)},
@@ -443,7 +444,11 @@ def timed(backbone: Backbone, bundle: Bundle, progress: Progress) -> Bundle:
     return replace(
         bundle,
         splits=tuple(replace(s, edge_share=share[s.name]) for s in bundle.splits),
-        operating_points=tuple(replace(p, edge_share=on_the_edge.get(p.stage, 1.0)) for p in bundle.operating_points),
+        operating_points=tuple(
+            # An exit's share is measured with the exit.
+            p if p.is_exit else replace(p, edge_share=on_the_edge.get(p.stage, 1.0))
+            for p in bundle.operating_points
+        ),
     )
 
 

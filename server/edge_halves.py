@@ -113,7 +113,7 @@ class EdgeHalves:
             ) from error
         try:
             half = scratch / "half"
-            if cached is None:
+            if cached is None or cached.exit_specs != bundle.exit_specs:
                 await _run_export(bundle.folder, half)
             else:
                 await asyncio.to_thread(_with_manifest_of, bundle, target, half)

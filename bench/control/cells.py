@@ -24,8 +24,9 @@ from ...models.operating_point import Kind, OperatingPoint
 from ..links.trace_set import Window
 from .optimum import offline_optimum
 from .policies import LoopPolicy
+from .records import Replay
 from .rivals import CausalOracle, Ewma, most_in_flight
-from .simulate import Replay, best_fixed, coder_seconds, replay
+from .simulate import best_fixed, coder_seconds, replay
 
 Floats = NDArray[np.float64]
 LOOP, ORACLE, BEST_FIXED, WEBP, LOCAL = "loop", "causal oracle", "best fixed", "adaptive webp", "local"
@@ -37,6 +38,7 @@ SCENE_S = 1.0
 ALIKE = 0.9
 """Correlation of the (log) sizes of one frame at different points, and of a scene's frames."""
 COMPUTE_SCATTER = 0.03
+"""An exit's answer, kept in reserve for a frame that is sent, as a share of the uncut model's time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +183,7 @@ def run_cell(
 
     every_point = range(len(points))
     webp = [index for index, point in enumerate(points) if point.codec == "webp"]
-    local = [index for index, point in enumerate(points) if point.kind is Kind.LOCAL]
+    local = [index for index, point in enumerate(points) if point.is_uncut]
     ways: dict[str, Callable[[], Row]] = {
         LOOP: run,
         ORACLE: lambda: run(policy=CausalOracle(points, sizes, compute, window.trace, **every)),  # type: ignore[arg-type]

@@ -24,7 +24,13 @@ class Policy(Protocol):
         ...
 
     def look_again(
-        self, now: float, captured_at: float, point: OperatingPoint, size: int, coder_s: float
+        self,
+        now: float,
+        captured_at: float,
+        point: OperatingPoint,
+        size: int,
+        coder_s: float,
+        reserve: OperatingPoint | None,
     ) -> OperatingPoint:
         """The point that a coded frame shall be coded at anew; `point` itself if its packet is well as it is."""
         ...
@@ -39,6 +45,14 @@ class Policy(Protocol):
 
     def result(self, frame: int, now: float, server_s: float, queue_depth: int) -> None:
         """Its answer came, of which the server held it for `server_s`."""
+        ...
+
+    def reserved(self, reserve: OperatingPoint, seconds: float) -> None:
+        """An answer in reserve was computed at a local point."""
+        ...
+
+    def fallback(self, reserve: OperatingPoint) -> None:
+        """It was given."""
         ...
 
     def connected(self, up: bool, now: float) -> None:
@@ -62,7 +76,13 @@ class FixedPoint:
     def computed(self, point: OperatingPoint, seconds: float, size: int, now: float) -> None: ...
 
     def look_again(
-        self, now: float, captured_at: float, point: OperatingPoint, size: int, coder_s: float
+        self,
+        now: float,
+        captured_at: float,
+        point: OperatingPoint,
+        size: int,
+        coder_s: float,
+        reserve: OperatingPoint | None,
     ) -> OperatingPoint:
         return point
 
@@ -75,6 +95,10 @@ class FixedPoint:
 
     def result(self, frame: int, now: float, server_s: float, queue_depth: int) -> None:
         self._in_flight.discard(frame)
+
+    def reserved(self, reserve: OperatingPoint, seconds: float) -> None: ...
+
+    def fallback(self, reserve: OperatingPoint) -> None: ...
 
     def connected(self, up: bool, now: float) -> None:
         self._connected = up
@@ -96,9 +120,15 @@ class LoopPolicy:
             self.loop.on_coded(point, size)
 
     def look_again(
-        self, now: float, captured_at: float, point: OperatingPoint, size: int, coder_s: float
+        self,
+        now: float,
+        captured_at: float,
+        point: OperatingPoint,
+        size: int,
+        coder_s: float,
+        reserve: OperatingPoint | None,
     ) -> OperatingPoint:
-        return self.loop.look_again(now, captured_at, point, size, coder_s)
+        return self.loop.look_again(now, captured_at, point, size, coder_s, reserve)
 
     def worth_writing(self, now: float, captured_at: float, size: int) -> bool:
         return self.loop.worth_writing(now, captured_at, size)
@@ -108,6 +138,12 @@ class LoopPolicy:
 
     def result(self, frame: int, now: float, server_s: float, queue_depth: int) -> None:
         self.loop.on_result(frame, now, server_s=server_s, queue_depth=queue_depth)
+
+    def reserved(self, reserve: OperatingPoint, seconds: float) -> None:
+        self.loop.on_reserve(reserve, seconds)
+
+    def fallback(self, reserve: OperatingPoint) -> None:
+        self.loop.on_fallback(reserve)
 
     def connected(self, up: bool, now: float) -> None:
         (self.loop.on_connected if up else self.loop.on_disconnected)(now)

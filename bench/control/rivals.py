@@ -97,7 +97,13 @@ class CausalOracle:
     def computed(self, point: OperatingPoint, seconds: float, size: int, now: float) -> None: ...
 
     def look_again(
-        self, now: float, captured_at: float, point: OperatingPoint, size: int, coder_s: float
+        self,
+        now: float,
+        captured_at: float,
+        point: OperatingPoint,
+        size: int,
+        coder_s: float,
+        reserve: OperatingPoint | None,
     ) -> OperatingPoint:
         return point
 
@@ -110,6 +116,10 @@ class CausalOracle:
         self._link.write(size, now)
 
     def result(self, frame: int, now: float, server_s: float, queue_depth: int) -> None: ...
+
+    def reserved(self, reserve: OperatingPoint, seconds: float) -> None: ...
+
+    def fallback(self, reserve: OperatingPoint) -> None: ...
 
     def connected(self, up: bool, now: float) -> None: ...
 

@@ -10,11 +10,10 @@ point. Deterministic: the same arguments give the same records.
 from __future__ import annotations
 
 import heapq
-import itertools
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -25,78 +24,12 @@ from ...models.operating_point import Kind, OperatingPoint
 from ..links.traces import Trace
 from ..links.virtual_link import VirtualLink
 from .policies import FixedPoint, LoopPolicy, Policy
+from .records import OUTCOMES, FrameRecord, Replay
 
 CODER_SHARE = 0.1
 """Coding a latent (again) as a share of the uncut model's time, measured: 0.06 to 0.18. Coding a picture is all of its
 compute."""
-OUTCOMES = ("ok", "late", "local", "dropped")
-_CAPTURE, _CORE, _ANSWER = range(3)  # at one instant: a new frame first, so that the newest is taken
-
-
-@dataclass(frozen=True, slots=True)
-class FrameRecord:
-    """What became of one captured frame.
-
-    Attributes:
-        frame: its number, from 0.
-        captured_s: virtual time.
-        outcome: `ok`, `late`, `local` or `dropped`, as on the edge's output.
-        reason: why it was dropped or is late without an answer, else "".
-        point: index of the operating point that was chosen, or -1.
-        latency_s: capture to answer; infinite where there was none.
-        bytes: packet size if it was written, else 0.
-        score: 1 (or the share given in `agree`) if the answer is in time and right, else 0.
-        probe: it was a probe.
-    """
-
-    frame: int
-    captured_s: float
-    outcome: str
-    reason: str = ""
-    point: int = -1
-    latency_s: float = math.inf
-    bytes: int = 0
-    score: float = 0.0
-    probe: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Replay:
-    """All frames of one run, in order of capture; the outcomes sum to the frames."""
-
-    records: list[FrameRecord]
-    outcomes: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def frames(self) -> int:
-        """Frames captured."""
-        return len(self.records)
-
-    @property
-    def on_time(self) -> float:
-        """Share of captured frames that were answered within the deadline, 0..1."""
-        return (self.outcomes["ok"] + self.outcomes["local"]) / max(self.frames, 1)
-
-    @property
-    def score(self) -> float:
-        """On-time accuracy: mean over all captured frames of right answers in time, 0..1."""
-        return sum(record.score for record in self.records) / max(self.frames, 1)
-
-    @property
-    def bytes(self) -> int:
-        """Bytes written in all."""
-        return sum(record.bytes for record in self.records)
-
-    @property
-    def bytes_per_frame(self) -> float:
-        """Bytes written per captured frame."""
-        return self.bytes / max(self.frames, 1)
-
-    @property
-    def switches(self) -> int:
-        """How often the point changed from one computed frame to the next."""
-        chosen = [record.point for record in self.records if record.point >= 0]
-        return sum(a != b for a, b in itertools.pairwise(chosen))
+_CAPTURE, _CORE, _RESERVE, _ANSWER = range(4)  # at one instant: a new frame first, so that the newest is taken
 
 
 def replay(
@@ -173,7 +106,18 @@ def replay(
             )
         )
     link = link or VirtualLink(trace, delay_s=delay_s, start_s=start_s, overhead_bytes=overhead_bytes)
-    run = _Run(points, table, link, policy, delay_s, deadline_s, interval, server_s, sorted(disconnected_s), coder_s)
+    run = _Run(
+        points,
+        table,
+        link,
+        policy,
+        delay_s,
+        deadline_s,
+        interval,
+        server_s,
+        sorted(disconnected_s),
+        coder_s,
+    )
     return run.result()
 
 
@@ -251,7 +195,7 @@ class _Workload:
         return cls(bytes_of, seconds, right)
 
     def uncut_s(self, points: Sequence[OperatingPoint]) -> float:
-        local = [index for index, point in enumerate(points) if point.kind is Kind.LOCAL]
+        local = [index for index, point in enumerate(points) if point.is_uncut]
         return float(self.compute_s[:, local].mean() if local else self.compute_s.mean(axis=0).max())
 
 
@@ -272,6 +216,8 @@ class _Run:
         coder_s: ArrayLike,
     ) -> None:
         self._points = points
+        self._bet = -1  # the local point in reserve for the frame that the core is busy with
+        self._reserve: dict[int, int] = {}  # frame -> that point, from when its answer is known
         self._coder_s = np.broadcast_to(np.asarray(coder_s, dtype=np.float64), len(points))
         self._first: tuple[int, float, int] | None = None  # of a frame that is coded anew: point, seconds, bytes
         self._index = {point.id: index for index, point in enumerate(points)}
@@ -316,6 +262,9 @@ class _Run:
             elif kind == _CORE:
                 self._computed(now)
                 self._take(now)
+            elif kind == _RESERVE:
+                self._in_reserve(frame, now)
+                self._take(now)
             else:
                 self._answered(frame, now, held)
 
@@ -338,6 +287,7 @@ class _Run:
             return
         point = self._index[choice.point.id]
         self._busy = (frame, point, now, choice.probe)
+        self._bet = self._index[choice.reserve.id] if choice.reserve is not None else -1
         heapq.heappush(self._events, (now + float(self._table.compute_s[frame, point]), _CORE, frame, 0.0))
 
     def _computed(self, now: float) -> None:
@@ -355,9 +305,9 @@ class _Run:
             score = float(self._table.agree[frame, point]) if in_time else 0.0
             outcome = "local" if in_time else "late"
             self._records[frame] = FrameRecord(frame, captured, outcome, "", point, now - captured, 0, score, probe)
-        elif not self._policy.worth_writing(now, captured, size):
-            self._drop(frame, "stale", point)
-        else:
+            return
+        worth = self._policy.worth_writing(now, captured, size)
+        if worth:
             self._written[frame] = (self._session, point, probe)
             self._policy.written(frame, size, now)
             arrived = self._link.write(size, now)
@@ -365,13 +315,42 @@ class _Run:
             self._server_free = begin + float(self._server_s[frame])
             answer = self._server_free + self._delay_s
             heapq.heappush(self._events, (answer, _ANSWER, frame, self._server_free - arrived))
+        if self._bet >= 0:
+            self._busy = frame, point, now, probe
+            heapq.heappush(self._events, (now + float(self._table.compute_s[frame, self._bet]), _RESERVE, frame, 0.0))
+        elif not worth:
+            self._drop(frame, "stale", point)
+
+    def _in_reserve(self, frame: int, now: float) -> None:
+        """The answer in reserve is there: of a frame that was not sent, it is the answer."""
+        if self._busy is None:
+            raise RuntimeError("a local answer is done without a frame")
+        (_, point, began, probe), self._busy = self._busy, None
+        self._policy.reserved(self._points[self._bet], now - began)
+        in_time = now - self._captured_at(frame) <= self._deadline_s + 1e-9
+        if in_time:
+            self._reserve[frame] = self._bet
+        if self._records[frame] is not None or frame in self._written:
+            return
+        if in_time:
+            self._records[frame] = self._fallen_back(frame, point, now, 0, probe)
+        else:
+            self._drop(frame, "stale", point)
+
+    def _fallen_back(self, frame: int, point: int, now: float, size: int, probe: bool) -> FrameRecord:
+        captured, reserve = self._captured_at(frame), self._reserve[frame]
+        score = float(self._table.agree[frame, reserve])
+        self._policy.fallback(self._points[reserve])
+        latency = min(now - captured, self._deadline_s)
+        return FrameRecord(frame, captured, "local", "fallback", point, latency, size, score, probe)
 
     def _again(self, frame: int, point: int, began: float, probe: bool, size: int, now: float) -> bool:
         """Whether the frame is coded anew, which is done once."""
         coder_s = float(self._coder_s[point])
         if self._first is not None or coder_s <= 0 or self._points[point].kind is Kind.LOCAL:
             return False
-        chosen = self._policy.look_again(now, self._captured_at(frame), self._points[point], size, coder_s)
+        reserve = self._points[self._bet] if self._bet >= 0 else None
+        chosen = self._policy.look_again(now, self._captured_at(frame), self._points[point], size, coder_s, reserve)
         if chosen.id == self._points[point].id:
             return False
         self._first = point, now - began, size
@@ -392,6 +371,9 @@ class _Run:
         captured = self._captured_at(frame)
         score = float(self._table.agree[frame, point]) if outcome == "ok" else 0.0
         size = int(self._table.sizes[frame, point])
+        if outcome != "ok" and frame in self._reserve:
+            self._records[frame] = self._fallen_back(frame, point, now, size, probe)
+            return
         self._records[frame] = FrameRecord(frame, captured, outcome, reason, point, now - captured, size, score, probe)
 
     def _drop(self, frame: int, reason: str, point: int = -1) -> None:

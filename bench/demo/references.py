@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ...models.operating_point import Kind, OperatingPoint
-from ..control.simulate import Replay, coder_seconds, replay
+from ..control.records import Replay
+from ..control.simulate import coder_seconds, replay
 from ..links.schedule import Phase
 from ..links.traces import Trace
 from ..workload import Answers, Workload, agreement
@@ -118,7 +119,7 @@ def replay_references(
     runs = _Replays(workload, answers, conditions)
     every = range(len(workload.points))
     webp = [i for i in every if workload.points[i].codec == "webp"]
-    local = next(i for i in every if workload.points[i].kind is Kind.LOCAL)
+    local = next(i for i in every if workload.points[i].is_uncut)
     found = []
     for name, allowed, fixed in (
         ("Headrace, replayed", None, None),

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from .curves import LIMITS, RATIOS, RateDifference, key, rate_difference
 from .edge_costs import is_learned
+from .exits import exit_summary, print_exits
 from .pictures import QUALITIES
 from .plots import Curve, draw_curves, write_csv
 from .resampling import RESAMPLES
@@ -32,7 +33,7 @@ def summary(found: Measurements) -> dict[str, Any]:
         `share_of_uncut`, `learned` and the four of `at` by ratio, of each split point of the bundle); `encoder`
         (`widest`, `narrowest` of the learned ones; null where there are none); `bd_rate` (ours -> picture codec ->
         `percent`, `lowest`, `highest`; null where the curves have no accuracy in common); `coded_over_entropy`;
-        `points`.
+        `points`; `exits` (fields of `exits.ExitRow`).
     """
     rows, families, splits = found.rows, found.families, found.split_families
     by_family = {name: found.bytes_at(chosen) for name, chosen in families.items()}
@@ -60,6 +61,7 @@ def summary(found: Measurements) -> dict[str, Any]:
             "worst": max(r.slice_bytes / r.entropy_bytes for r in coded),
         },
         "points": [_point(row) for row in rows],
+        "exits": exit_summary(found.exits),
     }
 
 
@@ -90,6 +92,7 @@ def _point(row: Row) -> dict[str, Any]:
 def print_tables(console: Console, found: Measurements, result: Mapping[str, Any]) -> None:
     """Every point; bytes at the ratios; split points; rate differences."""
     console.print(_points_table(found))
+    print_exits(console, found.exits)
     for part, title in (
         ("at", "bytes of the cheapest measured point that reaches a share of the uncut top-1, 95 %"),
         ("at_hull", "the same on each convex hull (frames divided between two points), 95 %"),

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from .curves import LIMITS, RATIOS, cheapest, cheapest_shared, key, stated
 from .edge_costs import EdgeCosts
+from .exits import ExitRow
 from .pictures import QUALITIES
 from .resampling import Interval, Resampled, bytes_interval, interval
 
@@ -81,6 +82,7 @@ class Measurements:
         uncut_right: bool [photographs].
         costs: of every split point.
         picture_ms: coding of a picture, by codec.
+        exits: of answers on the device.
         seed: of the bootstrap.
     """
 
@@ -88,6 +90,7 @@ class Measurements:
     uncut_right: npt.NDArray[np.bool_]
     costs: EdgeCosts
     picture_ms: Mapping[str, float]
+    exits: Sequence[ExitRow] = ()
     seed: int = 0
 
     @property

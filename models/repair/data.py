@@ -157,7 +157,7 @@ class RandomSymbols:
 def _arriving(bundle: Bundle, split: str, level: int) -> list[npt.NDArray[np.int32]]:
     """For each prefix of the slices, 1 where a symbol arrives, int32 [K, H, W]; the codec itself is asked."""
     codec = Codec(bundle)
-    point = next(p for p in bundle.operating_points if (p.split, p.rate_level) == (split, level))
+    point = bundle.feature_point(split, level)
     packet = codec.compress_symbols(np.ones(bundle.split(split).latent_shape, np.int32), point, 0)
     slices = packet.slices
     return [codec.decompress(replace(packet, slices=slices[: n + 1])) for n in range(len(slices))]

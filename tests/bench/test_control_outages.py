@@ -6,7 +6,8 @@ import random
 
 import numpy as np
 import pytest
-from headrace.bench.control.simulate import FrameRecord, Replay, replay
+from headrace.bench.control.records import FrameRecord, Replay
+from headrace.bench.control.simulate import replay
 from headrace.bench.links.traces import Trace
 from headrace.bench.links.virtual_link import VirtualLink
 from headrace.models.operating_point import Kind, OperatingPoint

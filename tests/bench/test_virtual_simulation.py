@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from headrace.bench.control.simulate import OUTCOMES, Replay, best_fixed, replay
+from headrace.bench.control.records import OUTCOMES, Replay
+from headrace.bench.control.simulate import best_fixed, replay
 from headrace.bench.links.traces import Trace, read_trace
-from headrace.edge.controller import ControlLoop
+from headrace.edge.controller import ControlLoop, ControlSettings
 from headrace.models.exceptions import DataError
 from headrace.models.operating_point import Kind, OperatingPoint
 from numpy.typing import NDArray
@@ -197,7 +198,7 @@ def check_sums(result: Replay, frames: int) -> None:
     assert set(result.outcomes) == set(OUTCOMES)
     for record in result.records:
         assert record.outcome in OUTCOMES
-        assert (record.bytes > 0) <= (record.outcome in {"ok", "late"})
+        assert (record.bytes > 0) <= (record.outcome in {"ok", "late"} or record.reason == "fallback")
         assert (record.outcome in {"ok", "local"}) == (record.latency_s <= DEADLINE + 1e-9)
         assert record.score == 0 or record.outcome in {"ok", "local"}
 
@@ -314,6 +315,38 @@ def test_a_packet_that_came_out_too_large_is_coded_anew() -> None:
     assert with_it.score > without.score + 0.02
     again = [r for r in with_it.records if r.latency_s < 0.1 and sizes[r.frame, 0] > 3000]
     assert all(r.point == 1 for r in again) and len(again) > 30
+
+
+SENT = OperatingPoint(0, Kind.FEATURE, "cut", bytes_median=1500, bytes_p95=1500, accuracy=0.9, edge_share=0.2)
+EXIT = OperatingPoint(1, Kind.LOCAL, "small", accuracy=0.6, edge_share=0.3)
+
+
+def stalling(fallback: bool) -> Replay:
+    """A link that stops without warning for half of the time, and the loop."""
+    stops = np.random.default_rng(0).exponential(0.3, 200)
+    trace = Trace.steps([(float(seconds), 2e6 * (number % 2)) for number, seconds in enumerate(stops)])
+    return replay(
+        [SENT, EXIT],
+        np.full((300, 2), 1500.0),
+        [0.02, 0.03],
+        trace,
+        delay_s=DELAY,
+        deadline_s=0.1,
+        fps=FPS,
+        uncut_s=0.1,
+        settings=ControlSettings(fallback=fallback),
+    )
+
+
+def test_the_answer_in_reserve_is_given_where_the_link_stalls() -> None:
+    without, with_it = stalling(False), stalling(True)
+    for each in (without, with_it):
+        assert sum(each.outcomes.values()) == 300
+    fallen_back = [r for r in with_it.records if r.reason == "fallback"]
+    assert len(fallen_back) > 10 and not any(r.reason == "fallback" for r in without.records)
+    assert all((r.score, r.outcome, r.point) == (EXIT.accuracy, "local", 0) and r.latency_s <= 0.1 for r in fallen_back)
+    assert with_it.score > without.score + 0.03
+    assert with_it.on_time > without.on_time
 
 
 def test_switches_are_counted() -> None:

@@ -14,15 +14,18 @@ import numpy as np
 import onnx
 import pytest
 from headrace.models.bundle import (
+    FEATURES,
     PRESENCE,
     UNCUT,
     BackboneSpec,
     Bundle,
+    ExitSpec,
     FilterSpec,
     Preprocessing,
     SplitSpec,
     head_file,
 )
+from headrace.models.bundle_files import exit_file
 from headrace.models.edge_half import file_names, write_edge_manifest
 from headrace.models.exceptions import OperatingPointError
 from headrace.models.operating_point import Kind, OperatingPoint
@@ -95,6 +98,13 @@ def make_filtered(threshold: float, classes: tuple[int, ...] = (3,)) -> Bundle:
     return replace(bundle, tensors=tensors, filter=FilterSpec(classes, 0.02)).check()
 
 
+def make_exiting() -> Bundle:
+    """The tiny bundle with an exit that takes bright pictures for class 3, and is the surer the brighter they are."""
+    spec = ExitSpec("stage.1", 1.0, (0.0, 1.0, 0.0), 0.02)
+    point = OperatingPoint(43, Kind.LOCAL, "stage.1", accuracy=0.6, edge_share=0.52)
+    return make_bundle().with_exits((spec,), (point,))
+
+
 def write_edge_half(folder: Path, bundle: Bundle, work: int = 1) -> Path:
     """Save the bundle with graphs that compute something: an average pooling, and a matrix product behind it.
 
@@ -118,9 +128,26 @@ def write_edge_half(folder: Path, bundle: Bundle, work: int = 1) -> Path:
         # How bright the picture is, 0..2.
         head.append(helper.make_node("ReduceMean", ["scaled"], [PRESENCE], axes=[1, 2, 3], keepdims=0))
         more[PRESENCE] = [1]
+    if bundle.exit_specs:
+        shape = numpy_helper.from_array(np.array([1, CHANNELS, PLACES, PLACES]), "shape")
+        head.append(helper.make_node("ReduceMean", ["scaled"], ["brightness"], axes=[1, 2, 3], keepdims=1))
+        head.append(helper.make_node("Expand", ["brightness", "shape"], [FEATURES]))
+        more[FEATURES] = [1, CHANNELS, PLACES, PLACES]
+        weight = np.zeros((CHANNELS, CLASSES), np.float32)
+        weight[:, 3] = 1.0
+        exit_nodes = [
+            helper.make_node("ReduceMean", [FEATURES], ["mean"], axes=[2, 3], keepdims=0),
+            helper.make_node("MatMul", ["mean", "weight"], ["logits"]),
+            helper.make_node("Softmax", ["logits"], ["scores"], axis=1),
+        ]
+        given = helper.make_tensor_value_info(FEATURES, TensorProto.FLOAT, more[FEATURES])
+        weights_of_exit = [numpy_helper.from_array(weight, "weight")]
+        for spec in bundle.exit_specs:
+            _save_graph(folder / exit_file(spec.split), exit_nodes, weights_of_exit, {"scores": [1, CLASSES]}, given)
     for split in bundle.splits:
         shapes = {"latent": [1, CHANNELS, PLACES, PLACES], **more}
-        _save_graph(folder / head_file(split.name), head, [project, scale], shapes)
+        weights = [project, scale, *([shape] if bundle.exit_specs else [])]
+        _save_graph(folder / head_file(split.name), head, weights, shapes)
     weights = [
         numpy_helper.from_array(rng.normal(size=(3 * PLACES * PLACES, 256)).astype(np.float32), "widen"),
         numpy_helper.from_array((rng.normal(size=(256, 256)) / 16).astype(np.float32), "square"),
@@ -144,11 +171,13 @@ def write_edge_half(folder: Path, bundle: Bundle, work: int = 1) -> Path:
     return folder
 
 
-def _save_graph(path: Path, nodes: list[Any], weights: list[Any], outputs: dict[str, list[int]]) -> None:
+def _save_graph(
+    path: Path, nodes: list[Any], weights: list[Any], outputs: dict[str, list[int]], given: Any = None
+) -> None:
     graph = helper.make_graph(
         nodes,
         path.stem,
-        [helper.make_tensor_value_info("pixels", TensorProto.UINT8, [1, SIZE, SIZE, 3])],
+        [given or helper.make_tensor_value_info("pixels", TensorProto.UINT8, [1, SIZE, SIZE, 3])],
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in outputs.items()],
         initializer=weights,
     )

@@ -8,7 +8,8 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from headrace.bench.control.simulate import Replay, replay
+from headrace.bench.control.records import Replay
+from headrace.bench.control.simulate import replay
 from headrace.bench.links.traces import Trace
 from headrace.edge.controller import ControlLoop, ControlSettings
 from headrace.edge.objective import DAY_S, FLOOR_FRAMES, STEEPNESS, Objective, Prices

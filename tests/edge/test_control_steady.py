@@ -103,3 +103,27 @@ def test_a_replay_that_is_far_from_what_happens_is_left_at_once_and_not_taken_up
     assert left <= 15
     at = frames(experts, [8e6] * 30, 0.85, begin=at)
     assert experts.leader == NOBODY
+
+
+def following(hoped: float, came_to: float) -> tuple[SteadyExperts, int]:
+    """Experts that lead after a hundred frames of which the loop hoped for more than it came to."""
+    experts = make(memory=100)
+    for _ in range(100):
+        experts.hoped(hoped)
+    at = frames(experts, [8e6] * 100, came_to)
+    assert experts.leader == 0
+    return experts, at
+
+
+@pytest.mark.parametrize(("hopes", "left"), [(0.93, True), (0.8, False)])
+def test_a_leader_is_left_when_the_loop_would_do_better_on_the_link_as_it_is_now(hopes: float, left: bool) -> None:
+    """The leader comes to 0.6. The loop came to three quarters of what it hoped for, and that of 0.93 is more."""
+    experts, at = following(hoped=0.4, came_to=0.3)
+    for _ in range(300):
+        experts.hoped(hopes)
+        at = frames(experts, [8e6], 0.6, begin=at)
+        if experts.leader == NOBODY:
+            break
+    assert (experts.leader == NOBODY) is left
+    if left:
+        assert experts.loop == pytest.approx(0.75 * hopes, rel=0.15)

@@ -134,7 +134,7 @@ def test_what_is_held_back_counts_in_the_choice_for_the_next_frame() -> None:
     edge.capture()
     assert isinstance(edge.write(), Outgoing)
     behind = edge.control.choose(edge.now, edge.now, compute_free_at=edge.now).expected_latency_s
-    edge.control.on_held(0)
+    edge.control.link.on_held(0)
     alone = edge.control.choose(edge.now, edge.now, compute_free_at=edge.now).expected_latency_s
     assert abs(behind - alone - 8 * 3000 / 400e3) < 0.01
 

@@ -29,6 +29,7 @@ class Choice:
     point: OperatingPoint
     p_on_time: float = 1.0
     probe: bool = False
+    reserve: OperatingPoint | None = None
 
 
 @dataclass
@@ -53,7 +54,7 @@ class Scripted:
     def worth_writing(self, now, captured_at, size_bytes):
         return self.worth
 
-    def look_again(self, now, captured_at, point, size_bytes, coder_s):
+    def look_again(self, now, captured_at, point, size_bytes, coder_s, reserve=None):
         self.heard.append(("coded anew?", size_bytes, coder_s))
         return self.again or point
 
@@ -69,7 +70,11 @@ class Scripted:
     def patience_s(self, now, captured_at, size_bytes):
         return 0.125
 
-    def on_continued(self, frame_id, size_bytes, now):
+    @property
+    def link(self):
+        return self
+
+    def continued(self, frame_id, size_bytes):
         self.heard.append(("continued", frame_id, size_bytes))
 
     def on_held(self, size_bytes):
@@ -77,6 +82,15 @@ class Scripted:
 
     def on_computed(self, point, seconds, now):
         self.heard.append(("computed", point.name, seconds))
+
+    def on_reserve(self, reserve, seconds):
+        self.heard.append(("reserve", reserve.name, seconds))
+
+    def on_kept(self, accuracy, now):
+        self.heard.append(("kept", accuracy))
+
+    def on_fallback(self, reserve):
+        self.heard.append(("fallback", reserve.name))
 
     def on_coded(self, point, size_bytes):
         self.heard.append(("coded", size_bytes))
@@ -407,7 +421,7 @@ def test_the_device_answers_by_itself_while_a_full_server_asks_to_wait():
 def test_a_short_delay_is_over_when_the_packet_is_coded():
     rig = Rig(points=(FEATURE,))
     rig.send(0.0)
-    rig.pipeline._encode_s = 0.05
+    rig.pipeline._holding.encoded(0.05)
     rig.pipeline.answered(full(0, 40), 0.1)
     rig.pipeline.captured(PICTURE, 0.1)
     work = rig.pipeline.take_up(0.1)

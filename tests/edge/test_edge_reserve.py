@@ -1,0 +1,168 @@
+"""The answer in reserve: computed behind the packet, given once where the server's answer does not come in time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from headrace.edge.engine import Encoded, LocalAnswer
+from headrace.edge.interfaces import Work
+from headrace.edge.ledger import Frame, Outcome
+from headrace.edge.reserve import EARLY_S
+from headrace.models.bitstream import Packet
+from headrace.models.operating_point import Kind, OperatingPoint
+from headrace.protos.messages import Label, Status
+
+from .test_edge_pipeline import FEATURE, PICTURE, PIXELS, Choice, Rig, ok
+
+EXIT = OperatingPoint(5, Kind.LOCAL, "small", accuracy=0.6)
+ANSWER = LocalAnswer((Label(7, 0.8),), 0.001, 0.004, 0.7, EXIT)
+
+
+def coded(frame: int) -> Encoded:
+    packet = Packet(FEATURE.id, frame, (b"x" * 80,)).to_bytes()
+    return Encoded(packet, PIXELS, 0.01, 0.02, 0.03)
+
+
+class Betting(Rig):
+    """A pipeline whose control loop wants the exit's answer in reserve; deadline 0.25 s."""
+
+    def __init__(self, points: tuple[OperatingPoint, ...] = (FEATURE, EXIT), **limits: object) -> None:
+        super().__init__(points, local_s=0.01, **limits)
+        self.control.choice = Choice(FEATURE, reserve=EXIT)
+
+    def sent(self, now: float = 1.0) -> Work:
+        """A frame up to the wire; the work that is left to do for it."""
+        self.pipeline.captured(PICTURE, now)
+        work = self.pipeline.take_up(now)
+        assert work is not None and work.reserve is None
+        self.pipeline.encoded(work.frame, coded(work.frame.id), now + 0.06)
+        assert self.pipeline.next_to_write(now + 0.06) is not None, "the packet goes first"
+        behind = self.pipeline.take_up(now + 0.06)
+        assert behind is not None and behind.reserve is EXIT and behind.frame is work.frame
+        assert self.pipeline.take_up(now + 0.06) is None, "the device has one core"
+        return behind
+
+    def asked(self, now: float = 1.0) -> Frame:
+        """A frame that is sent and has its answer in reserve."""
+        work = self.sent(now)
+        self.pipeline.reserved(work.frame, ANSWER, now + 0.07)
+        return work.frame
+
+
+def test_the_servers_answer_is_better():
+    rig = Betting()
+    rig.asked()
+    rig.pipeline.answered(ok(0), 1.2)
+    (frame,) = rig.closed
+    assert (frame.outcome, frame.labels[0].index, frame.fell_back) == (Outcome.OK, 3, False)
+    assert ("reserve", EXIT.name, 0.005) in rig.control.heard and not any(h[0] == "fallback" for h in rig.control.heard)
+
+
+def test_without_one_by_the_deadline_the_exits_is_given():
+    rig = Betting()
+    rig.asked()
+    due = rig.pipeline.next_timer()
+    assert due == pytest.approx(1.25 - EARLY_S)
+    rig.pipeline.tick(due - 0.001)
+    assert not rig.closed
+    rig.pipeline.tick(due)
+    (frame,) = rig.closed
+    assert (frame.outcome, frame.labels[0].index, frame.confidence) == (Outcome.LOCAL, 7, 0.7)
+    assert frame.fell_back and frame.point is FEATURE and frame.sent_bytes > 80 and frame.latency_s < 0.25
+    assert rig.control.heard[-1] == ("fallback", EXIT.name)
+
+
+def test_an_answer_that_comes_after_that_is_learned_from_and_changes_nothing():
+    rig = Betting()
+    rig.asked()
+    rig.pipeline.tick(1.249)
+    rig.pipeline.answered(ok(0), 1.4)
+    assert rig.outcomes() == [(0, Outcome.LOCAL, "")]
+    assert ("result", 0, 1.4, 0.007) in rig.control.heard
+
+
+def test_a_timer_that_fires_too_late_gives_nothing():
+    rig = Betting()
+    rig.asked()
+    rig.pipeline.tick(1.26)
+    assert rig.outcomes() == [(0, Outcome.LATE, "no answer")]
+
+
+def test_one_that_is_not_there_yet_is_no_answer():
+    rig = Betting()
+    work = rig.sent()
+    rig.pipeline.tick(1.249)
+    assert not rig.closed, "it may come in the next moment"
+    rig.pipeline.tick(1.0 + 0.25 + rig.pipeline.limits.grace_s)
+    assert rig.outcomes() == [(0, Outcome.LATE, "no answer")]
+    rig.pipeline.reserved(work.frame, ANSWER, 2.5)
+    assert len(rig.closed) == 1
+
+
+def test_a_frame_that_is_not_worth_sending_is_answered_when_the_exit_has():
+    rig = Betting()
+    rig.control.worth = False
+    rig.pipeline.captured(PICTURE, 1.0)
+    work = rig.pipeline.take_up(1.0)
+    rig.pipeline.encoded(work.frame, coded(0), 1.06)
+    assert rig.pipeline.next_to_write(1.06) is None and not rig.closed
+    behind = rig.pipeline.take_up(1.06)
+    rig.pipeline.reserved(behind.frame, ANSWER, 1.07)
+    (frame,) = rig.closed
+    assert (frame.outcome, frame.fell_back, frame.sent_bytes) == (Outcome.LOCAL, True, 0)
+
+
+@pytest.mark.parametrize("status", [Status.RESOURCE_EXHAUSTED, Status.UNAVAILABLE])
+def test_a_server_that_is_too_busy_costs_no_answer(status):
+    rig = Betting()
+    rig.asked()
+    rig.pipeline.answered(ok(0, status, "busy"), 1.1)
+    assert rig.outcomes() == [(0, Outcome.LOCAL, "")]
+
+
+def test_a_broken_stream_costs_no_answer():
+    rig = Betting()
+    rig.asked()
+    rig.pipeline.disconnect(1.1)
+    assert rig.outcomes() == [(0, Outcome.LOCAL, "")]
+    rig.pipeline.finish()
+    assert len(rig.closed) == 1 and rig.ledger.open == 0
+
+
+@pytest.mark.parametrize("limits", [{"fallback": False}, {"lossless": True}])
+def test_none_is_kept_where_none_is_wanted(limits):
+    rig = Betting(**limits)
+    rig.pipeline.captured(PICTURE, 1.0)
+    work = rig.pipeline.take_up(1.0)
+    rig.pipeline.encoded(work.frame, coded(0), 1.06)
+    rig.pipeline.next_to_write(1.06)
+    assert rig.pipeline.take_up(1.06) is None
+
+
+def test_none_is_computed_that_would_be_late():
+    rig = Betting()
+    rig.pipeline.captured(PICTURE, 1.0)
+    work = rig.pipeline.take_up(1.0)
+    rig.pipeline.encoded(work.frame, coded(0), 1.245)
+    rig.pipeline.next_to_write(1.245)
+    assert rig.pipeline.take_up(1.245) is None
+
+
+def test_what_an_exit_said_before_the_packet_was_made_is_not_asked_again():
+    rig = Betting()
+    rig.pipeline.captured(PICTURE, 1.0)
+    work = rig.pipeline.take_up(1.0)
+    rig.pipeline.encoded(work.frame, replace(coded(0), own=ANSWER), 1.06)
+    rig.pipeline.next_to_write(1.06)
+    assert rig.pipeline.take_up(1.06) is None
+    rig.pipeline.tick(1.248)
+    assert rig.outcomes() == [(0, Outcome.LOCAL, "")]
+
+
+def test_an_end_in_between_gives_it_its_outcome():
+    rig = Betting()
+    work = rig.sent()
+    rig.pipeline.finish()
+    rig.pipeline.reserved(work.frame, ANSWER, 1.1)
+    assert rig.outcomes() == [(0, Outcome.LATE, "no answer")]
