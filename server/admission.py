@@ -30,6 +30,9 @@ result has to travel."""
 BATCH_HEADROOM = 0.1
 """The same for a plan in whole batches, which is kept more exactly."""
 
+TURNED_S = 1.0
+"""So long a device that was turned away counts among those that compete for what is served."""
+
 MOST_RETRY_S = 5.0
 """Longest delay that a refused device is asked for."""
 
@@ -66,6 +69,8 @@ class Admission:
         self.open = 0
         self.draining = False
         self._waiting: dict[str, dict[Place, None]] = {}
+        self._turned: dict[str, float] = {}
+        self._forget_at = 0.0
 
     def admit(
         self,
@@ -137,7 +142,7 @@ class Admission:
             return FullError(
                 f"it would be answered {done * 1e3:.0f} ms from now, too near to its deadline in "
                 f"{(deadline - now) * 1e3:.0f} ms; send less, or later",
-                retry_s=_delay(late, cost),
+                retry_s=_delay(max(late, self._turned_away(device, now) * cost), cost),
                 reason=Reason.OVERLOAD,
             )
         return None
@@ -162,6 +167,18 @@ class Admission:
     def retry_s(self) -> float:
         """Seconds until about half of what waits now is served."""
         return _delay(self.work / 2, 0.0)
+
+    def _turned_away(self, device: str, now: float) -> int:
+        """How many devices were turned away lately, this one included.
+
+        If each comes again after so many frames' time, as much comes in all as is served; were they told when the queue
+        has room again, all of them would be there then.
+        """
+        self._turned[device] = now
+        if now >= self._forget_at:
+            self._turned = {d: at for d, at in self._turned.items() if now - at < TURNED_S}
+            self._forget_at = now + TURNED_S / 4
+        return len(self._turned)
 
     def _wait(self, device: str, cost: float) -> float:
         """Seconds until a frame of the device that came now would be next.

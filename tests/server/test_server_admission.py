@@ -100,6 +100,18 @@ def test_a_queue_is_planned_in_whole_batches() -> None:
     it.admit(0.0, 0.290, busy=0.060, **how)
 
 
+def test_many_devices_that_are_turned_away_come_again_as_fast_as_they_are_served() -> None:
+    it = admission()
+    for _ in range(7):
+        it.admit(0.0, 0.1001, device="first", cost=0.010, alone=0.010)
+    for number in range(1, 41):
+        error = refused(it, 0.0, 0.1001, device=f"device {number}", cost=0.010, alone=0.010, busy=0.08)
+        assert error.reason is Reason.OVERLOAD
+    assert error.retry_s == pytest.approx(0.400), "40 devices, 10 ms a frame"
+    again = refused(it, 2.0, 2.1001, device="device 1", cost=0.010, alone=0.010, busy=0.08)
+    assert again.retry_s < 0.1, "the others have gone"
+
+
 def test_an_idle_server_takes_what_has_little_time() -> None:
     it = admission()
     it.admit(0.0, 0.011, cost=0.010, alone=0.010)
