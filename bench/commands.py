@@ -138,6 +138,15 @@ def bench_server(
     overload_s: Annotated[float, typer.Option(help="Seconds of ten times the capacity; 0 leaves it out.")] = 60.0,
     idle: Annotated[int, typer.Option(help="Idle devices; 0 leaves them out.")] = 500,
     repetitions: Annotated[int, typer.Option(help="Drains and swaps under load; 0 leaves them out.")] = 20,
+    point: Annotated[
+        str, typer.Option(help="Operating point of the packets: a feature point of the shipped bundle.")
+    ] = "blocks.2.0@3",
+    parts: Annotated[
+        str, typer.Option(help="What to measure: some of compare, overload, greed, idle, drain, swap.")
+    ] = "compare,overload,greed,idle,drain,swap",
+    keep: Annotated[
+        Path | None, typer.Option(help="File that keeps figures and rounds; a run goes on with what is in it.")
+    ] = None,
     json: JsonFile = None,
 ) -> None:
     """The server under load, beside a bare loop, LitServe and plain Ray Serve with the same tail.
@@ -146,9 +155,24 @@ def bench_server(
     become of the frames before. What a system carries is the goodput at the largest load at which 99 % of the frames
     are answered within the deadline.
     """
-    from .server.run import Plan, run
+    from .server.plan import Plan
+    from .server.run import run
 
-    plan = Plan.of(devices, seconds, rounds, deadline_ms, batch, pattern, rivals, overload_s, idle, repetitions)
+    plan = Plan.of(
+        devices,
+        seconds,
+        rounds,
+        deadline_ms,
+        batch,
+        pattern,
+        rivals,
+        overload_s,
+        idle,
+        repetitions,
+        point,
+        parts,
+        keep,
+    )
     raise typer.Exit(run(plan, json))
 
 
@@ -164,6 +188,10 @@ def bench_fleet(
     ] = "300,500",
     seed: Annotated[int, typer.Option(help="Of links, sizes, compute times and phases.")] = 0,
     jobs: Jobs = 1,
+    constants: Annotated[
+        Path | None,
+        typer.Option(help="What --json of an earlier run wrote: take its constants and measure none."),
+    ] = None,
     json: JsonFile = None,
 ) -> None:
     """What a fleet needs: a capacity model with constants measured here, checked by a simulation in virtual time.
@@ -171,9 +199,10 @@ def bench_fleet(
     The simulation runs the real control loop of every device over a recorded link, and the real admission and batching
     of every server. 100,000 devices take tens of minutes on one core.
     """
-    from .fleet.run import Plan, run
+    from .fleet.run import Plan, read_constants, run
 
-    raise typer.Exit(run(Plan.of(traces, devices, fps, seconds, deadline_ms, devices_ms, seed, jobs), json))
+    known = read_constants(constants) if constants is not None else None
+    raise typer.Exit(run(Plan.of(traces, devices, fps, seconds, deadline_ms, devices_ms, seed, jobs), json, known))
 
 
 @bench_app.command("backbones")

@@ -33,7 +33,7 @@ class Outcome(StrEnum):
     """Something is wrong with the frame, the device or the server; the reason says what."""
 
 
-STALE, BUSY, OUTAGE, NO_ANSWER, STOPPED = "stale", "busy", "outage", "no answer", "stopped"
+STALE, BUSY, OUTAGE, NO_ANSWER, STOPPED, FULL = "stale", "busy", "outage", "no answer", "stopped", "server full"
 """Reasons of `dropped` and `late` frames."""
 
 ON_TIME = frozenset({Outcome.OK, Outcome.LOCAL})

@@ -28,8 +28,9 @@ from PIL import Image
 from ..models.operating_point import Kind, OperatingPoint
 from ..protos.messages import Continuation, Result, Status
 from .filtering import Filtering
+from .holding import Holding
 from .interfaces import Control, Limits, Outgoing, Work
-from .ledger import BUSY, NO_ANSWER, OUTAGE, STALE, STOPPED, Frame, Ledger, Outcome
+from .ledger import BUSY, FULL, NO_ANSWER, OUTAGE, STALE, STOPPED, Frame, Ledger, Outcome
 from .made import Made
 from .on_device import Keeping, OnDevice
 from .outbox import Outbox
@@ -79,6 +80,7 @@ class Pipeline:
         self._outbox = Outbox()
         self._unanswered = Unanswered()
         self._references = References()
+        self._holding = Holding(limits.lossless)
         self._next: Work | None = None
         self._take(control, points, local_s, exits_s)
         self._rescue = Rescue(ledger, limits, self._own, self._reserve)
@@ -136,6 +138,7 @@ class Pipeline:
         """The device has made the frame's packet."""
         self._computing = None
         self._made.note(frame, coded)
+        self._holding.encoded(coded.seconds)
         if frame.outcome is not None or self._made.keeps(frame, coded, now):
             return
         if (again := self._made.anew(frame, coded, now, connected=self.connected)) is not None:
@@ -167,6 +170,9 @@ class Pipeline:
         if self._outbox.leaves_in_parts(self._unanswered):
             return self._outbox.next_part(now)
         while (frame := self._outbox.pop()) is not None:
+            if self._holding.at(now):  # it was made before the server said so
+                self._rescue.add(frame, now, FULL)
+                continue
             if not self.limits.lossless and not self.control.worth_writing(now, frame.captured_at, len(frame.packet)):
                 self._reserve.serve_unsent(frame, now)
                 continue
@@ -212,6 +218,7 @@ class Pipeline:
             self._references.do_without(frame)
             self._outbox.add(frame, first=True)
         elif result.status in (Status.RESOURCE_EXHAUSTED, Status.UNAVAILABLE):
+            self._holding.told(result.retry_ms, now)
             self._rescue.add(frame, now, result.message or result.status.name.lower(), Outcome.DROPPED)
         else:
             self._ledger.close(frame, Outcome.ERROR, result.message or f"the server said {result.status.name}")
@@ -262,6 +269,7 @@ class Pipeline:
         `references` to predict frames from."""
         self._references.connect(references)
         self.connected = True
+        self._holding.connected()
         self._unanswered.connected(now)
         self._server_in_flight = max_in_flight
         self.limits = replace(self.limits, max_packet_bytes=max_packet_bytes)
@@ -371,6 +379,7 @@ class Pipeline:
             connected=self.connected,
             room=self.in_flight < self._cap,
             outage=self.control.in_outage(now),
+            held=self._holding.when_ready(now),
         )
         if point is not None:
             frame.reserved_by = choice.reserve if point is choice.point else None

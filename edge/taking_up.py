@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from ..models.operating_point import Kind, OperatingPoint
 from .interfaces import Chosen, Limits
-from .ledger import BUSY, OUTAGE, STALE
+from .ledger import BUSY, FULL, OUTAGE, STALE
 from .on_device import OnDevice
 
 
@@ -29,7 +29,15 @@ class Decision(NamedTuple):
 
 
 def decide(
-    choice: Chosen, own: OnDevice, limits: Limits, left_s: float, *, connected: bool, room: bool, outage: bool
+    choice: Chosen,
+    own: OnDevice,
+    limits: Limits,
+    left_s: float,
+    *,
+    connected: bool,
+    room: bool,
+    outage: bool,
+    held: bool = False,
 ) -> Decision:
     """See the module's docstring.
 
@@ -41,8 +49,9 @@ def decide(
         connected: there is a stream.
         room: one more frame may be unanswered.
         outage: nothing comes back at the moment.
+        held: the server is full, and has asked to wait for longer than it takes to make a packet.
     """
-    remote = choice.point.kind is not Kind.LOCAL and connected
+    remote = choice.point.kind is not Kind.LOCAL and connected and not held
     if remote and room and (choice.p_on_time > 0 or choice.probe or limits.lossless):
         return Decision(choice.point)
     if remote and limits.lossless:
@@ -50,7 +59,7 @@ def decide(
     # What waited too long for a local answer makes room for a fresh frame, if that would be answered in time. And where
     # no local answer ever is, the device stays free for the moment at which the link carries something again.
     local_helps = own.quickest_s <= limits.deadline_s
-    link_may_help = connected and choice.p_on_time <= 0
+    link_may_help = connected and (held or choice.p_on_time <= 0)
     point = own.in_time(math.inf if limits.lossless else left_s, choice.point)
     if point is None and own and not (local_helps or link_may_help):
         point = own.late(choice.point)
@@ -58,4 +67,6 @@ def decide(
         return Decision(point)
     if not connected or outage:
         return Decision(None, OUTAGE)
+    if held:
+        return Decision(None, FULL)
     return Decision(None, BUSY if remote and not room else STALE)

@@ -139,6 +139,21 @@ class Packet:
         return cls(point, frame_id, slices, back)
 
 
+_UINT_BYTES = {0xCC: 1, 0xCD: 2, 0xCE: 4}
+"""msgpack's unsigned integers: bytes after the first one."""
+
+
+def peek(data: bytes) -> tuple[int, int] | None:
+    """Operating point and frame id of what begins as a packet does, in a microsecond: neither the CRC nor what follows
+    is looked at. None: it begins otherwise."""
+    if len(data) < 9 or data[0] != 0x94 or data[1] not in (VERSION, PREDICTED) or data[2] > MAX_ID:
+        return None
+    if data[3] < 0x80:
+        return data[2], data[3]
+    size = _UINT_BYTES.get(data[3])
+    return None if size is None else (data[2], int.from_bytes(data[4 : 4 + size], "big"))
+
+
 def _bin_header(size: int) -> bytes:
     """The msgpack header of a byte string; written by hand because the CRC covers it before the body is known."""
     if size < 2**8:

@@ -59,7 +59,7 @@ class Welcome(_message.Message):
     def __init__(self, fingerprint: _Optional[bytes] = ..., max_packet_bytes: _Optional[int] = ..., max_in_flight: _Optional[int] = ..., server_version: _Optional[str] = ..., bundle: _Optional[str] = ..., operating_points: _Optional[_Iterable[int]] = ..., references: _Optional[int] = ...) -> None: ...
 
 class Frame(_message.Message):
-    __slots__ = ("packet", "remaining_ms", "slices_to_come", "patience_ms", "trace", "width", "height")
+    __slots__ = ("packet", "remaining_ms", "slices_to_come", "patience_ms", "trace", "width", "height", "clock_ms")
     PACKET_FIELD_NUMBER: _ClassVar[int]
     REMAINING_MS_FIELD_NUMBER: _ClassVar[int]
     SLICES_TO_COME_FIELD_NUMBER: _ClassVar[int]
@@ -67,6 +67,7 @@ class Frame(_message.Message):
     TRACE_FIELD_NUMBER: _ClassVar[int]
     WIDTH_FIELD_NUMBER: _ClassVar[int]
     HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    CLOCK_MS_FIELD_NUMBER: _ClassVar[int]
     packet: bytes
     remaining_ms: int
     slices_to_come: int
@@ -74,7 +75,8 @@ class Frame(_message.Message):
     trace: bytes
     width: int
     height: int
-    def __init__(self, packet: _Optional[bytes] = ..., remaining_ms: _Optional[int] = ..., slices_to_come: _Optional[int] = ..., patience_ms: _Optional[int] = ..., trace: _Optional[bytes] = ..., width: _Optional[int] = ..., height: _Optional[int] = ...) -> None: ...
+    clock_ms: int
+    def __init__(self, packet: _Optional[bytes] = ..., remaining_ms: _Optional[int] = ..., slices_to_come: _Optional[int] = ..., patience_ms: _Optional[int] = ..., trace: _Optional[bytes] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., clock_ms: _Optional[int] = ...) -> None: ...
 
 class Continuation(_message.Message):
     __slots__ = ("frame_id", "slice", "crc", "cut")

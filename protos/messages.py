@@ -22,6 +22,7 @@ StreamRequest = pb.StreamRequest
 StreamResponse = pb.StreamResponse
 InferRequest = pb.InferRequest
 ResultMessage = pb.Result
+FrameMessage = pb.Frame
 GetBundleRequest = pb.GetBundleRequest
 BundleChunk = pb.BundleChunk
 
@@ -76,6 +77,7 @@ class Frame:
         patience_ms: how long the server waits for them before it answers without.
         trace: the frame's trace id (16 bytes) and span id (8), or nothing when it is not traced.
         width, height: of the frame as it was captured, in pixels; 0: not said.
+        clock_ms: since the device's Hello, when it was written, modulo 2**32; 0: not said.
     """
 
     packet: bytes
@@ -85,6 +87,7 @@ class Frame:
     trace: bytes = b""
     width: int = 0
     height: int = 0
+    clock_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +188,7 @@ def frame_request(frame: Frame) -> pb.StreamRequest:
     message.packet, message.remaining_ms = frame.packet, frame.remaining_ms
     message.slices_to_come, message.patience_ms = frame.slices_to_come, frame.patience_ms
     message.trace, message.width, message.height = frame.trace, frame.width, frame.height
+    message.clock_ms = frame.clock_ms
     return request
 
 
@@ -198,7 +202,7 @@ def read_request(request: pb.StreamRequest) -> Hello | Frame | Continuation | No
     kind = request.WhichOneof("message")
     if kind == "frame":
         f = request.frame
-        return Frame(f.packet, f.remaining_ms, f.slices_to_come, f.patience_ms, f.trace, f.width, f.height)
+        return Frame(f.packet, f.remaining_ms, f.slices_to_come, f.patience_ms, f.trace, f.width, f.height, f.clock_ms)
     if kind == "continuation":
         c = request.continuation
         return Continuation(c.frame_id, c.slice, c.crc, c.cut)
@@ -221,6 +225,25 @@ def welcome_response(welcome: Welcome) -> pb.StreamResponse:
             references=welcome.references,
         )
     )
+
+
+def whole_frame(request: pb.StreamRequest) -> pb.Frame | None:
+    """The message of a request that is a frame whose slices are all here, as it came; None for every other request."""
+    if request.WhichOneof("message") != "frame":
+        return None
+    message = request.frame
+    return None if message.slices_to_come else message
+
+
+def refusal_response(
+    frame_id: int, status: Status, text: str, total_us: int, queue_depth: int, retry_ms: int
+) -> pb.StreamResponse:
+    """The result of a refused frame as a response of the stream: only what such a one holds."""
+    response = pb.StreamResponse()
+    message = response.result
+    message.frame_id, message.status, message.message = frame_id, cast("pb.Status", int(status)), text
+    message.timing.total_us, message.queue_depth, message.retry_ms = total_us, queue_depth, retry_ms
+    return response
 
 
 def result_response(result: Result, total_us: int | None = None) -> pb.StreamResponse:
@@ -344,6 +367,7 @@ __all__ = [
     "Continuation",
     "DecodeError",
     "Frame",
+    "FrameMessage",
     "GetBundleRequest",
     "HeadraceServicer",
     "HeadraceStub",
@@ -366,8 +390,10 @@ __all__ = [
     "read_request",
     "read_response",
     "read_result",
+    "refusal_response",
     "result_message",
     "result_of",
     "result_response",
     "welcome_response",
+    "whole_frame",
 ]

@@ -20,12 +20,18 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .exceptions import DrainingError, ExpiredError, FullError, Reason
-from .shares import Shares
+from .exceptions import DrainingError, ExpiredError, FrameError, FullError, Reason
+from .shares import BURST, Shares
 
 HEADROOM = 0.3
 """Share of a frame's deadline that has to remain, as planned, when it is answered: plans are not kept exactly, and the
 result has to travel."""
+
+BATCH_HEADROOM = 0.1
+"""The same for a plan in whole batches, which is kept more exactly."""
+
+TURNED_S = 1.0
+"""So long a device that was turned away counts among those that compete for what is served."""
 
 MOST_RETRY_S = 5.0
 """Longest delay that a refused device is asked for."""
@@ -63,6 +69,8 @@ class Admission:
         self.open = 0
         self.draining = False
         self._waiting: dict[str, dict[Place, None]] = {}
+        self._turned: dict[str, float] = {}
+        self._forget_at = 0.0
 
     def admit(
         self,
@@ -74,6 +82,7 @@ class Admission:
         cost: float = 0.0,
         alone: float = 0.0,
         busy: float = 0.0,
+        batch: float = 0.0,
     ) -> Place:
         """Let one frame in.
 
@@ -85,41 +94,72 @@ class Admission:
             cost: seconds by which it puts off the frames behind it, under load.
             alone: seconds that it takes from here to its result when it need not wait.
             busy: seconds until what runs now is done.
+            batch: seconds of a full batch; 0 where frames go one by one.
 
         Raises:
             DrainingError: the server is about to stop.
             ExpiredError: its deadline passes before it could be answered even if it were alone.
             FullError: there is no room for it, or its turn would come too late.
         """
+        error = self.refusal(now, deadline, device=device, cost=cost, alone=alone, busy=busy, batch=batch)
+        if error is not None:
+            raise error
+        return self.take(device, size, cost)
+
+    def refusal(
+        self, now: float, deadline: float, *, device: str, cost: float, alone: float, busy: float, batch: float = 0.0
+    ) -> FrameError | None:
+        """Why a frame would not be let in, as far as can be told without its bytes; arguments as for `admit`.
+
+        Returned, not raised: under overload this is what most frames come to.
+        """
         if self.draining:
-            raise DrainingError("the server is draining; connect to another one, or again in a moment")
+            return DrainingError("the server is draining; connect to another one, or again in a moment")
         if deadline - now < alone or deadline <= now:
-            raise ExpiredError(
+            return ExpiredError(
                 f"{max(0.0, deadline - now) * 1e3:.1f} ms remain of the deadline; decoder and tail take "
                 f"{alone * 1e3:.1f} ms here"
             )
+        if not self.waiting:
+            return None
         own = len(self._waiting.get(device, ()))
         wait = self._wait(device, cost) + busy
         if own >= self.limits.device_frames:
-            raise FullError(
+            return FullError(
                 f"{own} frames of this device wait on the server, which is its limit; send less, or later",
                 retry_s=_delay(wait / 2, cost),
                 reason=Reason.DEVICE_FULL,
             )
-        late = wait + alone - (1.0 - HEADROOM) * (deadline - now)
-        if self.waiting and late > 0:
-            raise FullError(
-                f"it would be answered {(wait + alone) * 1e3:.0f} ms from now, too near to its deadline in "
+        done, headroom = wait + alone, HEADROOM
+        if batch > 0:
+            # Frames are answered by the batch. One that goes into the next batch waits at most for that one's end; for
+            # one that does not, whole batches go first, and its own will be full by then.
+            before = int((wait - busy) / batch) * batch
+            done = busy + (before + batch if before else min(batch, wait - busy + alone))
+            headroom = BATCH_HEADROOM
+        late = done - (1.0 - headroom) * (deadline - now)
+        if late > 0:
+            return FullError(
+                f"it would be answered {done * 1e3:.0f} ms from now, too near to its deadline in "
                 f"{(deadline - now) * 1e3:.0f} ms; send less, or later",
-                retry_s=_delay(late, cost),
+                retry_s=_delay(max(late, self._turned_away(device, now) * cost), cost),
                 reason=Reason.OVERLOAD,
             )
+        return None
+
+    def take(self, device: str, size: int, cost: float) -> Place:
+        """A place for a frame that there is no `refusal` of.
+
+        Raises:
+            FullError: the queue is full, and no other device has more in it.
+        """
+        own = len(self._waiting.get(device, ()))
         while self.waiting >= self.limits.frames or self.waiting_bytes + size > self.limits.bytes:
             if not self._push_out(own):
                 raise FullError(
                     f"{self.waiting} frames of {self.waiting_bytes} bytes wait on the server, which is its limit; "
                     "send less, or later",
-                    retry_s=_delay(wait / 2, cost),
+                    retry_s=_delay(self._wait(device, cost) / 2, cost),
                     reason=Reason.QUEUE_FULL,
                 )
         return Place(self, device, size, cost)
@@ -128,6 +168,18 @@ class Admission:
         """Seconds until about half of what waits now is served."""
         return _delay(self.work / 2, 0.0)
 
+    def _turned_away(self, device: str, now: float) -> int:
+        """How many devices were turned away lately, this one included.
+
+        If each comes again after so many frames' time, as much comes in all as is served; were they told when the queue
+        has room again, all of them would be there then.
+        """
+        self._turned[device] = now
+        if now >= self._forget_at:
+            self._turned = {d: at for d, at in self._turned.items() if now - at < TURNED_S}
+            self._forget_at = now + TURNED_S / 4
+        return len(self._turned)
+
     def _wait(self, device: str, cost: float) -> float:
         """Seconds until a frame of the device that came now would be next.
 
@@ -135,6 +187,10 @@ class Admission:
         has to pass its tag; it passes one second of service in as many seconds as there are devices with frames here.
         """
         ahead = self.shares.next_start(device) - self.shares.virtual + cost
+        if (
+            ahead <= BURST * cost
+        ):  # it is due at once: before it go only the frames that are due too, about one a device
+            return min(self.work, len(self._waiting) * cost)
         return min(self.work, ahead * self.shares.active_with(device) - cost)
 
     def _push_out(self, own: int) -> bool:

@@ -18,7 +18,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
-from .costs import Costs
+from .admission import BATCH_HEADROOM
+from .costs import LIKELY, Costs
 from .engine import TailKey
 from .shares import BURST, Shares
 
@@ -29,6 +30,18 @@ PATIENCE_S = 1.0
 
 GAPS = 0.1
 """Weight of a new gap between two arrivals in the running mean."""
+
+
+SPARE = 0.04
+"""Share of its deadline that a frame shall have left when its batch is done, while others wait: the result has to be
+written, which under load waits for the interpreter, and to travel. A frame that has less would most likely be late, and
+another one could have had its place."""
+
+
+def batch_limit_s(whole: float) -> float:
+    """Seconds that a batch may take with frames that had `whole` seconds until their deadline when they came: one that
+    just misses a batch waits for its end, and is in the next one."""
+    return (1.0 - BATCH_HEADROOM) * whole / 2
 
 
 def deadline_at(received: float, remaining_ms: int) -> float:
@@ -45,6 +58,7 @@ class Entry(NamedTuple, Generic[T]):
     since: float
     start: float
     cost: float
+    whole: float
     key: TailKey
     item: T
 
@@ -96,7 +110,22 @@ class Line(Generic[T]):
         lane = self._lanes.get(key)
         return len(lane) if lane else 0
 
-    def put(self, item: T, key: TailKey, deadline: float, now: float, *, start: float = 0.0, cost: float = 0.0) -> None:
+    def due(self, key: TailKey) -> int:
+        """Frames of one tail that are their device's due, as far as is known since `first` was asked."""
+        lane = self._lanes.get(key)
+        return len(lane.due) if lane else 0
+
+    def put(
+        self,
+        item: T,
+        key: TailKey,
+        deadline: float,
+        now: float,
+        *,
+        start: float = 0.0,
+        cost: float = 0.0,
+        whole: float = math.inf,
+    ) -> None:
         """Let a frame wait.
 
         Args:
@@ -106,10 +135,11 @@ class Line(Generic[T]):
             now: seconds.
             start: its start tag.
             cost: seconds that it takes under load.
+            whole: seconds that it had until its deadline when it came.
         """
         self._arrivals += 1  # breaks ties in order of arrival, and keeps heapq from comparing items
         urgency = deadline if math.isfinite(deadline) else now + PATIENCE_S
-        entry = Entry(urgency, self._arrivals, deadline, now, start, cost, key, item)
+        entry = Entry(urgency, self._arrivals, deadline, now, start, cost, whole, key, item)
         self.put_back(entry)
 
     def put_back(self, entry: Entry[T]) -> None:
@@ -171,9 +201,24 @@ class Batcher(Generic[T]):
         """Frames of one tail that wait here."""
         return self._line.waiting(key)
 
-    def put(self, item: T, key: TailKey, deadline: float, now: float, *, start: float = 0.0, cost: float = 0.0) -> None:
+    def next_key(self) -> TailKey | None:
+        """The tail whose frame is next; None when nothing waits."""
+        entry = self._line.first()
+        return entry.key if entry is not None else None
+
+    def put(
+        self,
+        item: T,
+        key: TailKey,
+        deadline: float,
+        now: float,
+        *,
+        start: float = 0.0,
+        cost: float = 0.0,
+        whole: float = math.inf,
+    ) -> None:
         """Let a decoded frame wait; see `Line.put`."""
-        self._line.put(item, key, deadline, now, start=start, cost=cost)
+        self._line.put(item, key, deadline, now, start=start, cost=cost, whole=whole)
         last, gap = self._gaps.get(key, (-math.inf, math.inf))
         since = now - last
         gap = gap + GAPS * (min(since, 10 * gap) - gap) if math.isfinite(gap) else since
@@ -220,15 +265,29 @@ class Batcher(Generic[T]):
     def _fill(self, key: TailKey, now: float, expired: list[T]) -> list[T]:
         """Frames of one tail for a batch; those that are too late even alone go to `expired`."""
         taken: list[T] = []
-        earliest = math.inf
+        earliest = limit = math.inf
         alone = self._costs.batch_s(key, 1, now)
         while len(taken) < self.max_batch and self._line.waiting(key):
             entry = self._line.pop(key)
             left = entry.deadline - now
+            if math.isfinite(left) and (taken or self._line.waiting(key)):
+                left -= SPARE * entry.whole if math.isfinite(entry.whole) else 0.0
             if left <= 0 or left < alone:
                 expired.append(entry.item)
                 continue
-            if taken and min(earliest, left) < self._costs.batch_s(key, len(taken) + 1, now):
+            limit = min(limit, batch_limit_s(entry.whole))
+            if not taken and math.isfinite(limit):
+                full, _ = self._costs.fitting(key, self.max_batch, limit, now)
+                if self._line.due(key) >= full and left < self._costs.batch_s(key, full, now, LIKELY):
+                    # It would make the batch smaller, and enough others are due ("early drop" of Shen et al., "Nexus: A
+                    # GPU Cluster Engine for Accelerating DNN-Based Video Analysis", SOSP 2019). Without this a queue
+                    # that has once become old stays so, in small batches. It never makes room for a greedy device.
+                    expired.append(entry.item)
+                    continue
+            costs, size = self._costs, len(taken) + 1
+            if taken and (
+                min(earliest, left) < costs.batch_s(key, size, now) or limit < costs.batch_s(key, size, now, LIKELY)
+            ):
                 self._line.put_back(entry)
                 break
             taken.append(entry.item)

@@ -3,13 +3,16 @@
 Whether a frame can still be in time, how many frames fit one batch, and how long a queue is in seconds all follow from
 these. They follow the machine: a batch that took longer moves them, one outlier (a machine that was suspended) hardly
 does, and what has not been measured for a while is trusted less and less, so that a server which refused everything
-because of one bad moment tries again.
+because of one bad moment tries again. A batch size that has not been seen lately is taken to be as much slower than at
+the warm-up as the size that was seen last.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from .engine import TailKey
 
@@ -19,6 +22,10 @@ OUTLIER = 4.0
 """A measurement counts as at most so many times the running mean."""
 DEVIATIONS = 2.0
 """Mean deviations on top of the mean that a frame's time is planned with."""
+LIKELY = 0.5
+"""The same where several times are added up, which are not all long at once."""
+TABLE_S = 0.1
+"""How long a table of all sizes is used before it is made anew: a frame that is refused is not worth one."""
 TRUSTED_S = 1.0
 """Age from which a measurement counts for less; it halves in each further second."""
 
@@ -38,9 +45,9 @@ class Measured:
         self.mean += WEIGHT * (seconds - self.mean)
         self.at = now
 
-    def planned(self, now: float) -> float:
+    def planned(self, now: float, deviations: float = DEVIATIONS) -> float:
         """What to plan with: above most measurements while they are fresh."""
-        planned, age = self.mean + DEVIATIONS * self.deviation, now - self.at - TRUSTED_S
+        planned, age = self.mean + deviations * self.deviation, now - self.at - TRUSTED_S
         return planned if age <= 0 else float(planned * 0.5**age)
 
 
@@ -50,22 +57,28 @@ class Costs:
     def __init__(self) -> None:
         """Nothing is known yet."""
         self._batches: dict[TailKey, dict[int, Measured]] = {}
+        self._warm_up: dict[TailKey, Mapping[int, float]] = {}
+        self._latest: dict[TailKey, int] = {}
+        self._tables: dict[TailKey, tuple[float, list[float]]] = {}
         self._decode: dict[TailKey, Measured] = {}
         self._pace: dict[TailKey, Measured] = {}
 
     def know(self, key: TailKey, seconds_of: Mapping[int, float], now: float) -> None:
         """Begin with what a warm-up measured: seconds by batch size."""
         self._batches[key] = {size: Measured(seconds, 0.0, now) for size, seconds in seconds_of.items()}
+        self._warm_up[key] = dict(seconds_of)
 
     def forget(self, fingerprint: bytes) -> None:
         """Drop what is known about the tails of a bundle that is no longer served."""
-        for table in (self._batches, self._decode, self._pace):
+        tables: tuple[dict[TailKey, Any], ...] = (self._batches, self._warm_up, self._latest, self._tables)
+        for table in (*tables, self._decode, self._pace):
             for key in [k for k in table if k.fingerprint == fingerprint]:
                 del table[key]
 
     def batch_done(self, key: TailKey, size: int, seconds: float, now: float) -> None:
         """A batch of `size` frames took `seconds` of decoder and tail."""
         _add(self._batches.setdefault(key, {}), size, seconds, now)
+        self._latest[key] = size
 
     def decoded(self, key: TailKey, seconds: float, now: float) -> None:
         """Decoding one packet for that tail took `seconds`."""
@@ -75,20 +88,34 @@ class Costs:
         """Under load the server answered one frame of that tail every `seconds`."""
         _add(self._pace, key, seconds, now)
 
-    def batch_s(self, key: TailKey, size: int, now: float) -> float:
+    def batch_s(self, key: TailKey, size: int, now: float, deviations: float = DEVIATIONS) -> float:
         """Seconds that a batch of `size` >= 1 frames is planned with; between measured sizes on a straight line."""
         known = self._batches.get(key)
         if not known:
             return 0.0
-        if size in known:
-            return known[size].planned(now)
-        below = max((n for n in known if n < size), default=0)
-        above = min((n for n in known if n > size), default=0)
-        if below and above:
-            low, high = known[below].planned(now), known[above].planned(now)
-            return low + max(0.0, high - low) * (size - below) / (above - below)
-        # Beyond what was measured: a larger batch in proportion, a smaller one as dear as the smallest known.
-        return known[below].planned(now) * size / below if below else known[above].planned(now)
+        mine, latest = known.get(size), self._latest.get(key)
+        if mine is not None and (latest is None or latest == size or now - mine.at <= TRUSTED_S):
+            return mine.planned(now, deviations)
+        warm_up = self._warm_up.get(key)
+        if warm_up and latest is not None and (then := _between(warm_up, latest)) > 0:
+            return known[latest].planned(now, deviations) * _between(warm_up, size) / then
+        return _between({n: measured.planned(now, deviations) for n, measured in known.items()}, size)
+
+    def batch_mean_s(self, key: TailKey, size: int) -> float:
+        """Seconds that a batch of a measured size took in the mean; 0 if it was never measured."""
+        known = self._batches.get(key, {}).get(size)
+        return known.mean if known else 0.0
+
+    def fitting(self, key: TailKey, most: int, within_s: float, now: float) -> tuple[int, float]:
+        """The largest batch of at most `most` frames that takes no longer than `within_s` (or 1); and its seconds."""
+        made, table = self._tables.get(key, (-math.inf, []))
+        if now - made > TABLE_S or len(table) < most:
+            table = [self.batch_s(key, size, now, LIKELY) for size in range(1, most + 1)]
+            self._tables[key] = (now, table)
+        for size in range(most, 1, -1):
+            if table[size - 1] <= within_s:
+                return size, table[size - 1]
+        return 1, table[0]
 
     def alone_s(self, key: TailKey, now: float) -> float:
         """Seconds from here to the result for a frame that need not wait and is not decoded yet."""
@@ -108,6 +135,18 @@ class Costs:
         if not known:
             return 0.0
         return min(measured.mean / size for size, measured in known.items())
+
+
+def _between(known: Mapping[int, float], size: int) -> float:
+    """Seconds of a size: known, or on a straight line between two that are; beyond them a larger batch in proportion, a
+    smaller one as dear as the smallest known."""
+    if size in known:
+        return known[size]
+    below = max((n for n in known if n < size), default=0)
+    above = min((n for n in known if n > size), default=0)
+    if below and above:
+        return known[below] + max(0.0, known[above] - known[below]) * (size - below) / (above - below)
+    return known[below] * size / below if below else known[above]
 
 
 def _add(table: dict[int, Measured] | dict[TailKey, Measured], key: int | TailKey, seconds: float, now: float) -> None:

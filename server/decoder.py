@@ -21,7 +21,7 @@ from ..models.exceptions import BitstreamError, HeadraceError
 from ..models.operating_point import Kind, OperatingPoint
 from ..models.quantiser import SYMBOL_LIMIT
 from ..models.temporal import Reference
-from .engine import FeatureInput, ImageInput, TailInput
+from .engine import FeatureInput, ImageInput, TailInput, TailKey
 from .exceptions import InvalidError
 
 _IMAGE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
@@ -34,6 +34,8 @@ class PacketDecoder:
     def __init__(self, bundle: Bundle) -> None:
         """Keep the bundle; coders are made on first use, or all at once by `warm_up`."""
         self.bundle = bundle
+        self.keys = {p.id: TailKey(bundle.fingerprint, p.split) for p in bundle.operating_points}
+        """Which tail takes frames of an operating point."""
         self._codec = Codec(bundle)
 
     def read(self, data: bytes, limit: int) -> tuple[Packet, OperatingPoint]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -22,19 +21,24 @@ from ..models.bundle import Preprocessing
 from ..models.temporal import Reference
 from ..protos.messages import Frame
 from .admission import Admission, Place
-from .batcher import Batcher, Line
-from .costs import Costs
+from .batcher import Batcher, Line, batch_limit_s
+from .costs import LIKELY, Costs
 from .engine import Engine, EngineResult, Outputs, TailInput, TailKey
 from .exceptions import ExpiredError, FrameError, InferenceError
 from .metrics import Metrics
+from .workers import Workers
 
 log = structlog.get_logger(__name__)
 
 AHEAD = 2
 """Batches of each tail that may be decoded ahead; what waits longer waits as a packet, in its line."""
 
-CHUNK = 4
+CHUNK = 8
 """Most packets that a worker thread decodes before the event loop hears of them."""
+
+LEAD = 0.3
+"""Share of a running batch before whose end the packets for the next one are decoded, all together: earlier nobody
+needs them, and whenever the event loop is woken it finds the caches full of the tail's weights."""
 
 
 class Decoded(NamedTuple):
@@ -120,26 +124,36 @@ class Dispatcher:
         self._max_batch, self._decode_threads = max_batch, decode_threads
         self._line: Line[Job] = Line(admission.shares)
         self._batcher: Batcher[Job] = Batcher(max_batch, max_wait_s, self.costs, admission.shares)
-        self._threads = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
+        self._threads = Workers("decode", decode_threads)
         self._decoding: dict[TailKey, int] = {}
         self._workers = 0
         self._free_at = 0.0
         self._last_done: float | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._decode_timer: asyncio.TimerHandle | None = None
+        self._decoding_at = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
 
     def busy_s(self, now: float) -> float:
         """Seconds until what runs now is done, as planned."""
         return max(0.0, self._free_at - now) if self.running else 0.0
 
+    def full_batch_s(self, key: TailKey, left: float, now: float) -> float:
+        """Seconds of the largest batch that frames with so much of their deadline left go in; 0 where the engine runs
+        several batches at a time, which one after the other is no plan for."""
+        if self._engine.slots > 1:
+            return 0.0
+        return self.costs.fitting(key, self._max_batch, batch_limit_s(left), now)[1]
+
     async def close(self) -> None:
         """End the worker threads and the batches, when no caller waits any more."""
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._decode_timer):
+            if timer is not None:
+                timer.cancel()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.to_thread(self._threads.shutdown, cancel_futures=True)
+        await self._threads.close()
 
     # The short way of a frame that has the server to itself
 
@@ -156,6 +170,7 @@ class Dispatcher:
     def _alone_done(self, _: asyncio.Future[tuple[Decoded, EngineResult]]) -> None:
         """The frame is answered, or given up."""
         self.running -= 1
+        self._decoding_at = 0.0
         if self._admission.open > 1:  # others came meanwhile
             self._turn()
 
@@ -190,8 +205,12 @@ class Dispatcher:
 
     def _start_decoding(self) -> None:
         """Give packets to worker threads that are free, as far as there is a batch to decode them for."""
+        if (begin := self._decoding_at) > (now := self._clock()) and not self._engine.decodes:
+            if self._decode_timer is None and len(self._line):
+                self._decode_timer = asyncio.get_running_loop().call_later(begin - now, self._decode_now)
+            return
         while self._workers < self._decode_threads or self._engine.decodes:
-            jobs = self._next_to_decode(1 + min(CHUNK - 1, len(self._line) // (2 * self._decode_threads)))
+            jobs = self._next_to_decode(min(CHUNK, -(-len(self._line) // self._decode_threads)))
             if not jobs:
                 return
             if self._engine.decodes:
@@ -201,8 +220,12 @@ class Dispatcher:
             self._workers += 1
             for job in jobs:
                 self._decoding[job.key] = self._decoding.get(job.key, 0) + 1
-            working = asyncio.get_running_loop().run_in_executor(self._threads, _decode_all, jobs)
+            working = self._threads.begin(partial(_decode_all, jobs))
             working.add_done_callback(partial(self._worker_done, jobs))
+
+    def _decode_now(self) -> None:
+        self._decode_timer = None
+        self._start_decoding()
 
     def _next_to_decode(self, most: int) -> list[Job]:
         now, jobs = self._clock(), list[Job]()
@@ -242,8 +265,10 @@ class Dispatcher:
     def _decoded(self, job: Job, decoded: Decoded) -> None:
         job.decoded = decoded
         if not job.answer.done():
-            place = job.place
-            self._batcher.put(job, job.key, job.deadline, self._clock(), start=place.start, cost=place.cost)
+            place, whole = job.place, job.deadline - job.received
+            self._batcher.put(
+                job, job.key, job.deadline, self._clock(), start=place.start, cost=place.cost, whole=whole
+            )
 
     def _start_batches(self) -> None:
         """Give the engine batches until its slots are taken or nothing is ready."""
@@ -255,6 +280,9 @@ class Dispatcher:
             if ready_at > now:
                 self._turn_in(ready_at - now)
                 return
+            key = self._batcher.next_key()
+            if key is not None and self._decoding.get(key, 0) > self._batcher.waiting(key):
+                return  # most of its batch is being decoded, and will be here in a moment
             batch, expired = self._batcher.take(now)
             for job in expired:
                 job.fail(
@@ -280,6 +308,7 @@ class Dispatcher:
             log.exception("a batch failed", split=key.split or "uncut", frames=len(jobs))
             done = None
         self.running -= 1
+        self._decoding_at = 0.0
         depth = self._admission.waiting
         if done is not None:
             self._note_batch(key, len(jobs), done)
@@ -305,7 +334,9 @@ class Dispatcher:
         """A batch begins now: when that is."""
         self.running += 1
         now = self._clock()
-        self._free_at = now + self.costs.batch_s(key, size, now)
+        self._free_at = now + self.costs.batch_s(key, size, now, LIKELY)
+        if self._engine.slots == 1:
+            self._decoding_at = now + (1 - LEAD) * self.costs.batch_mean_s(key, size)
         return now
 
     def _note_batch(self, key: TailKey, size: int, done: EngineResult) -> None:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import queue
-import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +16,7 @@ import numpy.typing as npt
 from ..models.bundle import Bundle
 from ..protos.messages import TailOutput
 from .exceptions import FrameError
+from .workers import Workers
 
 WARM_UPS = 2
 """How often each size is run: the first time of a size allocates."""
@@ -95,7 +93,6 @@ class Decoded(Protocol):
 
 
 D = TypeVar("D", bound=Decoded)
-R = TypeVar("R")
 
 
 class Engine(ABC):
@@ -164,7 +161,7 @@ class LocalEngine(Engine):
         """
         self._load, self._set_up, self._max_batch = load, set_up, max_batch
         self._tails: dict[TailKey, Tail] = {}
-        self._thread, self._loading = _Thread("tail"), _Thread("load")
+        self._thread, self._loading = Workers("tail"), Workers("load")
 
     async def start(self) -> None:
         """Make the settings of the engine's thread."""
@@ -209,59 +206,6 @@ class LocalEngine(Engine):
     def _run_alone(self, decode: Callable[[], D]) -> tuple[D, EngineResult]:
         decoded = decode()
         return decoded, self._run(decoded.key, [decoded.input])
-
-
-class _Thread:
-    """A thread that runs one job after another for the event loop.
-
-    Of an executor it has only what is needed here: a frame waits for both hand-overs, and with a `concurrent.futures`
-    future between the threads they take half as long again.
-    """
-
-    def __init__(self, name: str) -> None:
-        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
-        self._thread.start()
-
-    async def call(self, job: Callable[[], R]) -> R:
-        """The job's result, or what it raised."""
-        return await self.begin(job)
-
-    def begin(self, job: Callable[[], R]) -> asyncio.Future[R]:
-        """Give the thread a job; whoever cancels the future before its turn takes it back."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[R] = loop.create_future()
-
-        def settle(result: R) -> None:
-            if not future.done():  # else the caller went away
-                future.set_result(result)
-
-        def fail(error: BaseException) -> None:
-            if not future.done():
-                future.set_exception(error)
-
-        def run() -> None:
-            if future.done():
-                return  # the caller went away before its turn
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                try:
-                    result = job()
-                except BaseException as error:
-                    loop.call_soon_threadsafe(fail, error)
-                else:
-                    loop.call_soon_threadsafe(settle, result)
-
-        self._jobs.put(run)
-        return future
-
-    async def close(self) -> None:
-        """End the thread when the jobs that wait are done."""
-        self._jobs.put(None)
-        await asyncio.to_thread(self._thread.join)
-
-    def _serve(self) -> None:
-        while (run := self._jobs.get()) is not None:
-            run()
 
 
 def warm_up_sizes(max_batch: int) -> list[int]:

@@ -17,6 +17,9 @@ SLACK_BYTES = 4096
 METADATA_BYTES = 16 * 1024
 """Most that the headers of one call may have."""
 
+LOOKAHEAD_BYTES = 128 * 1024
+"""HTTP/2's window of a stream: 10 Mbit/s at a round trip of 100 ms."""
+
 CONCURRENT_STREAMS = 1_000
 """HTTP/2's limit for one connection; `max_streams_per_device` is reached long before."""
 
@@ -39,6 +42,9 @@ def make_grpc(
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
             ("grpc.max_concurrent_streams", CONCURRENT_STREAMS),
+            # What a connection may send before it is read, fixed: frames are small, and probing for more costs pings.
+            ("grpc.http2.bdp_probe", 0),
+            ("grpc.http2.lookahead_bytes", LOOKAHEAD_BYTES),
         ],
     )
 

@@ -1,9 +1,10 @@
 """The way of a frame on the server. Read this first.
 
-    read ──► admit ──► line ──► decode ──► batch ──► tail ──► result
+    admit ──► read ──► line ──► decode ──► batch ──► tail ──► result
 
-A packet is **read** (is it one, and of which operating point), its frame **admitted** if there is room for it and its
-turn would come in time (`admission.py`). It waits in a **line** until a worker thread **decodes** it (packet ->
+A frame is **admitted** if there is room for it and its turn would come in time (`admission.py`): its first bytes say
+for which tail it is, and a frame that is refused is looked at no further. Then its packet is **read** (is it one, and
+of which operating point). It waits in a **line** until a worker thread **decodes** it (packet ->
 symbols, or image -> pixels), then it is in a **batch** with other frames of its tail, and the **tail** answers it.
 Lines and batches are ordered by deadline among the frames that are their device's due (`batcher.py`, `shares.py`), and
 while one batch runs the next one is decoded. A frame that has the server to itself takes a shorter way, in one thread.
@@ -21,7 +22,7 @@ from functools import partial
 
 import structlog
 
-from ..models.bitstream import Packet
+from ..models.bitstream import Packet, peek
 from ..models.operating_point import OperatingPoint
 from ..models.temporal import Reference
 from ..protos.messages import Frame, Result, Status, Timing
@@ -89,7 +90,7 @@ class Pipeline:
         return not self._engine.decodes
 
     async def answer(self, decoder: PacketDecoder, frame: Frame, received: float, device: str = "") -> Result:
-        """Take a frame all the way: read, admit, line, decode, batch, tail, result.
+        """Take a frame all the way: admit, read, line, decode, batch, tail, result.
 
         Args:
             decoder: of the bundle that the edge holds.
@@ -111,7 +112,7 @@ class Pipeline:
         device: str = "",
         references: References | None = None,
     ) -> Job | Result:
-        """The beginning of the way, at once: read and admit.
+        """The beginning of the way, at once: admit and read.
 
         Args:
             decoder, frame, received, device: as for `answer`.
@@ -120,29 +121,24 @@ class Pipeline:
         Returns:
             The admitted frame, which has to `go_on` or to `leave`, or the result of a refused one.
         """
-        loop = asyncio.get_running_loop()
-        loop.call_soon(self._metrics.received, len(frame.packet))  # counted once the frame is on its way
+        self._metrics.received(len(frame.packet))
+        deadline = deadline_at(received, frame.remaining_ms)
         try:
             reading = self.clock()
             packet, point = decoder.read(frame.packet, self._max_packet_bytes)
             earlier = _earlier(packet, references)
-            now, key = self.clock(), TailKey(decoder.bundle.fingerprint, point.split)
-            deadline, costs = deadline_at(received, frame.remaining_ms), self._dispatcher.costs
-            place = self.admission.admit(
-                now,
-                deadline,
-                device=device,
-                size=len(frame.packet),
-                cost=costs.frame_s(key, now),
-                alone=costs.alone_s(key, now),
-                busy=self._dispatcher.busy_s(now),
-            )
+            key = TailKey(decoder.bundle.fingerprint, point.split)
+            if (error := self._refusal(key, deadline, device)) is not None:
+                raise error
+            now = self.clock()
+            place = self.admission.take(device, len(frame.packet), self._dispatcher.costs.frame_s(key, now))
         except FrameError as error:
-            loop.call_soon(self._metrics.answered, error.status)
+            self._metrics.answered(error.status)
             return self._failure(frame_id_of(frame.packet), error)
         self._idle.clear()
         how = decoder.bundle.preprocessing
-        job = Job(place, frame, packet.frame_id, received, deadline, key, how, loop.create_future())
+        answer = asyncio.get_running_loop().create_future()
+        job = Job(place, frame, packet.frame_id, received, deadline, key, how, answer)
         keeps = references is not None and references.keep > 0
         job.decode = partial(self._decode, job, decoder, packet, point, now - reading, earlier, keeps)
         self._dispatcher.begin_alone(job)
@@ -176,10 +172,42 @@ class Pipeline:
         if job.alone is not None:
             job.alone.done.cancel()  # nothing happens where it is answered
         job.place.leave()
-        # Counted a turn of the loop later: the result leaves first.
-        asyncio.get_running_loop().call_soon(self._metrics.answered, result.status if result else None)
+        self._metrics.answered(result.status if result else None)
         if not self.admission.open:
             self._idle.set()
+
+    def turn_away(
+        self, decoder: PacketDecoder, packet: bytes, remaining_ms: int, received: float, device: str
+    ) -> tuple[int, FrameError] | None:
+        """Refuse a frame before its bytes are read, as far as its first ones say that it would be: under overload most
+        frames come no further than this.
+
+        Args:
+            decoder, received, device: as for `enter`.
+            packet: the packet's bytes.
+            remaining_ms: of its deadline.
+
+        Returns:
+            Its id, and why it is refused; None: it has to `enter`.
+        """
+        seen = peek(packet)
+        if seen is None or (key := decoder.keys.get(seen[0])) is None:
+            return None
+        error = self._refusal(key, deadline_at(received, remaining_ms), device)
+        if error is None:
+            return None
+        self._metrics.received(len(packet))
+        self._metrics.answered(error.status)
+        if error.reason is not None:
+            self._metrics.rejected(error.reason)
+        return seen[1], error
+
+    def _refusal(self, key: TailKey, deadline: float, device: str) -> FrameError | None:
+        """Why a frame for that tail is not admitted now; None: it is, if the queue has room for it."""
+        now, costs, admission = self.clock(), self._dispatcher.costs, self.admission
+        cost, alone, busy = costs.frame_s(key, now), costs.alone_s(key, now), self._dispatcher.busy_s(now)
+        batch = self._dispatcher.full_batch_s(key, deadline - now, now)
+        return admission.refusal(now, deadline, device=device, cost=cost, alone=alone, busy=busy, batch=batch)
 
     def refuse(self, frame: Frame, error: FrameError) -> Result:
         """The result of a frame that its stream may not send now."""
@@ -257,7 +285,7 @@ class Pipeline:
             error.status,
             str(error),
             queue_depth=self.admission.waiting,
-            retry_ms=max(1, round(error.retry_s * 1e3)) if error.retry_s else 0,
+            retry_ms=retry_ms(error),
         )
 
 
@@ -279,6 +307,11 @@ def _earlier(packet: Packet, references: References | None) -> Reference | None:
             f"{len(references)} that are kept of this stream; send key frames until one is answered"
         )
     return found
+
+
+def retry_ms(error: FrameError) -> int:
+    """After how many milliseconds it makes sense to send again, as a result says it; 0: not known."""
+    return max(1, round(error.retry_s * 1e3)) if error.retry_s else 0
 
 
 def micros(seconds: float) -> int:

@@ -124,6 +124,8 @@ class RayEngine(Engine):
 
     def _start(self) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        # Where Ray is started here: it would give replicas the priority of work in the background.
+        os.environ.setdefault("RAY_worker_niceness", "0")
         try:
             self._ray, self._serve = importlib.import_module("ray"), importlib.import_module("ray.serve")
         except ImportError as error:

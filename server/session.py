@@ -7,7 +7,7 @@ lying: a stream that does not read is not read from either, and no other stream 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -19,16 +19,20 @@ from ..models.temporal import Reference
 from ..protos import messages
 from ..protos.messages import Continuation, Frame, Result, Status
 from .bundles import Served
+from .delay import Delay
 from .dispatch import Job
 from .exceptions import DrainingError, FrameError, FullError, InvalidError, Reason
 from .gathering import Budget, Gathering
-from .pipeline import Pipeline, micros
+from .pipeline import Pipeline, micros, retry_ms
 from .references import References
 
 log = structlog.get_logger(__name__)
 
 REFUSALS = 32
 """Refused frames of one stream whose results are not written yet; with more, reading pauses."""
+
+JITTER_MS = 3
+"""A delay on the way that is no longer is not taken off a frame's deadline."""
 
 END_OF_STREAM = grpc.aio.EOF  # type: ignore[attr-defined]
 
@@ -75,6 +79,10 @@ class Session:
         self._in_flight = 0
         self._room = asyncio.Semaphore(limits.in_flight + REFUSALS)
         self._writing = asyncio.Lock()
+        self._loop = asyncio.get_running_loop()
+        self._delay = Delay()
+        self._write_began: float | None = None
+        self._watching: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._gathering: dict[int, Gathering] = {}
 
@@ -101,6 +109,8 @@ class Session:
                 return grpc.StatusCode.UNAVAILABLE, str(self._stopping())
             return reading.result()
         finally:
+            if self._watching is not None:
+                self._watching.cancel()
             for task in (reading, drained, unread, *self._tasks):
                 task.cancel()
             await asyncio.gather(reading, drained, unread, *self._tasks, return_exceptions=True)
@@ -119,6 +129,10 @@ class Session:
                 for gathering in self._gathering.values():
                     gathering.end()
                 return None
+            if (refusal := self._turn_away(request, received)) is not None:
+                await self._send(refusal)
+                self._room.release()
+                continue
             frame = messages.read_request(request)
             if isinstance(frame, Continuation):
                 if frame.frame_id in self._gathering:
@@ -128,6 +142,7 @@ class Session:
             if not isinstance(frame, Frame):
                 return grpc.StatusCode.INVALID_ARGUMENT, "after Hello a stream carries frames, one a request"
             self.frames += 1
+            frame = replace(frame, remaining_ms=self._remaining_ms(frame, received))
             entered = self._enter(frame, received)
             if isinstance(entered, Result):  # refused: that needs no task
                 await self._write(entered, received)
@@ -136,10 +151,34 @@ class Session:
             task = asyncio.create_task(self._answer(entered, received))
             self._tasks.add(task)
             task.add_done_callback(partial(self._done, entered))
-            # The frame comes before the preparation for the next one: its task takes the first turn of the loop, the
-            # thread that it hands the frame to gets the interpreter in the second.
-            await asyncio.sleep(0)
-            await asyncio.sleep(0)
+            if isinstance(entered, Job) and entered.alone is not None:
+                # It comes before the preparation for the next one: its task takes the first turn of the loop, the
+                # thread that it hands the frame to gets the interpreter in the second.
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+
+    def _turn_away(self, request: messages.StreamRequest, received: float) -> messages.StreamResponse | None:
+        """The refusal of a frame that is not worth being read, ready to be sent; None for all others."""
+        if not self._pipeline.admission.waiting:
+            return None
+        message = messages.whole_frame(request)
+        if message is None or self._served.stop.is_set() or self._in_flight >= self._limits.in_flight:
+            return None
+        pipeline, remaining_ms = self._pipeline, self._remaining_ms(message, received)
+        found = pipeline.turn_away(self._served.decoder, message.packet, remaining_ms, received, self._device)
+        if found is None:
+            return None
+        self.frames += 1
+        (frame_id, error), total_us = found, micros(pipeline.clock() - received)
+        waiting = pipeline.admission.waiting
+        return messages.refusal_response(frame_id, error.status, str(error), total_us, waiting, retry_ms(error))
+
+    def _remaining_ms(self, frame: Frame | messages.FrameMessage, received: float) -> int:
+        """What is left of a frame's deadline now that it is here; 0: it has none."""
+        late_ms = self._delay.of(frame.clock_ms, received)
+        return (
+            max(1, frame.remaining_ms - late_ms) if frame.remaining_ms and late_ms > JITTER_MS else frame.remaining_ms
+        )
 
     def _enter(self, frame: Frame, received: float) -> Job | Gathering | Result:
         """Admit a frame, or begin to gather it, or refuse it: known before more is read."""
@@ -200,14 +239,34 @@ class Session:
                 # In the order in which results are written: the edge counts on it.
                 self._references.add(result.frame_id, reference)
             total_us = micros(self._pipeline.clock() - received)  # up to where it is handed to gRPC
-            response = messages.result_response(result, total_us)
-            try:
-                async with asyncio.timeout(self._limits.unread_s):
-                    await self._context.write(response)
-            except TimeoutError:
-                # Whoever writes results waits for this one, and reading waits for them: the stream stands still.
-                self._unread.set()
-                raise
+            await self._put(messages.result_response(result, total_us))
+
+    async def _send(self, refusal: messages.StreamResponse) -> None:
+        async with self._writing:
+            if self._unread.is_set():
+                raise FullError("nobody reads the results of this stream")
+            await self._put(refusal)
+
+    async def _put(self, response: messages.StreamResponse) -> None:
+        """Hand a response to gRPC; returns once it has taken it."""
+        self._write_began = self._loop.time()
+        if self._watching is None:
+            self._watching = self._loop.call_later(self._limits.unread_s, self._watch)
+        try:
+            await self._context.write(response)
+        finally:
+            self._write_began = None
+
+    def _watch(self) -> None:
+        """Look whether a result has lain unread for too long. One timer a stream, not one a result: they are dear."""
+        self._watching = None
+        if self._write_began is None:
+            return
+        left = self._write_began + self._limits.unread_s - self._loop.time()
+        if left > 0:
+            self._watching = self._loop.call_later(left, self._watch)
+        else:  # whoever writes results waits for this one, and reading waits for them: the stream stands still
+            self._unread.set()
 
     def _stopping(self) -> FrameError:
         if self._pipeline.admission.draining:

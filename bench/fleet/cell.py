@@ -71,6 +71,7 @@ class Outcome:
         devices, servers, frames: simulated.
         sent: frames that were written to the link.
         refused: of these, not admitted or given up.
+        held: frames that were not sent because the server had asked to wait; `dropped` counts them too.
         split: frames that arrived at servers, by split point ("" is a picture).
         accuracy: sum over frames answered in time of their point's accuracy.
         bytes: sent.
@@ -90,6 +91,7 @@ class Outcome:
     dropped: int = 0
     sent: int = 0
     refused: int = 0
+    held: int = 0
     accuracy: float = 0.0
     bytes: int = 0
     busy_s: float = 0.0
@@ -102,7 +104,19 @@ class Outcome:
 
     def add(self, other: Outcome) -> None:
         """Put another one's numbers to these."""
-        for name in ("devices", "servers", "frames", "ok", "local", "late", "dropped", "sent", "refused", "bytes"):
+        for name in (
+            "devices",
+            "servers",
+            "frames",
+            "ok",
+            "local",
+            "late",
+            "dropped",
+            "sent",
+            "refused",
+            "held",
+            "bytes",
+        ):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for name in ("accuracy", "busy_s", "seconds", "batches", "computed"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
@@ -155,7 +169,7 @@ class Sent:
 class _Device:
     """State of one device; `Cell` moves it."""
 
-    __slots__ = ("busy", "compute", "good", "kind", "link", "loop", "phase", "sizes", "waiting")
+    __slots__ = ("busy", "compute", "good", "held_until", "kind", "link", "loop", "phase", "sizes", "waiting")
 
     def __init__(self, fleet: Fleet, templates: Templates, number: int) -> None:
         rng = np.random.default_rng((fleet.seed, number))
@@ -168,6 +182,7 @@ class _Device:
         self.phase = float(rng.uniform(0, 1 / fleet.fps))
         self.waiting: int | None = None
         self.busy: tuple[int, int, float] | None = None
+        self.held_until = 0.0
         self.good = 0
 
 
@@ -230,6 +245,10 @@ class Cell:
             self.outcome.dropped += 1
             return
         point = self._index[choice.point.id]
+        if choice.point.kind is not Kind.LOCAL and now + float(device.compute[frame, point]) < device.held_until:
+            self.outcome.held += 1  # the server is full, and has said until when
+            self.outcome.dropped += 1
+            return
         device.busy = (frame, point, now)
         self._at(now + float(device.compute[frame, point]), _CORE, number)
 
@@ -279,6 +298,8 @@ class Cell:
 
     def _refused(self, sent: Sent, now: float) -> None:
         self.outcome.refused += 1
+        device = self._devices[sent.device]
+        device.held_until = max(device.held_until, now + self._fleet.delay_s + self._server.retry_s)
         self._answer(sent, now, False)
 
     def _answer(self, sent: Sent, now: float, good: bool) -> None:

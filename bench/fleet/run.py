@@ -146,6 +146,23 @@ def run(plan: Plan, json_file: Path | None = None, constants: Constants | None =
     return 0
 
 
+def read_constants(file: Path) -> Constants:
+    """The constants that a run wrote to its JSON file.
+
+    Raises:
+        HeadraceError: it is no such file.
+    """
+    try:
+        read = json.loads(file.read_text())["constants"]
+        batch_s = {split: {int(n): float(s) for n, s in each.items()} for split, each in read.pop("batch_s").items()}
+        decode_s = {split: float(seconds) for split, seconds in read.pop("decode_s").items()}
+        return Constants(batch_s, decode_s, **{name: float(value) for name, value in read.items()})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise HeadraceError(
+            f"{file} does not hold the constants that `bench fleet --json` writes: {error!r}"
+        ) from error
+
+
 def simulate(
     fleet: Fleet, templates: Templates, constants: Constants, each: int, numbers: Sequence[int], jobs: int = 1
 ) -> Outcome:
@@ -193,6 +210,7 @@ def _row(outcome: Outcome, each: int, took: float) -> dict[str, Any]:
         "accuracy": outcome.accuracy / max(1, outcome.frames),
         "sent": outcome.sent / max(1, outcome.frames),
         "refused_of_sent": outcome.refused / max(1, outcome.sent),
+        "held": outcome.held / max(1, outcome.frames),
         "load": outcome.load,
         "mean_batch": outcome.computed / max(1, outcome.batches),
         "jain": float(shares.sum() ** 2 / (len(shares) * (shares**2).sum())) if shares.any() else 0.0,
@@ -205,7 +223,8 @@ def _print_row(row: dict[str, Any], console: Console, name: str) -> None:
     console.print(
         f"{name:>6}: {row['devices']} devices, {row['devices_per_server']} a server of one core: load "
         f"{row['load']:.2f}, batches of {row['mean_batch']:.2f}, in time {row['on_time']:.3f}, on-time accuracy "
-        f"{row['accuracy']:.3f}, refused {row['refused_of_sent']:.4f} of {row['sent']:.2f} sent, Jain's index "
+        f"{row['accuracy']:.3f}, refused {row['refused_of_sent']:.4f} of {row['sent']:.2f} sent, held back "
+        f"{row['held']:.4f}, Jain's index "
         f"{row['jain']:.3f}"
     )
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from ...server.admission import Admission, Limits, Place
-from ...server.batcher import Batcher
-from ...server.costs import Costs
+from ...server.batcher import Batcher, batch_limit_s
+from ...server.costs import LIKELY, Costs
 from ...server.engine import TailKey
 from ...server.exceptions import FrameError, FullError
 from .model import Constants
@@ -62,7 +62,7 @@ class VirtualServer(Generic[T]):
         """
         self._constants, self._fingerprint, self._refuse = constants, fingerprint, refuse
         self.admission = Admission(limits)
-        self._costs = Costs()
+        self._costs, self._max_batch = Costs(), max_batch
         self._batcher: Batcher[Waiting[T]] = Batcher(max_batch, max_wait_s, self._costs, self.admission.shares)
         for split, known in constants.batch_s.items():
             self._costs.know(self.key(split), known, 0.0)
@@ -72,6 +72,8 @@ class VirtualServer(Generic[T]):
         self.busy_s = 0.0
         self.batches = self.frames = 0
         self.refused: dict[str, int] = {}
+        self.retry_s = 0.0
+        """What the frame that was refused last was told to wait."""
 
     def key(self, split: str) -> TailKey:
         """Of a split point's tail."""
@@ -89,13 +91,15 @@ class VirtualServer(Generic[T]):
                 cost=costs.frame_s(key, now),
                 alone=costs.alone_s(key, now),
                 busy=max(0.0, self._planned_at - now) if self._running else 0.0,
+                batch=costs.fitting(key, self._max_batch, batch_limit_s(deadline - now), now)[1],
             )
         except FrameError as error:
             self._count(error)
             return False
         waiting = Waiting(frame, place, key, now)
         place.pushed_out = lambda error: self._push_out(waiting, error)
-        self._batcher.put(waiting, key, deadline, now, start=place.start, cost=place.cost)
+        whole = deadline - now
+        self._batcher.put(waiting, key, deadline, now, start=place.start, cost=place.cost, whole=whole)
         return True
 
     def next_at(self, now: float) -> float | None:
@@ -125,6 +129,7 @@ class VirtualServer(Generic[T]):
                 each.place.leave()
                 if not each.pushed_out:
                     self.refused["expired"] = self.refused.get("expired", 0) + 1
+                    self.retry_s = 0.0
                     self._refuse(each.frame, now)
             items = [each for each in batch.items if not each.pushed_out] if batch else []
             if items:
@@ -137,7 +142,7 @@ class VirtualServer(Generic[T]):
             each.place.begin()
         seconds = self._seconds(key, size)
         self._running, self._done_at = items, now + seconds
-        self._planned_at = now + self._costs.batch_s(key, size, now)
+        self._planned_at = now + self._costs.batch_s(key, size, now, LIKELY)
         self.busy_s += seconds
         self.batches += 1
         self.frames += size
@@ -153,5 +158,6 @@ class VirtualServer(Generic[T]):
         self._refuse(waiting.frame, waiting.arrived)
 
     def _count(self, error: FrameError) -> None:
+        self.retry_s = error.retry_s
         name = str(error.reason) if error.reason is not None else type(error).__name__
         self.refused[name] = self.refused.get(name, 0) + 1

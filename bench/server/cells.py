@@ -6,7 +6,7 @@ import asyncio
 import re
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,9 +41,31 @@ class Overload:
     mb_end: float
 
 
-async def overload(server: Server, material: Material, load: Load, peak_fps: float) -> Overload:
-    """Offer `load`, which is many times `peak_fps`."""
+async def peak(offer_fps: Callable[[float], Awaitable[Tally]], first: float = 40.0, growth: float = 1.35) -> float:
+    """The most goodput in frames a second, over loads that grow by `growth` until two in a row bring no more."""
+    best, load, worse = 0.0, first, 0
+    await offer_fps(first)  # everything is warm
+    while worse < 2:
+        goodput = (await offer_fps(load)).goodput
+        worse = 0 if goodput > 1.02 * best else worse + 1
+        best, load = max(best, goodput), load * growth
+    return best
+
+
+async def overload(server: Server, material: Material, load: Load, peak_fps: float, *, heed: bool) -> Overload:
+    """Offer `load`, which is many times `peak_fps`.
+
+    Args:
+        server: ours.
+        material: packets.
+        load: what is due at the devices.
+        peak_fps: goodput without overload.
+        heed: devices send nothing while the server asks them to wait, as `headrace edge` does; else they send all.
+    """
     async with connected(server, len(load.rates), material) as targets:
+        for target in targets:
+            if isinstance(target, StreamDevice):
+                target.heeds = heed
         await offer(Load(load.rates, 1.0, load.deadline_s, load.pattern), targets)
         begin = rss_mb(server)
         tally = await offer(load, targets)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -26,10 +27,14 @@ class StreamDevice:
         results: how many results came, of whatever status.
         statuses: how many by status.
         ended: why the stream is over; None while it is not.
+        heeds: whether it sends nothing while the server asks it to wait, as `headrace edge` does.
     """
+
+    heeds = False
 
     def __init__(self, address: str, fingerprint: bytes, name: str, packets: Sequence[Packet]) -> None:
         """Nothing is connected yet; `packets` are sent in turn."""
+        self._began, self._held_until = time.perf_counter(), 0.0
         self._address, self._hello, self._packets = address, Hello(fingerprint, VERSION, name), packets
         self.name, self.results = name, 0
         self.ended: tuple[grpc.StatusCode, str] | None = None
@@ -58,12 +63,15 @@ class StreamDevice:
 
     def send(self, frame: int, remaining_ms: int) -> asyncio.Future[bool] | None:
         """See `load.Target`."""
-        if self.ended is not None:
+        now = time.perf_counter()
+        if self.ended is not None or (self.heeds and now < self._held_until):
             return None
         future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._waiting[frame] = future
         packet = replace(self._packets[frame % len(self._packets)], frame_id=frame).to_bytes()
-        self._outgoing.put_nowait(messages.frame_request(Frame(packet, remaining_ms)))
+        self._outgoing.put_nowait(
+            messages.frame_request(Frame(packet, remaining_ms, clock_ms=1 + int((now - self._began) * 1e3)))
+        )
         return future
 
     async def close(self) -> None:
@@ -84,6 +92,8 @@ class StreamDevice:
                 if isinstance(result, Result):
                     self.results += 1
                     self.statuses[result.status] = self.statuses.get(result.status, 0) + 1
+                    if result.retry_ms:
+                        self._held_until = max(self._held_until, time.perf_counter() + result.retry_ms / 1e3)
                     future = self._waiting.pop(result.frame_id, None)
                     if future is not None and not future.done():
                         future.set_result(result.status is Status.OK)

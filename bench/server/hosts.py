@@ -113,6 +113,8 @@ def litserve(port: int, batch: int) -> None:
 
 def ray(port: int, batch: int) -> None:
     """Plain Ray Serve with one replica and its batching."""
+    # At its best: not as work in the background, and with time to start on one core.
+    os.environ |= {"RAY_worker_niceness": "0", "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}
     import ray as ray_core
     from ray import serve
     from starlette.requests import Request

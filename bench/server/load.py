@@ -68,7 +68,7 @@ class Tally:
         due: number of frames, by device.
         good: answered with labels within the deadline, by device.
         refused: answered otherwise.
-        unsent: that could not be sent, since too many of the device's were under way.
+        unsent: that were not sent: too many of the device's were under way, or the server had asked it to wait.
         unanswered: neither answered nor refused long after the deadline.
         latencies: seconds of those that were answered with labels.
         seconds: measured.

@@ -9,101 +9,32 @@ import signal
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 
 from ...models.bitstream import Packet
 from ...models.bundle import Bundle
 from ...models.exceptions import HeadraceError
+from ...models.operating_point import Kind
 from ...server.config import SHIPPED_BUNDLE
 from ..cores import all_cores
+from ..processes import Server
 from . import cells
-from .load import Load, Pattern, Tally, offer
+from .load import Load, Tally, offer
+from .plan import KEYS, Found, Plan
 from .search import Capacity, capacity
 from .systems import NAMES, Material, Place, bare_fps, devices, host, installed, our_server, spread
 
-POINT = "blocks.3@4"
-KEYS = (
-    "over_bare_loop",
-    "over_litserve",
-    "over_ray_serve",
-    "null_over_litserve",
-    "null_over_ray_serve",
-    "overload_goodput_share",
-    "idle_mb_per_device",
-    "lost_on_swap",
-    "lost_on_drain",
-)
 OVER = 1.5
 """Saturation is measured at so many times the bare loop's rate."""
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What is measured. Seconds are of each measurement; see the command's help."""
-
-    devices: int = 32
-    seconds: float = 3.0
-    rounds: int = 3
-    deadline_s: float = 0.25
-    batch: int = 8
-    pattern: Pattern = "poisson"
-    rivals: tuple[str, ...] = ("litserve", "ray")
-    overload_s: float = 60.0
-    idle: int = 500
-    repetitions: int = 20
-
-    @classmethod
-    def of(
-        cls,
-        devices: int,
-        seconds: float,
-        rounds: int,
-        deadline_ms: float,
-        batch: int,
-        pattern: str,
-        rivals: str,
-        overload_s: float,
-        idle: int,
-        repetitions: int,
-    ) -> Plan:
-        """From the command's flags.
-
-        Raises:
-            HeadraceError: one of them cannot be used.
-        """
-        names = tuple(name.strip() for name in rivals.split(",") if name.strip())
-        if unknown := sorted(set(names) - {"litserve", "ray"}):
-            raise HeadraceError(f"--rivals knows litserve and ray, not {unknown[0]!r}")
-        if pattern not in ("poisson", "periodic"):
-            raise HeadraceError(f"--pattern is poisson or periodic, not {pattern!r}")
-        if min(devices, rounds, batch) < 1 or min(seconds, deadline_ms) <= 0:
-            raise HeadraceError("--devices, --rounds, --batch, --seconds and --deadline-ms are positive")
-        which: Pattern = "poisson" if pattern == "poisson" else "periodic"
-        return cls(devices, seconds, rounds, deadline_ms / 1e3, batch, which, names, overload_s, idle, repetitions)
-
-
-@dataclass(slots=True)
-class Found:
-    """Figures by name; a list has one of each round."""
-
-    rounds: dict[str, list[float]] = field(default_factory=dict)
-    figures: dict[str, float | int | None] = field(default_factory=lambda: dict.fromkeys(KEYS))
-
-    def add(self, name: str, value: float) -> None:
-        """One round's."""
-        self.rounds.setdefault(name, []).append(value)
-
-    def ratio(self, key: str, ours: str, theirs: str) -> None:
-        """Median over the rounds of ours / theirs, kept with every round's; nothing where one of them is missing."""
-        pairs = zip(self.rounds.get(ours, ()), self.rounds.get(theirs, ()), strict=False)
-        each = [a / b for a, b in pairs if b]
-        if each:
-            self.rounds[key] = each
-            self.figures[key] = round(spread(each)[0], 3)
+LOSS_FPS = 60.0
+"""Frames a second while servers drain and bundles are swapped."""
+SLICES = 3
+TIMES = 10
+"""The overload, in peaks."""
 
 
 def run(plan: Plan, json_file: Path | None = None) -> int:
@@ -150,20 +81,31 @@ async def _measure(plan: Plan, place: Place, console: Console) -> Found:
             measuring.cancel()
 
     loop.add_signal_handler(signal.SIGTERM, stop)
-    found = Found()
+    found = Found.kept(plan.keep)
+    material = photographs_as(plan.point)
+    sizes = [len(data) for data in material.data]
+    console.print(
+        f"{len(sizes)} packets of {plan.point}, {min(sizes)} to {max(sizes)} bytes; {plan.devices} devices, "
+        f"{plan.pattern}; deadline {plan.deadline_s * 1e3:.0f} ms; batches of {plan.batch}; server on core "
+        f"{min(place.cores)}."
+    )
+    if "compare" in plan.parts:
+        await _compare(plan, place, material, found, console)
+    if {"overload", "greed", "idle"} & set(plan.parts):
+        await _hardships(plan, place, material, found, console)
+    await _losses(plan, place, material, found, console)
+    return found
+
+
+async def _compare(plan: Plan, place: Place, material: Material, found: Found, console: Console) -> None:
     rivals = [kind for kind in plan.rivals if installed(kind)]
     for kind in plan.rivals:
         if kind not in rivals:
             remedy = "pip install 'headrace[bench-server]'"
             console.print(f"[bold red]{NAMES[kind]} is not installed and is not compared with[/]: {remedy}")
-    material, small = photographs_as(POINT), smallest()
-    sizes = [len(data) for data in material.data]
-    console.print(
-        f"{len(sizes)} packets of {POINT}, {min(sizes)} to {max(sizes)} bytes; {plan.devices} devices, {plan.pattern}; "
-        f"deadline {plan.deadline_s * 1e3:.0f} ms; batches of {plan.batch}; server on core {min(place.cores)}."
-    )
+    small = smallest()
     async with host("bare", place) as (bare, _):
-        for number in range(plan.rounds):
+        for number in range(found.complete, plan.rounds):
             turns = ["headrace", "null", *rivals]
             turns = turns[number % len(turns) :] + turns[: number % len(turns)]
             for kind in turns:
@@ -172,13 +114,13 @@ async def _measure(plan: Plan, place: Place, console: Console) -> Found:
                 names = {"headrace": ("bare", "headrace", "headrace saturated"), "null": ("headrace null",)}
                 said = _round_text(found, names.get(kind, (kind, f"{kind} null")))
                 console.print(f"round {number + 1}, {NAMES[kind]}: {said} (took {time.perf_counter() - began:.0f} s)")
+            found.complete = number + 1
+            found.save()
     found.ratio("over_bare_loop", "headrace saturated", "bare")
     for kind, name in (("litserve", "litserve"), ("ray", "ray_serve")):
         found.ratio(f"over_{name}", "headrace", kind)
         found.ratio(f"null_over_{name}", "headrace null", f"{kind} null")
-    peak = spread(found.rounds["headrace saturated"])[0]
-    await _hardships(plan, place, material, peak, found, console)
-    return found
+    found.save()
 
 
 async def _turn(
@@ -223,21 +165,16 @@ async def _offer(targets: Any, plan: Plan, fps: float, seconds: float) -> Tally:
     return await offer(Load.even(len(targets), fps, seconds, plan.deadline_s, pattern=plan.pattern), targets)
 
 
-async def _hardships(plan: Plan, place: Place, material: Material, peak: float, found: Found, console: Console) -> None:
-    figures = found.figures
+async def _hardships(plan: Plan, place: Place, material: Material, found: Found, console: Console) -> None:
     async with our_server(place) as server:
-        if plan.overload_s > 0:
-            rates = (10 * peak / plan.devices,) * plan.devices
-            load = Load(rates, plan.overload_s, plan.deadline_s, plan.pattern)
-            over = await cells.overload(server, material, load, peak)
-            figures["overload_goodput_share"] = round(over.share, 3)
-            tally = over.tally
-            console.print(
-                f"overload: {sum(tally.due)} frames due in {plan.overload_s:g} s; {tally.goodput:.1f}/s in time "
-                f"({over.share:.2f} of the peak of {peak:.1f}/s), p99 of the answered {tally.p(99) * 1e3:.0f} ms, "
-                f"{tally.refused} refused, {tally.unsent} not sent, {tally.unanswered} without a status; memory "
-                f"{over.mb_begin:.0f} to {over.mb_end:.0f} MB; generator at most {tally.behind_s * 1e3:.0f} ms behind"
-            )
+        async with cells.connected(server, plan.devices, material) as targets:
+            peak = await cells.peak(lambda fps: _offer(targets, plan, fps, plan.seconds))
+        console.print(f"peak: {peak:.1f}/s in time, the most over loads that grow until it grows no more")
+        if "overload" in plan.parts and plan.overload_s > 0:
+            for heed in (False, True):
+                await _overload(server, plan, material, found, console, peak, heed)
+            found.save()
+        if "greed" in plan.parts:
             alone, beside, jain = await cells.greed(
                 server, material, 0.5 * peak, plan.devices, max(plan.seconds, 5.0), plan.deadline_s
             )
@@ -245,24 +182,64 @@ async def _hardships(plan: Plan, place: Place, material: Material, peak: float, 
                 f"fairness: {alone:.3f} of the others' frames in time alone, {beside:.3f} beside one device that sends "
                 f"100 times its share ({(alone - beside) * 100:.1f} points); Jain's index {jain:.3f}"
             )
-        if plan.idle > 0:
+        if "idle" in plan.parts and plan.idle > 0:
             each, (p99, p99_with) = await cells.idle(
                 server, material, plan.idle, max(plan.seconds, 10.0), plan.deadline_s
             )
-            figures["idle_mb_per_device"] = round(each, 3)
+            found.figures["idle_mb_per_device"] = round(each, 3)
             console.print(
                 f"idle: {plan.idle} devices take {each:.3f} MB each; p99 of an active one {p99 * 1e3:.1f} ms without, "
                 f"{p99_with * 1e3:.1f} ms with them"
             )
-    if plan.repetitions > 0:
-        lost, admitted = await cells.lost_on_drain(place, material, 0.8 * peak, plan.repetitions)
-        figures["lost_on_drain"] = lost
-        swapped, of = await cells.lost_on_swap(place, material, 0.8 * peak, plan.repetitions)
-        figures["lost_on_swap"] = swapped
-        console.print(f"swap: {swapped} of {of} admitted frames lost over {plan.repetitions} swaps under load")
+            found.save()
+
+
+async def _overload(
+    server: Server, plan: Plan, material: Material, found: Found, console: Console, peak: float, heed: bool
+) -> None:
+    """Ten times too much in slices, each after a slice of saturation: whatever else the machine does meets both."""
+    load = Load.even(plan.devices, TIMES * peak, plan.overload_s / SLICES, plan.deadline_s, plan.pattern)
+    shares: list[float] = []
+    tallies: list[Tally] = []
+    begin = end = 0.0
+    for _ in range(SLICES):
+        async with cells.connected(server, plan.devices, material) as targets:
+            saturated = await _offer(targets, plan, OVER * peak, max(plan.seconds, load.seconds / 4))
+        over = await cells.overload(server, material, load, saturated.goodput, heed=heed)
+        shares.append(over.share)
+        tallies.append(over.tally)
+        begin, end = begin or over.mb_begin, over.mb_end
+    share, least, most = spread(shares)
+    latencies = [latency for tally in tallies for latency in tally.latencies]
+    console.print(
+        f"overload, devices that {'wait as they are told' if heed else 'heed nothing'}: "
+        f"{sum(sum(t.due) for t in tallies)} frames due in {plan.overload_s:g} s; {share:.3f} of the goodput at "
+        f"saturation ({least:.2f} to {most:.2f}; {', '.join(f'{t.goodput:.1f}' for t in tallies)}/s in time), p99 of "
+        f"the answered {np.percentile(latencies or [np.nan], 99) * 1e3:.0f} ms, {sum(t.refused for t in tallies)} "
+        f"refused, {sum(t.unsent for t in tallies)} held back by their devices, "
+        f"{sum(t.unanswered for t in tallies)} without a status; memory {begin:.0f} to {end:.0f} MB; generator at "
+        f"most {max(t.behind_s for t in tallies) * 1e3:.0f} ms behind"
+    )
+    if not heed:
+        found.rounds["overload_goodput_share"] = shares
+        found.figures["overload_goodput_share"] = round(share, 3)
+
+
+async def _losses(plan: Plan, place: Place, material: Material, found: Found, console: Console) -> None:
+    """Drains and swaps under load, some of it too much."""
+    if plan.repetitions <= 0:
+        return
+    if "drain" in plan.parts:
+        lost, admitted = await cells.lost_on_drain(place, material, LOSS_FPS, plan.repetitions)
+        found.figures["lost_on_drain"] = lost
         console.print(
             f"drain: {lost} of {admitted} admitted frames lost over {plan.repetitions} times SIGTERM under load"
         )
+    if "swap" in plan.parts:
+        swapped, of = await cells.lost_on_swap(place, material, LOSS_FPS, plan.repetitions)
+        found.figures["lost_on_swap"] = swapped
+        console.print(f"swap: {swapped} of {of} admitted frames lost over {plan.repetitions} swaps under load")
+    found.save()
 
 
 def photographs_as(name: str, count: int = 8) -> Material:
@@ -302,10 +279,7 @@ def photographs_as(name: str, count: int = 8) -> Material:
 
 def smallest() -> Material:
     """A small packet, for the server that computes nothing."""
-    import numpy as np
-
     from ...models.codec import Codec
-    from ...models.operating_point import Kind
 
     bundle = Bundle.load(SHIPPED_BUNDLE)
     features = [p for p in bundle.operating_points if p.kind is Kind.FEATURE]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from headrace.bench.fleet.cell import Cell, Fleet, Outcome, Templates
 from headrace.bench.fleet.model import TARGET, Constants, Use, devices_per_core, mean_frame_s, need
-from headrace.bench.fleet.run import Plan, run, simulate
+from headrace.bench.fleet.run import Plan, read_constants, run, simulate
 from headrace.bench.fleet.server import VirtualServer
 from headrace.bench.links.trace_set import Window
 from headrace.bench.links.traces import Trace
@@ -124,6 +124,10 @@ def test_a_run_writes_what_it_found(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert found["fleet"]["devices"] == 60 and found["fleet"]["frames"] == 60
     assert [n["devices"] for n in found["needs"]] == [10_000, 100_000, 1_000_000]
     assert found["knee"][0]["load"] < found["knee"][-1]["load"]
+    assert read_constants(file) == CONSTANTS
+    file.write_text("{}")
+    with pytest.raises(HeadraceError, match="--json"):
+        read_constants(file)
 
 
 def test_flags_that_cannot_be_used_are_named(tmp_path: Path) -> None:

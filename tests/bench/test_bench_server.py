@@ -12,7 +12,8 @@ from headrace.bench.cores import all_cores
 from headrace.bench.server import cells
 from headrace.bench.server.clients import HttpDevice
 from headrace.bench.server.load import SETTLE_S, Load, Tally, offer, schedule
-from headrace.bench.server.run import KEYS, Found, Plan, run, smallest
+from headrace.bench.server.plan import KEYS, Found, Plan
+from headrace.bench.server.run import run, smallest
 from headrace.bench.server.search import capacity
 from headrace.bench.server.systems import Place, devices, host, spread
 from headrace.models.exceptions import HeadraceError
@@ -76,7 +77,7 @@ async def test_the_search_finds_what_is_carried(first: float) -> None:
     found = await capacity(carry, first, steps=6)
     assert 118.0 < found.fps <= 123.0
     nothing = await capacity(lambda load: carry(1e6), 100.0, widest=4)
-    assert nothing.fps == 0 and len(nothing.tried) == 4
+    assert nothing.fps == 0 and len(nothing.tried) == 8, "each twice"
 
 
 def test_ratios_are_of_the_same_round() -> None:
@@ -86,6 +87,32 @@ def test_ratios_are_of_the_same_round() -> None:
     assert found.figures["over_litserve"] == 2.0 and found.rounds["over_litserve"] == [2.0, 3.0, 2.0]
     assert found.figures["over_ray_serve"] is None
     assert tuple(found.figures) == KEYS
+
+
+async def test_the_peak_is_the_most_over_growing_loads() -> None:
+    loads: list[float] = []
+
+    async def carry(load: float) -> Tally:
+        loads.append(load)
+        return Tally([1000], [round(min(load, 123.0 - 0.1 * load) * 10)], 10.0)
+
+    assert 105.0 < await cells.peak(carry) <= 123.0
+    assert loads[-1] > 150.0, "two in a row brought no more"
+
+
+def test_what_is_kept_is_gone_on_with(tmp_path: Path) -> None:
+    file = tmp_path / "kept.json"
+    found = Found.kept(file)
+    found.add("headrace", 10.0)
+    found.complete, found.figures["lost_on_swap"] = 1, 0
+    found.save()
+    found.add("headrace", 20.0)  # of a round that was not complete
+    found.save()
+    again = Found.kept(file)
+    assert (again.rounds, again.complete, again.figures["lost_on_swap"]) == ({"headrace": [10.0]}, 1, 0)
+    file.write_text("[]")
+    with pytest.raises(HeadraceError, match="--keep"):
+        Found.kept(file)
 
 
 async def test_http_devices_speak_to_a_plain_server() -> None:
@@ -144,6 +171,10 @@ def test_the_log_says_how_many_frames_were_taken(tmp_path: Path) -> None:
 def test_flags_that_cannot_be_used_are_named() -> None:
     good = (4, 1.0, 1, 250.0, 8, "poisson", "ray", 1.0, 1, 1)
     assert Plan.of(*good).rivals == ("ray",)
+    assert Plan.of(*good, "blocks.5@4", "drain,swap").parts == ("drain", "swap")
+    for more, message in ((("nothing@1",), "--point"), (("blocks.5@4", "all"), "--parts")):
+        with pytest.raises(HeadraceError, match=message):
+            Plan.of(*good, *more)
     for at, value, message in ((5, "burst", "--pattern"), (6, "triton", "'triton'"), (0, 0, "--devices")):
         with pytest.raises(HeadraceError, match=message):
             Plan.of(*(value if n == at else v for n, v in enumerate(good)))  # type: ignore[arg-type]

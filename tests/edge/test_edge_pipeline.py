@@ -380,6 +380,54 @@ def test_a_frame_that_a_full_server_refuses_is_answered_locally_if_there_is_time
     assert rig.closed[0].sent_bytes == 100, "its bytes were spent all the same"
 
 
+def full(frame_id: int, retry_ms: int) -> Result:
+    return Result(frame_id, Status.RESOURCE_EXHAUSTED, "full", retry_ms=retry_ms)
+
+
+def test_nothing_is_sent_while_a_full_server_asks_to_wait():
+    rig = Rig(points=(FEATURE,))
+    rig.send(0.0)
+    rig.pipeline.answered(full(0, 500), 0.1)
+    rig.pipeline.captured(PICTURE, 0.2)
+    assert rig.pipeline.take_up(0.2) is None and not rig.pipeline.has_packets
+    assert rig.outcomes() == [(0, Outcome.DROPPED, "full"), (1, Outcome.DROPPED, "server full")]
+    assert rig.closed[1].sent_bytes == 0
+    rig.send(0.65)  # the time is over
+    assert rig.pipeline.in_flight == 1
+    rig.pipeline.answered(full(2, 10**9), 0.7)
+    rig.pipeline.connect(0.8, max_in_flight=16, max_packet_bytes=2**20)
+    rig.send(0.9)  # another server asks for nothing
+    assert rig.pipeline.in_flight == 1
+
+
+def test_the_device_answers_by_itself_while_a_full_server_asks_to_wait():
+    rig = Rig(local_s=0.1)
+    rig.send(0.0)
+    rig.send(0.05)
+    work = None
+    rig.pipeline.captured(PICTURE, 0.1)
+    being_coded = rig.pipeline.take_up(0.1)
+    rig.pipeline.answered(full(0, 300), 0.22)
+    rig.encode(being_coded, 0.23)
+    assert rig.pipeline.next_to_write(0.23) is None, "it was being coded when the server said so"
+    work = rig.pipeline.take_up(0.23)
+    assert work.frame.id == 2 and work.local
+    rig.answer(work, 0.33)
+    rig.pipeline.captured(PICTURE, 0.35)
+    work = rig.pipeline.take_up(0.35)
+    assert work.local, "whatever the control loop would choose"
+
+
+def test_a_short_delay_is_over_when_the_packet_is_coded():
+    rig = Rig(points=(FEATURE,))
+    rig.send(0.0)
+    rig.pipeline._holding.encoded(0.05)
+    rig.pipeline.answered(full(0, 40), 0.1)
+    rig.pipeline.captured(PICTURE, 0.1)
+    work = rig.pipeline.take_up(0.1)
+    assert work is not None and not work.local
+
+
 def test_lossless_waits_instead_of_dropping():
     rig = Rig(lossless=True, max_in_flight=1)
     assert rig.pipeline.wants_frame

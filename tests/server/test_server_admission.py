@@ -86,6 +86,32 @@ def test_a_queue_is_bounded_in_time_and_says_when_to_come_again() -> None:
     it.admit(0.0, 0.100, cost=0.010, alone=0.010)
 
 
+def test_a_queue_is_planned_in_whole_batches() -> None:
+    """Frames of 10 ms in batches of 60 ms, 250 ms of deadline: who just misses a batch waits for two."""
+    it = admission()
+    how = {"cost": 0.010, "alone": 0.015, "batch": 0.060}
+    while True:
+        try:
+            it.admit(0.0, 0.250, busy=0.060, **how)
+        except FullError as error:
+            assert error.reason is Reason.OVERLOAD and "240 ms from now" in str(error)
+            break
+    assert it.waiting == 12, "two batches behind the one that runs end at 180 ms, three at 240"
+    it.admit(0.0, 0.290, busy=0.060, **how)
+
+
+def test_many_devices_that_are_turned_away_come_again_as_fast_as_they_are_served() -> None:
+    it = admission()
+    for _ in range(7):
+        it.admit(0.0, 0.1001, device="first", cost=0.010, alone=0.010)
+    for number in range(1, 41):
+        error = refused(it, 0.0, 0.1001, device=f"device {number}", cost=0.010, alone=0.010, busy=0.08)
+        assert error.reason is Reason.OVERLOAD
+    assert error.retry_s == pytest.approx(0.400), "40 devices, 10 ms a frame"
+    again = refused(it, 2.0, 2.1001, device="device 1", cost=0.010, alone=0.010, busy=0.08)
+    assert again.retry_s < 0.1, "the others have gone"
+
+
 def test_an_idle_server_takes_what_has_little_time() -> None:
     it = admission()
     it.admit(0.0, 0.011, cost=0.010, alone=0.010)

@@ -286,3 +286,40 @@ def test_the_pace_of_a_busy_server_is_what_a_frame_costs() -> None:
     assert known.frame_s(DEEP, 9.0) == pytest.approx(0.005), "idle since"
     known.forget(DEEP.fingerprint)
     assert known.frame_s(DEEP, 1.5) == known.batch_s(DEEP, 1, 1.5) == 0.0
+
+
+def test_a_size_not_seen_lately_is_as_much_slower_as_the_one_seen_last() -> None:
+    known = costs(n1=0.010, n4=0.030, n8=0.050)
+    for at in range(60):
+        known.batch_done(DEEP, 4, 0.060, 10.0 + at)
+    assert known.batch_s(DEEP, 4, 69.0) == pytest.approx(0.060, rel=0.02)
+    assert known.batch_s(DEEP, 8, 69.0) == pytest.approx(0.100, rel=0.02), "twice as slow as at the warm-up"
+    assert known.batch_s(DEEP, 1, 69.0) == pytest.approx(0.020, rel=0.02)
+    assert known.fitting(DEEP, 8, 0.085, 69.0) == (6, pytest.approx(0.080, rel=0.02))
+    assert known.fitting(DEEP, 8, 0.001, 69.0)[0] == 1
+
+
+def test_batches_leave_time_for_a_frame_that_just_missed_one() -> None:
+    batcher: Batcher[int] = Batcher(8, 0.0, costs(n1=0.020, n8=0.160))
+    for name in range(8):
+        batcher.put(name, DEEP, 1.250, 1.0, whole=0.250)
+    batch, expired = batcher.take(1.0)
+    assert batch is not None and batch.items == (0, 1, 2, 3, 4) and expired == (), "two of 100 ms, less the headroom"
+    patient: Batcher[int] = Batcher(8, 0.0, costs(n1=0.020, n8=0.160))
+    for name in range(8):
+        patient.put(name, DEEP, 1.600, 1.0, whole=0.600)
+    assert len(patient.take(1.0)[0].items) == 8  # type: ignore[union-attr]
+
+
+def test_a_frame_that_would_shrink_its_batch_makes_room_where_enough_others_wait() -> None:
+    def fill(names: int) -> Batcher[int]:
+        batcher: Batcher[int] = Batcher(4, 0.0, costs(n1=0.020, n4=0.080))
+        batcher.put(-1, DEEP, 1.070, 0.820, whole=0.250)  # time for three
+        for name in range(names):
+            batcher.put(name, DEEP, 1.250, 1.0, whole=0.250)
+        return batcher
+
+    batch, expired = fill(4).take(1.0)
+    assert batch is not None and batch.items == (0, 1, 2, 3) and expired == (-1,)
+    batch, expired = fill(3).take(1.0)
+    assert batch is not None and batch.items == (-1, 0, 1) and expired == ()

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import pytest
 from headrace.server.admission import Admission, Limits, Place
-from headrace.server.batcher import Batcher
+from headrace.server.batcher import Batcher, batch_limit_s
 from headrace.server.costs import Costs
 from headrace.server.engine import TailKey
 from headrace.server.exceptions import FrameError
@@ -105,13 +105,14 @@ def simulate(rates: dict[str, float], seconds: float = SECONDS, deadline_s: floa
                     cost=costs.frame_s(KEY, now),
                     alone=costs.alone_s(KEY, now),
                     busy=max(0.0, done_at - now),
+                    batch=costs.fitting(KEY, 8, batch_limit_s(deadline_s), now)[1],
                 )
             except FrameError as error:
                 answer(frame, error.status.name.lower(), now)
             else:
                 place = frame.place
                 place.pushed_out = lambda _, frame=frame: pytest.fail("nothing is this full here")
-                batcher.put(frame, KEY, frame.deadline, now, start=place.start, cost=place.cost)
+                batcher.put(frame, KEY, frame.deadline, now, start=place.start, cost=place.cost, whole=deadline_s)
         elif kind == 1:
             costs.batch_done(KEY, len(running), took, now)
             if last_done is not None:
