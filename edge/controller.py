@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -236,7 +237,7 @@ class ControlLoop:
         free = self.link.free(per_bit)
         if (held := self.link.held(now, captured_at)) > 0:
             free = np.maximum(free, now) + held * per_bit
-        finish = self._finish(start, free, per_bit)
+        finish = menu.finish(start, free, per_bit)
         due = captured_at + self.deadline_s
         on_time = (finish <= due - self.link.there_and_back_scenarios) @ self._shares
         for row in menu.local:
@@ -257,17 +258,9 @@ class ControlLoop:
             on_time[~menu.is_local] = 0.0
         row, bet = int(value.argmax()), None
         if self._fallback and prices.free:
+            sent = partial(menu.finish, start - next_capture, free - next_capture, per_bit)
             left = due - start, next_capture - start
-            bet = self._fallback.best(
-                menu,
-                value,
-                now_worth,
-                on_time,
-                lambda: self._finish(start, free, per_bit) - next_capture,
-                rates,
-                float(value[row]),
-                *left,
-            )
+            bet = self._fallback.best(menu, value, now_worth, on_time, sent, rates, float(value[row]), *left)
         self._steady.hoped(bet.expected if bet is not None else float(now_worth[row]))
         row = bet.row if bet is not None else row
         if self._steady.leader != NOBODY and prices.free:
@@ -356,18 +349,6 @@ class ControlLoop:
         transmit = (float(menu.middle_bits[row]) + self.link.wait_bits) * float(per_bit[middle])
         return max(ready, float(free[middle])) + transmit + self.link.there_and_back_s
 
-    def _finish(self, start: float, free: Floats, per_bit: Floats) -> Floats:
-        """When the link has sent each point's packet, float64 [points, scenarios]; of local ones, when it is free."""
-        menu = self._menu
-        begin = np.multiply.outer(menu.seconds, menu.spread)
-        begin += start
-        np.maximum(begin, free, out=begin)
-        for stage in menu.local_stages:
-            begin[stage] = free
-        finish = menu.bits * per_bit
-        finish += begin.take(menu.stage_of, axis=0)
-        return np.asarray(finish, dtype=np.float64)
-
     # ---------------------------------------------------------------------------------------------------------------
 
     @property
@@ -409,13 +390,10 @@ class ControlLoop:
 
     def _wants_probe(self, now: float, best: int, p_on_time: float) -> bool:
         """Whether to send a probe in place of the best choice, which says nothing of the link."""
-        if best not in self._local and p_on_time > 0:
-            return False
-        if self._probe_index < 0 or not self.link.connected:
+        if (best not in self._local and p_on_time > 0) or self._probe_index < 0 or not self.link.connected:
             return False
         if not self._probing.is_due(now, instead_of_nothing=p_on_time <= 0, oldest=self.link.oldest):
             return False
         # Where a local answer costs the next frame nothing, no link could do better: there is nothing to learn.
-        seconds = float(self._menu.seconds[self._stage_of[best]])
-        local_is_free = best in self._local and seconds <= self.frame_interval_s
-        return not (local_is_free and float(self._accuracy[best]) >= float(self._accuracy.max()))
+        free = best in self._local and float(self._menu.seconds[self._stage_of[best]]) <= self.frame_interval_s
+        return not (free and float(self._accuracy[best]) >= float(self._accuracy.max()))

@@ -27,7 +27,7 @@ from .measurement import Floats
 from .menu import Menu
 
 Indexes = NDArray[np.intp]
-MOST_ROWS = 12
+MOST_ROWS = 8
 """So many of the best choices are looked at with something in reserve."""
 LEAST_P = 0.02
 """A chance smaller than this is no bet."""

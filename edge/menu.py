@@ -141,6 +141,23 @@ class Menu:
             self.bits += self._added
         self._versions = versions
 
+    def finish(self, start: float, free: Floats, per_bit: Floats) -> Floats:
+        """When the link has sent each point's packet, float64 [kept, scenarios]; of local ones, when it is free.
+
+        Args:
+            start: when the core begins, in seconds.
+            free: when the link is free, float64 [scenarios].
+            per_bit: seconds, float64 [scenarios].
+        """
+        begin = np.multiply.outer(self.seconds, self.spread)
+        begin += start
+        np.maximum(begin, free, out=begin)
+        for stage in self.local_stages:
+            begin[stage] = free
+        finish = self.bits * per_bit
+        finish += begin.take(self.stage_of, axis=0)
+        return np.asarray(finish, dtype=np.float64)
+
     def most_accurate(self) -> Demand | None:
         """What the most accurate point takes, from a few numbers and not from the arrays; None if it sends nothing."""
         if self.is_local[self._best]:
