@@ -10,7 +10,7 @@ from headrace.edge.ledger import Outcome
 from headrace.models.bitstream import Packet
 from headrace.models.operating_point import Kind, OperatingPoint
 
-from .test_edge_pipeline import FEATURE, LOCAL, PICTURE, PIXELS, Rig, ok
+from .rig import FEATURE, LOCAL, PICTURE, PIXELS, Rig, ok
 
 COARSER = replace(FEATURE, id=2, rate_level=1, accuracy=0.8)
 ELSE = OperatingPoint(3, Kind.FEATURE, "stage.2", accuracy=0.7)

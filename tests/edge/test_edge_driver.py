@@ -16,7 +16,7 @@ from headrace.edge.pipeline import Pipeline
 from headrace.edge.worker import Worker
 from headrace.models.bitstream import Packet
 
-from .test_edge_pipeline import Choice, Scripted
+from .rig import Choice, Scripted
 
 
 class Wire:

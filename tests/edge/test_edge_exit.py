@@ -26,8 +26,8 @@ from headrace.protos.messages import Label
 from PIL import Image
 
 from .conftest import ScriptedServer, make_bundle, make_exiting, write_edge_half
+from .rig import FEATURE, LOCAL, PICTURE, PIXELS, Choice, Scripted
 from .test_edge_daemon import start  # noqa: F401
-from .test_edge_pipeline import FEATURE, LOCAL, PICTURE, PIXELS, Choice, Scripted
 
 DARK, BRIGHT = (Image.new("RGB", (40, 40), (c, c, c)) for c in (10, 250))
 EXIT = OperatingPoint(2, Kind.LOCAL, "stage.1", accuracy=0.6)

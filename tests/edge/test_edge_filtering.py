@@ -21,8 +21,8 @@ from headrace.protos.messages import Box, Label, Result, Status, TailOutput, Tim
 from PIL import Image
 
 from .conftest import ScriptedServer, make_bundle, make_filtered, write_edge_half
+from .rig import FEATURE, LOCAL, PICTURE, PIXELS, Scripted
 from .test_edge_daemon import start  # noqa: F401  a fixture
-from .test_edge_pipeline import FEATURE, LOCAL, PICTURE, PIXELS, Scripted
 
 DARK, BRIGHT = Image.new("RGB", (64, 48), (10, 10, 10)), Image.new("RGB", (64, 48), (250, 250, 250))
 PERSON = Box(3, 0.8, 1, 2, 3, 4)

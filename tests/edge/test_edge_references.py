@@ -17,7 +17,7 @@ from headrace.models.operating_point import Kind, OperatingPoint
 from headrace.models.temporal import Reference
 from headrace.protos.messages import Status
 
-from .test_edge_pipeline import FEATURE, PICTURE, PIXELS, Rig, ok
+from .rig import FEATURE, PICTURE, PIXELS, Rig, ok
 
 
 def reference(mark: int, split: str = FEATURE.split) -> Reference:

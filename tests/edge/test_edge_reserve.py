@@ -13,7 +13,7 @@ from headrace.models.bitstream import Packet
 from headrace.models.operating_point import Kind, OperatingPoint
 from headrace.protos.messages import Label, Status
 
-from .test_edge_pipeline import FEATURE, PICTURE, PIXELS, Choice, Rig, ok
+from .rig import FEATURE, PICTURE, PIXELS, Choice, Rig, ok
 
 EXIT = OperatingPoint(5, Kind.LOCAL, "small", accuracy=0.6)
 ANSWER = LocalAnswer((Label(7, 0.8),), 0.001, 0.004, 0.7, EXIT)
