@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import partial
 
 import numpy as np
 
@@ -258,8 +257,8 @@ class ControlLoop:
             on_time[~menu.is_local] = 0.0
         row, bet = int(value.argmax()), None
         if self._fallback and prices.free:
-            sent = partial(menu.finish, start - next_capture, free - next_capture, per_bit)
             left = due - start, next_capture - start
+            sent = lambda: menu.finish(start - next_capture, free - next_capture, per_bit)  # noqa: E731  seldom called
             bet = self._fallback.best(menu, value, now_worth, on_time, sent, rates, float(value[row]), *left)
         self._steady.hoped(bet.expected if bet is not None else float(now_worth[row]))
         row = bet.row if bet is not None else row
