@@ -60,18 +60,8 @@ class Policy(Protocol):
         ...
 
 
-class FixedPoint:
-    """One point for every frame; knows only the deadline and how many frames are unanswered."""
-
-    def __init__(self, point: OperatingPoint, deadline_s: float, max_in_flight: int) -> None:
-        self._choice = Choice(point, 1.0, 0.0, math.inf)
-        self._deadline_s = deadline_s
-        self._max_in_flight = max_in_flight
-        self._in_flight: set[int] = set()
-        self._connected = True
-
-    def choose(self, now: float, captured_at: float) -> Choice:
-        return self._choice
+class Unheeding:
+    """What a policy leaves out that learns nothing from compute, codes no frame anew and keeps nothing in reserve."""
 
     def computed(self, point: OperatingPoint, seconds: float, size: int, now: float) -> None: ...
 
@@ -86,6 +76,24 @@ class FixedPoint:
     ) -> OperatingPoint:
         return point
 
+    def reserved(self, reserve: OperatingPoint, seconds: float) -> None: ...
+
+    def fallback(self, reserve: OperatingPoint) -> None: ...
+
+
+class FixedPoint(Unheeding):
+    """One point for every frame; knows only the deadline and how many frames are unanswered."""
+
+    def __init__(self, point: OperatingPoint, deadline_s: float, max_in_flight: int) -> None:
+        self._choice = Choice(point, 1.0, 0.0, math.inf)
+        self._deadline_s = deadline_s
+        self._max_in_flight = max_in_flight
+        self._in_flight: set[int] = set()
+        self._connected = True
+
+    def choose(self, now: float, captured_at: float) -> Choice:
+        return self._choice
+
     def worth_writing(self, now: float, captured_at: float, size: int) -> bool:
         fits = len(self._in_flight) < self._max_in_flight
         return self._connected and fits and now <= captured_at + self._deadline_s
@@ -95,10 +103,6 @@ class FixedPoint:
 
     def result(self, frame: int, now: float, server_s: float, queue_depth: int) -> None:
         self._in_flight.discard(frame)
-
-    def reserved(self, reserve: OperatingPoint, seconds: float) -> None: ...
-
-    def fallback(self, reserve: OperatingPoint) -> None: ...
 
     def connected(self, up: bool, now: float) -> None:
         self._connected = up

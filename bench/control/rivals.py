@@ -23,12 +23,12 @@ from ...edge.lookahead import Lookahead
 from ...models.operating_point import Kind, OperatingPoint
 from ..links.traces import Trace
 from ..links.virtual_link import VirtualLink
-from .policies import FixedPoint
+from .policies import FixedPoint, Unheeding
 
 Floats = NDArray[np.float64]
 
 
-class CausalOracle:
+class CausalOracle(Unheeding):
     """Chooses as the control loop does, with the truth in place of its estimates: accuracy if in time, and the value
     of the state that is left behind, at the rate that the link has now.
 
@@ -94,19 +94,6 @@ class CausalOracle:
         best = int(np.argmax(self._accuracy * in_time + after))
         return Choice(self._points[best], 1.0, float(answer[best]) - captured_at, rate)
 
-    def computed(self, point: OperatingPoint, seconds: float, size: int, now: float) -> None: ...
-
-    def look_again(
-        self,
-        now: float,
-        captured_at: float,
-        point: OperatingPoint,
-        size: int,
-        coder_s: float,
-        reserve: OperatingPoint | None,
-    ) -> OperatingPoint:
-        return point
-
     def worth_writing(self, now: float, captured_at: float, size: int) -> bool:
         begin = max(now, self._link.free_at)
         # It need not be told of the future to see that the queue alone is too long.
@@ -116,10 +103,6 @@ class CausalOracle:
         self._link.write(size, now)
 
     def result(self, frame: int, now: float, server_s: float, queue_depth: int) -> None: ...
-
-    def reserved(self, reserve: OperatingPoint, seconds: float) -> None: ...
-
-    def fallback(self, reserve: OperatingPoint) -> None: ...
 
     def connected(self, up: bool, now: float) -> None: ...
 
