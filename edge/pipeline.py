@@ -125,10 +125,9 @@ class Pipeline:
             return None
         if (rescued := self._rescue.next(now)) is not None:
             return self._compute(*rescued, now)
-        frame_or_none, self._waiting = self._waiting, None
-        if frame_or_none is None:
+        frame, self._waiting = self._waiting, None
+        if frame is None:
             return None
-        frame = frame_or_none
         if now >= frame.deadline_at and not self.limits.lossless:
             self._ledger.close(frame, Outcome.DROPPED, STALE)
             return None
@@ -300,16 +299,16 @@ class Pipeline:
 
     def next_timer(self) -> float | None:
         """When `tick` is due, if something is waited for."""
-        first = self._unanswered.first_open()
-        overdue_at = self._overdue_at(first) if first is not None else None
-        times = overdue_at, self.stalls_at(), self._outbox.next_timer
+        times = [self.stalls_at(), self._outbox.next_timer]
+        if (first := self._unanswered.first_open()) is not None:
+            times.append(self._reserve.overdue_at(first))
         return min((at for at in times if at is not None), default=None)
 
     def tick(self, now: float) -> None:
         """Give up waiting for answers that are overdue; let the next part of a frame leave."""
         self._outbox.tick(now)
         for frame in self._unanswered:
-            overdue = frame.outcome is None and now >= self._overdue_at(frame)
+            overdue = frame.outcome is None and now >= self._reserve.overdue_at(frame)
             if overdue and not self._reserve.give(frame, now):
                 self._ledger.close(frame, Outcome.LATE, NO_ANSWER)
 
@@ -400,8 +399,3 @@ class Pipeline:
             earlier = self._references.earlier(frame.id, point.split, self.in_flight)
         sure = self._keeping.sure(now) if self._keeping is not None and point.kind is Kind.FEATURE else None
         return Work(frame, local, filtered, earlier, sure)
-
-    def _overdue_at(self, frame: Frame) -> float:
-        """When the server's answer is no longer waited for."""
-        due = self._reserve.due_at(frame)
-        return due if due is not None else frame.deadline_at + self.limits.grace_s

@@ -28,7 +28,7 @@ class Reserve:
     def __init__(self, control: Control, ledger: Ledger, limits: Limits, own: OnDevice) -> None:
         """Keep whom to tell; `own` says what local answers take."""
         self._control, self._ledger, self._own = control, ledger, own
-        self._active = limits.fallback and not limits.lossless
+        self._active, self._grace_s = limits.fallback and not limits.lossless, limits.grace_s
 
     def wanted(self, frame: Frame, coded: Encoded, now: float) -> Work | None:
         """What the device computes for the frame now that its packet is made; an exit may have been asked before."""
@@ -66,8 +66,8 @@ class Reserve:
         if not self.give(frame, now) and not frame.reserve_comes:
             self._ledger.close(frame, Outcome.DROPPED, STALE)
 
-    def due_at(self, frame: Frame) -> float | None:
-        """When the answer in reserve of a frame that was sent has to be given; None where there is none."""
-        if not self._active or frame.reserve is None:
-            return None
-        return frame.deadline_at - EARLY_S
+    def overdue_at(self, frame: Frame) -> float:
+        """When the server's answer to a frame that was sent is no longer waited for."""
+        if self._active and frame.reserve is not None:
+            return frame.deadline_at - EARLY_S
+        return frame.deadline_at + self._grace_s
