@@ -154,8 +154,9 @@ class ControlLoop:
         """An answer in reserve was computed at a local point, in so many seconds."""
         self._compute.add(reserve.stage, seconds)
 
-    def on_fallback(self, reserve: OperatingPoint) -> None:
-        """Such an answer was given: the server's did not come in time."""
+    def on_fallback(self, reserve: OperatingPoint, frame_id: int) -> None:
+        """Such an answer was given to a frame: the server's, should it still come, counts for the link alone."""
+        self._expected.pop(frame_id, None)
         self._answered(reserve.accuracy)
 
     def on_kept(self, accuracy: float, now: float) -> None:

@@ -38,10 +38,6 @@ class OnDevice:
         """Seconds that the quickest answer takes; infinite without one."""
         return min(self._seconds.values(), default=float("inf"))
 
-    def has_exit(self, split: str) -> bool:
-        """Whether the split point has an exit that may be used."""
-        return any(p.is_exit and p.split == split for p in self._points)
-
     def in_time(self, left_s: float, wanted: OperatingPoint | None = None) -> OperatingPoint | None:
         """The point to use within so many seconds: `wanted` if it is local and fits, else the most accurate that does.
 

@@ -55,7 +55,7 @@ class Reserve:
         if not self._active or frame.reserve is None or now > frame.deadline_at:
             return False
         if (point := frame.reserve.point or frame.reserved_by) is not None:
-            self._control.on_fallback(point)
+            self._control.on_fallback(point, frame.id)
         frame.labels, frame.confidence, frame.fell_back = frame.reserve.labels, frame.reserve.confidence, True
         self._ledger.answer(frame, Outcome.LOCAL, now)
         return True

@@ -51,7 +51,7 @@ class Policy(Protocol):
         """An answer in reserve was computed at a local point."""
         ...
 
-    def fallback(self, reserve: OperatingPoint) -> None:
+    def fallback(self, reserve: OperatingPoint, frame: int) -> None:
         """It was given."""
         ...
 
@@ -78,7 +78,7 @@ class Unheeding:
 
     def reserved(self, reserve: OperatingPoint, seconds: float) -> None: ...
 
-    def fallback(self, reserve: OperatingPoint) -> None: ...
+    def fallback(self, reserve: OperatingPoint, frame: int) -> None: ...
 
 
 class FixedPoint(Unheeding):
@@ -146,8 +146,8 @@ class LoopPolicy:
     def reserved(self, reserve: OperatingPoint, seconds: float) -> None:
         self.loop.on_reserve(reserve, seconds)
 
-    def fallback(self, reserve: OperatingPoint) -> None:
-        self.loop.on_fallback(reserve)
+    def fallback(self, reserve: OperatingPoint, frame: int) -> None:
+        self.loop.on_fallback(reserve, frame)
 
     def connected(self, up: bool, now: float) -> None:
         (self.loop.on_connected if up else self.loop.on_disconnected)(now)

@@ -340,7 +340,7 @@ class _Run:
     def _fallen_back(self, frame: int, point: int, now: float, size: int, probe: bool) -> FrameRecord:
         captured, reserve = self._captured_at(frame), self._reserve[frame]
         score = float(self._table.agree[frame, reserve])
-        self._policy.fallback(self._points[reserve])
+        self._policy.fallback(self._points[reserve], frame)
         latency = min(now - captured, self._deadline_s)
         return FrameRecord(frame, captured, "local", "fallback", point, latency, size, score, probe)
 

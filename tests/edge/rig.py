@@ -85,7 +85,7 @@ class Scripted:
     def on_kept(self, accuracy, now):
         self.heard.append(("kept", accuracy))
 
-    def on_fallback(self, reserve):
+    def on_fallback(self, reserve, frame_id):
         self.heard.append(("fallback", reserve.name))
 
     def on_coded(self, point, size_bytes):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 from headrace.edge.controller import ControlLoop, ControlSettings
 from headrace.models.operating_point import Kind, OperatingPoint
 
@@ -79,3 +80,13 @@ def test_in_an_outage_nothing_is_sent_for_the_sake_of_a_bet() -> None:
     choice = loop.choose(late, late, compute_free_at=late)
     assert loop.in_outage(late)
     assert choice.point is EXIT and choice.reserve is None
+
+
+def test_a_frame_is_answered_once_though_the_server_comes_just_in_time_after_the_fallback() -> None:
+    loop, now = trained(BET)
+    loop.choose(now, now, compute_free_at=now)
+    loop.on_written(99, 1500, now + 0.02)
+    before = loop._steady._credit
+    loop.on_fallback(EXIT, 99)
+    loop.on_result(99, now + 0.097, server_s=HOLD, queue_depth=0)  # 3 ms before the deadline
+    assert loop._steady._credit == pytest.approx(before + EXIT.accuracy)
