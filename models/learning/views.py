@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from ..backbones import Backbone, Chain
 from ..detection.mosaic import mosaic
 from ..export import write_onnx
+from ..measure import random_crop
 from ..onnx_time import one_core_session
-from ..repair.data import random_crop
 from ..tasks import CLASSIFICATION, DETECTION
 
 Array = npt.NDArray[np.float16]

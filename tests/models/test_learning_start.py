@@ -13,7 +13,7 @@ from headrace.models.learning.metric import Nats
 from headrace.models.learning.slimmable import SlimmableEncoder
 from headrace.models.learning.start import Narrowing, start
 from headrace.models.learning.synthesis import Synthesis, SynthesisShape
-from headrace.models.measure import find_pictures
+from headrace.models.measure import find_pictures, load_pixels, views_of
 from headrace.models.zoo.catalogue import load_backbone
 from headrace.models.zoo.sources import Source
 from torch import Tensor
@@ -121,3 +121,15 @@ def test_a_photograph_that_cannot_be_read_is_named(backbone, tmp_path):
     (tmp_path / "broken.jpg").write_bytes(b"no picture")
     with pytest.raises(DataError, match=r"broken\.jpg"):
         Album([Path(tmp_path / "broken.jpg")], backbone, ANCHOR, torch.device("cpu"))
+
+
+def test_views_of_a_photograph_are_itself_and_parts_of_it(backbone, noise_pictures):
+    paths = find_pictures(noise_pictures)[:3]
+    views = views_of(paths, 3, 0)
+    assert views[:3] == paths and len(views) == 9
+    how = backbone.preprocessing
+    drawn = [load_pixels(view, how) for view in views]
+    assert all(d.shape == (how.size, how.size, 3) and d.dtype == np.uint8 for d in drawn)
+    assert len({d.tobytes() for d in drawn}) == 9, "every view is another one"
+    assert all(np.array_equal(d, load_pixels(v, how)) for d, v in zip(drawn, views_of(paths, 3, 0), strict=True))
+    assert views_of(paths, 1, 0) == paths
