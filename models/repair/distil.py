@@ -38,6 +38,7 @@ from ..split import choose, measured_points
 from ..tasks import Detection, Segmentation, Several, Task
 from ..zoo.catalogue import backbone_of
 from .data import Crops, RandomSymbols, make_crops
+from .lean import lean
 from .student import Student
 from .tail import Denoiser, mean_gain
 
@@ -128,7 +129,7 @@ def repair(
     for name in names:
         student, steps = _learn(backbone, bundle, name, paths, plan, work / name, progress)
         said.append(f"{name} by {steps} steps")
-        found |= {f"{name}/{key}": value for key, value in student.tensors().items()}
+        found |= {f"{name}/{key}": value for key, value in lean(student.tensors()).items()}
     told = f"{', '.join(said)} of {plan.batch} crops of {len(paths)} unlabelled photographs, seed {plan.seed}"
     before = [part for part in bundle.provenance.get("repair", "").split("; ") if part and part.split()[0] not in names]
     provenance = {**bundle.provenance, "repair": "; ".join([*before, told])}
