@@ -133,3 +133,18 @@ def test_views_of_a_photograph_are_itself_and_parts_of_it(backbone, noise_pictur
     assert len({d.tobytes() for d in drawn}) == 9, "every view is another one"
     assert all(np.array_equal(d, load_pixels(v, how)) for d, v in zip(drawn, views_of(paths, 3, 0), strict=True))
     assert views_of(paths, 1, 0) == paths
+
+
+def test_every_other_view_of_a_detector_is_a_mosaic(noise_pictures, tmp_path, monkeypatch):
+    """Four pictures of one colour each: a mosaic has up to four, any other view has one."""
+    from PIL import Image
+
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    detector = load_backbone(Source("own_models:Boxes", "detection", size=32, labels=("a", "b", "c")))
+    for at, grey in enumerate((0, 80, 160, 240)):
+        Image.new("RGB", (300, 200), (grey, grey, grey)).save(tmp_path / f"{at}.png")
+    album = Album(find_pictures(tmp_path), detector, "body.1", torch.device("cpu"))
+    pixels, features, outputs = album.batch(np.random.default_rng(1), 8)
+    colours = [len(np.unique(view)) for view in pixels.numpy()]
+    assert max(colours[:4]) > 1 and colours[4:] == [1, 1, 1, 1]
+    assert len(features) == 8 and len(outputs) > 1 and all(len(each) == 8 for each in outputs)
