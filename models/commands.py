@@ -196,10 +196,15 @@ def learn_filter(
     output: BundleOutput,
     bundle: BundleFolder = COMMITTED_DETECTION,
     miss_rate: Annotated[float, typer.Option(help="Most that may be missed of the frames that hold one, 0..1.")] = 0.02,
-    epochs: Annotated[int, typer.Option(help="Passes over the photographs.")] = 30,
+    epochs: Annotated[int, typer.Option(help="Passes over the photographs.")] = 20,
     seed: Annotated[int, typer.Option(help="Of the photographs' division and order.")] = 0,
 ) -> None:
-    """Teach a detector's bundle to keep frames on the device that hold nothing of the classes of interest."""
+    """Teach a detector's bundle to keep frames on the device that hold nothing of the classes of interest.
+
+    A run that was killed goes on where it was when the same command is given again.
+    """
+    import shutil
+
     from rich.console import Console
     from rich.progress import Progress
 
@@ -217,9 +222,11 @@ def learn_filter(
                 bars[what] = progress.add_task(what, total=of)
             progress.update(bars[what], completed=done)
 
-        backbone, learned, reports = neural_filter.learn_filter(loaded, calibration, plan, note)
+        work = output / "filter-work"
+        backbone, learned, reports = neural_filter.learn_filter(loaded, calibration, plan, note, work)
     learned.save(output)
     write_weights(backbone, output)
+    shutil.rmtree(work, ignore_errors=True)
     for report in reports:
         typer.echo(str(report))
     typer.echo(f"{output}: fingerprint {short(learned.fingerprint)}")
