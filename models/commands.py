@@ -100,6 +100,9 @@ def repair_bundle(
     bfloat16: Annotated[
         bool, typer.Option("--bfloat16", help="Learn in half precision, where the processor has it in half the time.")
     ] = False,
+    resample: Annotated[
+        bool, typer.Option("--resample", help="Behind a cut on fewer pixels, answer on the grid of all.")
+    ] = False,
     photographs: Annotated[int, typer.Option(help="As given to `split`, to measure on the same photographs.")] = 300,
     held_out: Annotated[int, typer.Option(help="Photographs to measure on, not to learn from.")] = 64,
     seed: Annotated[int, typer.Option(help="Of crops, rate levels and prefixes.")] = 0,
@@ -120,7 +123,7 @@ def repair_bundle(
     places = tuple(at or ())
     plan = RepairPlan(
         places, minutes, steps, crops, rank=rank, device=device, half=bfloat16, seed=seed, photographs=photographs,
-        held_out=held_out,
+        held_out=held_out, resample=resample,
     )  # fmt: skip
     with Progress(*bar_columns(), console=Console(stderr=True)) as progress:
         model, repaired = repair(Bundle.load(bundle), calibration, plan, output / "repair-work", progress, more or ())
