@@ -2,15 +2,14 @@
 of the classes of interest (Matsubara and Levorato, "Neural Compression and Filtering for Edge-assisted Real-time Object
 Detection in Challenged Networks", ICPR 2020).
 
-features [B, C, H, W] --pool to at most 16x16, normalise, 1x1, two 3x3, 1x1--> a logit a place
+features [B, C, H, W] --pool to at most 16x16, normalise, 1x1, three 3x3, 1x1--> a logit a place
                                                             logits --log-sum-exp--> score [B]
 
-It is learned from the uncut detector's own answers to unlabelled photographs, of which every other one is replaced by
-a mosaic of four (see `mosaic`): every place is told the best score of the
-boxes whose centre it holds, and the frame whether it has a box that counts. The threshold comes from photographs that
-were not learned from: the k-th smallest score of the n frames that hold something, k = rate (n + 1) rounded down, so
-that another such frame falls below it with a probability of at most the rate (a conformal quantile; Vovk, Gammerman and
-Shafer, "Algorithmic Learning in a Random World", 2005).
+It is learned from the uncut detector's own answers to views of unlabelled photographs (see `scenes`): every place is
+told the best score of the candidates whose centre it holds, the frame the best of all. The threshold comes from
+photographs that were not learned from: the k-th smallest score of the n views that hold something, k = rate (n + 1)
+rounded down, so that another such view falls below it with a probability of at most the rate (a conformal quantile;
+Vovk, Gammerman and Shafer, "Algorithmic Learning in a Random World", 2005).
 """
 
 from __future__ import annotations
@@ -48,8 +47,10 @@ EPOCHS = 20
 BATCH = 64
 RATE = 3e-3
 DECAY = 0.02
-FRAME_WEIGHT = 0.3
-"""Of the frame's own loss, beside that of its places."""
+PLACES_WEIGHT = 0.3
+"""Of the places' losses, beside that of the frame."""
+SHARPNESS = 2.0
+"""Of the sum over places: infinite would be their maximum, 1 lets many doubtful places add up to a sure one."""
 SHARES = (0.2, 0.15)
 """Shares of the photographs that give the threshold, and that are for the report; the rest is learned from."""
 LEAST = 60
@@ -212,7 +213,7 @@ def learn_filter(
             )
     tensors, reports = dict(_without_filter(bundle)), []
     for name, presence in filters.items():
-        _learn(presence, seen, name, learned, plan, partial(note, f"{name}: filter"))
+        _learn(presence, seen, name, learned, backbone.task.confident, plan, partial(note, f"{name}: filter"))
         scores = _scores(presence, seen.pooled[name])
         limit = conformal_threshold(scores[between][seen.holds[between]], plan.miss_rate)
         reports.append(_report(name, presence, bundle, backbone, scores[last] < limit, seen.holds[last]))
@@ -273,14 +274,21 @@ def _slices(parts: Sequence[Part]) -> list[slice]:
 
 
 def _learn(
-    presence: Presence, seen: Seen, name: str, part: slice, plan: FilterPlan, note: Callable[[int, int], None]
+    presence: Presence,
+    seen: Seen,
+    name: str,
+    part: slice,
+    confident: float,
+    plan: FilterPlan,
+    note: Callable[[int, int], None],
 ) -> None:
     generator = torch.Generator().manual_seed(plan.seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(plan.seed)
         for layer in presence.layers:
             layer.reset_parameters()  # type: ignore[operator]
-    pooled, places, holds = seen.pooled[name][part], seen.places[name][part], seen.holds[part]
+    pooled = seen.pooled[name][part]
+    places, best = (_odds(scores[part], confident) for scores in (seen.places[name], seen.best))
     sample = torch.from_numpy(pooled[:512].astype(np.float32))
     presence.mean.copy_(sample.mean((0, 2, 3)))
     presence.deviation.copy_(sample.std((0, 2, 3)).clamp_min(1e-3))
@@ -294,11 +302,11 @@ def _learn(
         for chosen in torch.split(torch.randperm(len(pooled), generator=generator), BATCH):
             indexes = chosen.sort().values.numpy()
             logits = presence.places(torch.from_numpy(pooled[indexes].astype(np.float32)))
-            target, held = torch.from_numpy(places[indexes]), torch.from_numpy(holds[indexes].astype(np.float32))
-            at_places = functional.binary_cross_entropy_with_logits(logits, target, reduction="none").sum((1, 2))
-            of_frame = functional.binary_cross_entropy_with_logits(logits.flatten(1).logsumexp(1), held)
+            divergence = functional.binary_cross_entropy_with_logits
+            at_places = divergence(logits / SHARPNESS, places[indexes], reduction="none").sum((1, 2))
+            of_frame = divergence(logits.flatten(1).logsumexp(1) / SHARPNESS, best[indexes])
             optimiser.zero_grad(set_to_none=True)
-            torch.autograd.backward(at_places.mean() + FRAME_WEIGHT * of_frame)
+            torch.autograd.backward(of_frame + PLACES_WEIGHT * at_places.mean())
             optimiser.step()
             schedule.step()
         note(epoch + 1, plan.epochs)
@@ -306,6 +314,16 @@ def _learn(
     # The threshold belongs to the filter as it is stored.
     for value in (*presence.parameters(), *presence.buffers()):
         value.copy_(value.half().float())
+
+
+def _odds(scores: npt.NDArray[np.float32], confident: float) -> Tensor:
+    """Scores as what is learned of them: 1/2 at the score from which a box counts, in odds as far from it as before.
+
+    Told the scores themselves, a filter would learn the few sure objects well and leave open what it has to know,
+    whether a doubtful one counts.
+    """
+    odds: Tensor = torch.from_numpy(np.array(scores)).logit(1e-4) - math.log(confident / (1 - confident))
+    return odds.sigmoid()
 
 
 def _scores(presence: Presence, pooled: npt.NDArray[np.float16]) -> npt.NDArray[np.float32]:

@@ -214,7 +214,7 @@ def test_the_conformal_threshold_keeps_its_promise():
 
 @pytest.fixture(scope="module")
 def filtered(bundle, scenes) -> tuple[Bundle, list[neural_filter.Report]]:
-    _, found, reports = learn_filter(bundle, [scenes / "images"], FilterPlan(("red",), 0.05, epochs=25))
+    _, found, reports = learn_filter(bundle, [scenes / "images"], FilterPlan(("red",), 0.05, epochs=6))
     return found, reports
 
 
