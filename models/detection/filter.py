@@ -50,7 +50,7 @@ DECAY = 0.02
 PLACES_WEIGHT = 0.3
 """Of the places' losses, beside that of the frame."""
 SHARPNESS = 2.0
-"""Of the sum over places: infinite would be their maximum, 1 lets many doubtful places add up to a sure one."""
+"""Of a frame's score over that which is learned: 1 would let many doubtful places add up to a sure one."""
 SHARES = (0.2, 0.15)
 """Shares of the photographs that give the threshold, and that are for the report; the rest is learned from."""
 LEAST = 60
@@ -293,7 +293,7 @@ def _learn(
     presence.mean.copy_(sample.mean((0, 2, 3)))
     presence.deviation.copy_(sample.std((0, 2, 3)).clamp_min(1e-3))
     # Most places hold nothing.
-    nn.init.constant_(presence.layers[-1].bias, -5.0)  # type: ignore[arg-type]
+    nn.init.constant_(presence.layers[-1].bias, -5.0 * SHARPNESS)  # type: ignore[arg-type]
     presence.to(memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(presence.parameters(), RATE, weight_decay=DECAY)
     steps = plan.epochs * math.ceil(len(pooled) / BATCH)
@@ -301,10 +301,10 @@ def _learn(
     for epoch in range(plan.epochs):
         for chosen in torch.split(torch.randperm(len(pooled), generator=generator), BATCH):
             indexes = chosen.sort().values.numpy()
-            logits = presence.places(torch.from_numpy(pooled[indexes].astype(np.float32)))
+            logits = presence.places(torch.from_numpy(pooled[indexes].astype(np.float32))) / SHARPNESS
             divergence = functional.binary_cross_entropy_with_logits
-            at_places = divergence(logits / SHARPNESS, places[indexes], reduction="none").sum((1, 2))
-            of_frame = divergence(logits.flatten(1).logsumexp(1) / SHARPNESS, best[indexes])
+            at_places = divergence(logits, places[indexes], reduction="none").sum((1, 2))
+            of_frame = divergence(logits.flatten(1).logsumexp(1), best[indexes])
             optimiser.zero_grad(set_to_none=True)
             torch.autograd.backward(of_frame + PLACES_WEIGHT * at_places.mean())
             optimiser.step()
