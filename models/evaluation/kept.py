@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from ..bundle import Bundle
+from ..bundle_files import tensors_file
 from ..exceptions import DataError
 from . import exits
 from .edge_costs import EdgeCosts, StageCost
@@ -68,6 +70,12 @@ class Kept:
 def pictures_identity(paths: Sequence[Path]) -> str:
     """Of photographs: their names and sizes."""
     return hashlib.sha256(json.dumps([(p.name, p.stat().st_size) for p in paths]).encode()).hexdigest()
+
+
+def repair_identity(bundle: Bundle, split: str) -> str:
+    """Of what a split point's tail and decoder have learned, which the bundle's fingerprint leaves out."""
+    learned = {k: v for k, v in bundle.repair.items() if k.startswith(f"{split}/")}
+    return hashlib.sha256(tensors_file(learned)).hexdigest() if learned else ""
 
 
 def samples_as_json(samples: Sequence[Sample]) -> list[dict[str, Any]]:
