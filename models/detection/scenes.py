@@ -25,8 +25,7 @@ from torch import Tensor
 
 from ..backbones import Backbone
 from ..bundle import Preprocessing
-from ..measure import BATCH, load_pixels
-from ..repair.data import random_crop
+from ..measure import BATCH, load_pixels, random_crop
 from ..tasks import Detection
 from .mosaic import mosaic, pair
 
