@@ -26,9 +26,9 @@ from .evaluation.kept import (
     exits_as_json,
     exits_from_json,
     pictures_identity,
-    repair_identity,
     samples_as_json,
     samples_from_json,
+    split_digest,
 )
 from .evaluation.pictures import QUALITIES, available, encode_picture, measure_pictures, settings
 from .evaluation.plots import need_matplotlib
@@ -169,9 +169,8 @@ def measure_all(
     paths, truth = labelled_pictures(data, backbone.class_ids, limit)
     points = [p for p in bundle.operating_points if p.kind is Kind.FEATURE]
     chosen = [each for each in settings() if each.codec in codecs]
-    kept = Kept(
-        work, bundle.fingerprint.hex(), pictures_identity(paths), str(truth), str([(p.id, p.name) for p in points])
-    )
+    fingerprint = bundle.fingerprint.hex()
+    kept = Kept(work, backbone.spec.sha256, str(backbone.preprocessing), pictures_identity(paths), str(truth))
     with Progress(*bar_columns(), console=Console(stderr=True)) as progress:
 
         def times() -> dict[str, Any]:
@@ -220,23 +219,28 @@ def measure_all(
             rows = exit_rows(backbone, bundle, told, np.array(truth, np.int64), uncut, costs.splits)
             return exits_as_json(rows)
 
-        timed = kept.stage("times", times)
+        timed = kept.stage("times", times, fingerprint)
         costs = costs_from_json(timed)
         uncut = np.array(kept.stage("uncut", uncut_answers), np.int64)
         samples = []
         for name in (each.name for each in bundle.splits):
-            learned = repair_identity(bundle, name)
-            samples += samples_from_json(kept.stage(f"{name}: points", partial(ours, name), learned))
+            identity = split_digest(bundle, name)
+            samples += samples_from_json(kept.stage(f"{name}: points", partial(ours, name), identity))
         samples += samples_from_json(kept.stage("pictures", pictures, str(chosen)))
         if others is not None:
             for split in others.splits(bundle):
-                samples += samples_from_json(kept.stage(split, partial(beside, split), others.identity))
+                identity = split_digest(bundle, split)
+                samples += samples_from_json(kept.stage(split, partial(beside, split), identity, others.identity))
         by_slice = {}
         for point in points_by_slice(bundle):
-            learned = repair_identity(bundle, point.split)
-            found = kept.stage(f"{point.name}: slices", partial(prefixes, point), learned)
+            identity = split_digest(bundle, point.split)
+            found = kept.stage(f"{point.name}: slices", partial(prefixes, point), identity)
             by_slice[point.name] = samples_from_json(found)
-        told = exits_from_json(kept.stage("exits", exits, str(bundle.exit_specs))) if bundle.exit_specs else []
+        told = (
+            exits_from_json(kept.stage("exits", exits, fingerprint, str(bundle.exit_specs)))
+            if bundle.exit_specs
+            else []
+        )
     return Measurements(samples, uncut == np.array(truth), costs, timed["picture_ms"], told, prefixes=by_slice)
 
 

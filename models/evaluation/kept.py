@@ -13,7 +13,9 @@ import numpy as np
 
 from ..bundle import Bundle
 from ..bundle_files import tensors_file
+from ..bundle_specs import split_identity
 from ..exceptions import DataError
+from ..operating_point import Kind
 from . import exits
 from .edge_costs import EdgeCosts, StageCost
 from .samples import Sample
@@ -72,10 +74,16 @@ def pictures_identity(paths: Sequence[Path]) -> str:
     return hashlib.sha256(json.dumps([(p.name, p.stat().st_size) for p in paths]).encode()).hexdigest()
 
 
-def repair_identity(bundle: Bundle, split: str) -> str:
-    """Of what a split point's tail and decoder have learned, which the bundle's fingerprint leaves out."""
-    learned = {k: v for k, v in bundle.repair.items() if k.startswith(f"{split}/")}
-    return hashlib.sha256(tensors_file(learned)).hexdigest() if learned else ""
+def split_digest(bundle: Bundle, split: str) -> str:
+    """Of all that the packets of a split point and their answers depend on, but for the backbone: a bundle that has got
+    other split points beside it gives the same."""
+    points = [(p.id, p.name) for p in bundle.operating_points if p.kind is Kind.FEATURE and p.split == split]
+    spec = bundle.split(split)
+    parts = [tensors_file({k: v for k, v in found.items() if k.startswith(f"{split}/")}) for found in
+             (bundle.tensors, bundle.repair)]  # fmt: skip
+    learned = bundle.learned_digest.hex() if spec.learned else ""
+    said = json.dumps([split_identity(spec), points, learned], default=list)
+    return hashlib.sha256(said.encode() + b"".join(parts)).hexdigest()
 
 
 def samples_as_json(samples: Sequence[Sample]) -> list[dict[str, Any]]:

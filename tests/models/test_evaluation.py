@@ -338,8 +338,10 @@ def test_the_commands_on_real_photographs(tmp_path, monkeypatch):
     assert found["splits"].keys() == {s.name for s in bundle.splits}
     for name, split in found["splits"].items():
         assert 0 < split["share_of_uncut"] < 1.5 and 0 < split["gmac"] < found["uncut"]["gmac"]
-        assert not split["learned"] and found["at_split"][name]["0.90"]["deep"] == split["at"]["0.90"]
-    assert found["encoder"]["widest"]["split"] == "blocks.2.0-144px"
+        assert split["learned"] == name.startswith("slim-")
+        assert found["at_split"][name]["0.90"]["deep"] == split["at"]["0.90"]
+    assert found["encoder"]["widest"]["split"] == "slim-100" and found["encoder"]["narrowest"]["split"] == "slim-25"
+    assert found["encoder"]["widest"]["gmac"] < 0.06
     assert list(found["at"]) == ["0.98", "0.95", "0.90"]
     assert set(found["at"]["0.95"]) == {"deep", "mid", "light", *pictures.QUALITIES, "entropic_student"}
     assert found["at"]["0.95"]["deep"] < found["at"]["0.95"]["webp"] / 3
