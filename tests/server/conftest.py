@@ -25,7 +25,8 @@ ANSWER = (TailOutput("classification", (Label(7, 0.5),)),)
 
 
 class HeldEngine(Engine):
-    """An engine that finishes a batch when the test opens the gate, and remembers what it was given."""
+    """An engine that finishes a batch when the test opens the gate, says that it took `seconds`, and remembers what it
+    was given."""
 
     answer = ANSWER
 
@@ -37,6 +38,7 @@ class HeldEngine(Engine):
         self.batches: list[tuple[TailKey, list[TailInput]]] = []
         self.began: asyncio.Queue[int] = asyncio.Queue()
         self.error: Exception | None = None
+        self.seconds = 0.001
         self.bundles: list[bytes] = []
 
     async def start(self) -> None:
@@ -55,7 +57,7 @@ class HeldEngine(Engine):
         await self.gate.wait()
         if self.error:
             raise self.error
-        return EngineResult([ANSWER] * len(inputs), 0.001)
+        return EngineResult([ANSWER] * len(inputs), self.seconds)
 
     async def close(self) -> None:
         pass

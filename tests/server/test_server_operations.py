@@ -41,6 +41,12 @@ async def test_calls_are_counted_by_method_and_code(start: Any, make_packet: Mak
         await unknown(b"")
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
     gone = await server.stream()
+    server.engine.gate.clear()
+    await gone.send(make_packet(2))
+    await server.engine.began.get()  # that of the call before
+    await server.engine.began.get()
+    # A cancelled stream ends for its reader too, as one does that was ended well, and whichever the handler hears of
+    # first decides its code; with a frame under way it waits, and hears of both.
     gone.call.cancel()
     async with asyncio.timeout(30):
         while not handled(server, "Stream", "CANCELLED", "bidi_stream"):
