@@ -30,8 +30,9 @@ from .workers import Workers
 
 log = structlog.get_logger(__name__)
 
-AHEAD = 2
-"""Batches of each tail that may be decoded ahead; what waits longer waits as a packet, in its line."""
+AHEAD = 1
+"""Batches of each tail that may be decoded ahead; what waits longer waits as a packet, in its line: whatever is given up
+there has cost next to nothing."""
 
 CHUNK = 8
 """Most packets that a worker thread decodes before the event loop hears of them."""
