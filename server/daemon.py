@@ -33,6 +33,7 @@ from .grpc_metrics import GrpcMetrics
 from .guard import Guard, Streams, refused_calls
 from .listening import make_grpc, open_port
 from .metrics import Metrics, MetricsEndpoint, Probes
+from .one_core import one_core, take_turns
 from .pipeline import Pipeline, PipelineSettings
 from .ray_engine import RayEngine, RaySettings
 from .security import loopback
@@ -319,7 +320,8 @@ def run(settings: ServerSettings) -> int:
     """
     configure_logging(settings.log_level, settings.log_format)
     sys.setswitchinterval(SWITCH_S)
-    take_turns()
+    if one_core():
+        take_turns()
     # Read by OpenMP when PyTorch is loaded. Its threads otherwise spin between operators: on a machine that is shared
     # (with an edge in the demo) tails then took five times as long, and the event loop waited for a core.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -328,14 +330,6 @@ def run(settings: ServerSettings) -> int:
     except HeadraceError as error:
         sys.stderr.write(f"headrace serve: {error}\n")
         return 1
-
-
-def take_turns() -> None:
-    """Where all threads share one core: whichever wakes up waits for its turn, in place of interrupting the tail for
-    every message, several threads one after the other; messages are then handled a few at a time (sched(7), SCHED_BATCH).
-    """
-    if len(os.sched_getaffinity(0)) == 1:
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 async def _serve(settings: ServerSettings) -> int:
