@@ -144,7 +144,7 @@ class Admission:
             # one that does not, whole batches go first, and its own will be full by then.
             before = int((wait - busy) / batch) * batch
             done = busy + (before + batch if before else min(batch, wait - busy + alone))
-            headroom = BATCH_HEADROOM + TURNED_HEADROOM * self._turned.get(device, (0.0, 0.0))[1]
+            headroom = BATCH_HEADROOM + TURNED_HEADROOM * self._turned_share(device, now)
         late = done - (1.0 - headroom) * (deadline - now)
         if late > 0:
             return FullError(
@@ -184,12 +184,17 @@ class Admission:
         If each comes again after so many frames' time, as much comes in all as is served; were they told when the queue
         has room again, all of them would be there then.
         """
-        share = self._turned.get(device, (0.0, 0.0))[1]
+        share = self._turned_share(device, now)
         self._turned[device] = (now, share + TURNED_WEIGHT * (1.0 - share))
         if now >= self._forget_at:
             self._turned = {d: turned for d, turned in self._turned.items() if now - turned[0] < TURNED_S}
             self._forget_at = now + TURNED_S / 4
         return len(self._turned)
+
+    def _turned_share(self, device: str, now: float) -> float:
+        """The share of a device's frames that are turned away, as a running mean; 0 after a while without any."""
+        at, share = self._turned.get(device, (-math.inf, 0.0))
+        return share if now - at < TURNED_S else 0.0
 
     def _wait(self, device: str, cost: float) -> float:
         """Seconds until a frame of the device that came now would be next.

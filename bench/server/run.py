@@ -32,6 +32,8 @@ OVER = 1.5
 """Saturation is measured at so many times the bare loop's rate."""
 LOSS_FPS = 60.0
 """Frames a second while servers drain and bundles are swapped."""
+IDLE_S = 10.0
+"""Shortest measurement of an active device among idle ones."""
 SLICES = 3
 TIMES = 10
 """The overload, in peaks."""
@@ -91,7 +93,9 @@ async def _measure(plan: Plan, place: Place, console: Console) -> Found:
     )
     if "compare" in plan.parts:
         await _compare(plan, place, material, found, console)
-    if {"overload", "greed", "idle"} & set(plan.parts):
+    if "idle" in plan.parts and plan.idle > 0:
+        await _idle(plan, place, material, found, console)
+    if {"overload", "greed"} & set(plan.parts):
         await _hardships(plan, place, material, found, console)
     await _losses(plan, place, material, found, console)
     return found
@@ -182,16 +186,19 @@ async def _hardships(plan: Plan, place: Place, material: Material, found: Found,
                 f"fairness: {alone:.3f} of the others' frames in time alone, {beside:.3f} beside one device that sends "
                 f"100 times its share ({(alone - beside) * 100:.1f} points); Jain's index {jain:.3f}"
             )
-        if "idle" in plan.parts and plan.idle > 0:
-            each, (p99, p99_with) = await cells.idle(
-                server, material, plan.idle, max(plan.seconds, 10.0), plan.deadline_s
-            )
-            found.figures["idle_mb_per_device"] = round(each, 3)
-            console.print(
-                f"idle: {plan.idle} devices take {each:.3f} MB each; p99 of an active one {p99 * 1e3:.1f} ms without, "
-                f"{p99_with * 1e3:.1f} ms with them"
-            )
-            found.save()
+
+
+async def _idle(plan: Plan, place: Place, material: Material, found: Found, console: Console) -> None:
+    async with our_server(place) as server:
+        seconds = max(plan.seconds, IDLE_S)
+        seen = await cells.idle(server, material, plan.idle, seconds, plan.deadline_s, plan.rounds)
+    found.figures["idle_mb_per_device"] = round(seen.mb, 3)
+    console.print(
+        f"idle: {plan.idle} devices take {seen.mb:.3f} MB each; p99 of an active one "
+        f"{', '.join(f'{p99 * 1e3:.1f}' for p99 in seen.without)} ms without, "
+        f"{', '.join(f'{p99 * 1e3:.1f}' for p99 in seen.beside)} ms with them ({seen.longer:.3f} times)"
+    )
+    found.save()
 
 
 async def _overload(
