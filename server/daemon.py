@@ -293,7 +293,7 @@ def engine_of(settings: ServerSettings) -> Engine:
 
         set_up_torch(settings.device, settings.threads)
 
-    return LocalEngine(load, set_up, settings.max_batch)
+    return LocalEngine(load, set_up, settings.max_batch, settings.device == "cpu")
 
 
 def add_reflection(server: grpc.aio.Server) -> None:
@@ -320,7 +320,7 @@ def run(settings: ServerSettings) -> int:
     """
     configure_logging(settings.log_level, settings.log_format)
     sys.setswitchinterval(SWITCH_S)
-    if one_core():
+    if one_core() and settings.engine == "local" and settings.device == "cpu":
         take_turns()
     # Read by OpenMP when PyTorch is loaded. Its threads otherwise spin between operators: on a machine that is shared
     # (with an edge in the demo) tails then took five times as long, and the event loop waited for a core.

@@ -126,7 +126,7 @@ class Dispatcher:
         self.running = 0
         self._engine, self._admission, self._metrics, self._clock = engine, admission, metrics, clock
         self._max_batch, self._decode_threads = max_batch, decode_threads
-        self._one_core = one_core()
+        self._one_core = engine.on_our_cores and one_core()
         self._line: Line[Job] = Line(admission.shares)
         self._batcher: Batcher[Job] = Batcher(max_batch, max_wait_s, self.costs, admission.shares)
         self._threads = Workers("decode", decode_threads)

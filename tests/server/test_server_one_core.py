@@ -14,15 +14,14 @@ from headrace.models.bitstream import Packet
 from headrace.protos.messages import Status
 from headrace.server.one_core import one_core
 
-
-@pytest.fixture
-def single_core(several_cores: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("headrace.server.dispatch.one_core", lambda: True)
+from .conftest import HeldEngine
 
 
 async def test_what_waits_is_decoded_between_batches_and_after_the_answers(
-    single_core: None, start: Any, make_packet: Callable[..., Packet]
+    start: Any, make_packet: Callable[..., Packet], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("headrace.server.dispatch.one_core", lambda: True)
+    monkeypatch.setattr(HeldEngine, "on_our_cores", True)
     server = await start()
     stream = await server.stream()
     server.engine.gate.clear()
