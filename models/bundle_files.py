@@ -23,6 +23,8 @@ HALVED = ("mean", "weights", "encoder", "decoder")
 HALF_LARGEST = 60_000.0
 NARROW_FROM = 4096
 CDF, ORDER = "/cdf", "/order"
+CDF_TOTAL = 2**16
+"""What every entropy table ends with (16 bits)."""
 ALWAYS_FLAT = "temporal/"
 """Tables that lie row after row in memory too."""
 
@@ -46,12 +48,13 @@ def _halved(name: str) -> bool:
 
 def packed(tensors: Mapping[str, Array]) -> dict[str, Array]:
     """Tensors as they are stored, losing nothing: float16 in place of float32 and uint16 in place of int32 where that
-    is enough, entropy tables row after row without their padding. Small arrays are not worth the look."""
+    is enough, entropy tables row after row without their padding, the 65,536 that each ends with as 0. Small arrays
+    are not worth the look."""
     found = {}
     for name, array in tensors.items():
         sizes = tensors.get(f"{name.removesuffix(CDF)}/sizes")
         if name.endswith(CDF) and array.ndim == 2 and sizes is not None:
-            found[name] = _without_padding(array, sizes)
+            found[name] = _wrapped(_without_padding(array, sizes), sizes)
         else:
             found[name] = _narrow(name, np.ascontiguousarray(array))
     return found
@@ -72,7 +75,8 @@ def _unpacked(name: str, array: Array, stored: Mapping[str, Array]) -> Array:
     if array.dtype == np.uint16 and name.endswith(ORDER):
         return array.astype(np.int32)
     if name.endswith(CDF) and array.ndim == 1 and not name.startswith(ALWAYS_FLAT):
-        return _with_padding(array, stored.get(f"{name.removesuffix(CDF)}/sizes"))
+        sizes = stored.get(f"{name.removesuffix(CDF)}/sizes")
+        return _with_padding(array if array.dtype != np.uint16 else _unwrapped(array, sizes), sizes)
     return array
 
 
@@ -98,6 +102,21 @@ def _without_padding(cdf: Array, sizes: Array) -> Array:
     except ValueError:  # tables that do not fit together are refused where they are used
         same = False
     return flat if same else cdf
+
+
+def _wrapped(flat: Array, sizes: Array) -> Array:
+    """Tables that lie row after row as uint16, if nothing is lost by it."""
+    if flat.ndim != 1 or flat.dtype != np.int32 or len(flat) != sizes.sum():
+        return flat
+    narrow = flat.astype(np.uint16)
+    return narrow if np.array_equal(_unwrapped(narrow, sizes), flat) else flat
+
+
+def _unwrapped(narrow: Array, sizes: Array | None) -> Array:
+    flat = narrow.astype(np.int32)
+    if sizes is not None and sizes.ndim == 1 and len(sizes) and sizes.min() >= 1 and len(flat) == sizes.sum():
+        flat[np.cumsum(sizes) - 1] = CDF_TOTAL
+    return flat
 
 
 def _with_padding(flat: Array, sizes: Array | None) -> Array:

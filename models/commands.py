@@ -102,6 +102,7 @@ def repair_bundle(
     ] = False,
     photographs: Annotated[int, typer.Option(help="As given to `split`, to measure on the same photographs.")] = 300,
     held_out: Annotated[int, typer.Option(help="Photographs to measure on, not to learn from.")] = 64,
+    views: Annotated[int, typer.Option(min=1, help="Views of each of those: itself, and parts of it.")] = 1,
     seed: Annotated[int, typer.Option(help="Of crops, rate levels and prefixes.")] = 0,
     device: Device = "cpu",
 ) -> None:
@@ -120,7 +121,7 @@ def repair_bundle(
     places = tuple(at or ())
     plan = RepairPlan(
         places, minutes, steps, crops, rank=rank, device=device, half=bfloat16, seed=seed, photographs=photographs,
-        held_out=held_out,
+        held_out=held_out, views=views,
     )  # fmt: skip
     with Progress(*bar_columns(), console=Console(stderr=True)) as progress:
         model, repaired = repair(Bundle.load(bundle), calibration, plan, output / "repair-work", progress, more or ())
@@ -177,6 +178,7 @@ def train(
     held_out: Annotated[
         int, typer.Option(help="Photographs of the first folder to measure on, not learned from.")
     ] = 64,
+    views: Annotated[int, typer.Option(min=1, help="Views of each of those: itself, and parts of it.")] = 1,
     device: Device = "cpu",
 ) -> None:
     """Learn a light slimmable encoder by distillation, and add its widths to a bundle as split points.
@@ -186,7 +188,7 @@ def train(
     """
     from .learning.command import train_bundle
 
-    train_bundle(plan, photographs, output, work, fitted, held_out, device)
+    train_bundle(plan, photographs, output, work, fitted, held_out, views, device)
 
 
 @app.command("filter")

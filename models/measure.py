@@ -27,7 +27,30 @@ from .tasks import Answer, Task
 
 BATCH = 8
 """Photographs at once; larger batches of 224x224 fall out of a small machine's cache and take longer."""
+AREA = (0.45, 1.0)
+"""Share of a photograph that a crop covers, before preprocessing cuts the middle out of it."""
+ASPECT = (3 / 4, 4 / 3)
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm")
+
+
+@dataclass(frozen=True, slots=True)
+class Crop:
+    """A random part of a photograph, drawn from (seed, index) alone; the same part at every size of the pixels."""
+
+    path: Path
+    seed: int
+    index: int
+
+
+View = Path | Crop
+"""A whole photograph, or a part of one."""
+
+
+def views_of(paths: Sequence[Path], number: int, seed: int) -> list[View]:
+    """Every photograph whole, and then in parts until there are `number` views of each: where few photographs are left
+    to measure on, several views of each say more."""
+    parts = [Crop(path, seed, at * number + n) for at, path in enumerate(paths) for n in range(1, number)]
+    return [*paths, *parts]
 
 
 @dataclass
@@ -58,17 +81,37 @@ def find_pictures(folder: Path) -> list[Path]:
     return found
 
 
-def load_pixels(path: Path, how: Preprocessing) -> npt.NDArray[np.uint8]:
-    """One photograph as uint8 [S, S, 3].
+def load_pixels(view: View, how: Preprocessing) -> npt.NDArray[np.uint8]:
+    """One photograph, or a part of one, as uint8 [S, S, 3].
 
     Raises:
         DataError: the file cannot be read as a picture.
     """
+    if isinstance(view, Crop):
+        return random_crop(view.path, how, view.seed, view.index)
     try:
-        with Image.open(path) as picture:
+        with Image.open(view) as picture:
             return prepare(picture, how)
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-        raise DataError(f"{path} cannot be read as a picture ({error}); remove it or save it anew") from error
+        raise DataError(f"{view} cannot be read as a picture ({error}); remove it or save it anew") from error
+
+
+def random_crop(path: Path, how: Preprocessing, seed: int, index: int) -> npt.NDArray[np.uint8]:
+    """A random box of a photograph, preprocessed like a photograph of its own, and flipped half of the time."""
+    rng = np.random.default_rng((seed, index))
+    try:
+        with Image.open(path) as file:
+            picture = file.convert("RGB")
+    except (OSError, UnidentifiedImageError) as error:
+        raise DataError(f"{path} cannot be read as a photograph: {error}; take it out of the folder") from error
+    area = picture.width * picture.height * rng.uniform(*AREA)
+    aspect = np.exp(rng.uniform(*np.log(ASPECT)))
+    width = int(np.clip(round((area * aspect) ** 0.5), 1, picture.width))
+    height = int(np.clip(round((area / aspect) ** 0.5), 1, picture.height))
+    left = int(rng.integers(0, picture.width - width + 1))
+    top = int(rng.integers(0, picture.height - height + 1))
+    pixels = prepare(picture.crop((left, top, left + width, top + height)), how)
+    return pixels[:, ::-1].copy() if rng.random() < 0.5 else pixels
 
 
 def pixel_batches(paths: Sequence[Path], how: Preprocessing) -> Iterator[Tensor]:
@@ -77,14 +120,14 @@ def pixel_batches(paths: Sequence[Path], how: Preprocessing) -> Iterator[Tensor]
         yield _pixels(paths[at : at + BATCH], how)
 
 
-def _pixels(paths: Sequence[Path], how: Preprocessing) -> Tensor:
+def _pixels(paths: Sequence[View], how: Preprocessing) -> Tensor:
     return torch.from_numpy(np.stack([load_pixels(p, how) for p in paths]))
 
 
 def measure(
     backbone: Backbone,
     bundle: Bundle,
-    paths: Sequence[Path],
+    paths: Sequence[View],
     points: Sequence[OperatingPoint],
     note: Callable[[int], None] = lambda _: None,
 ) -> tuple[list[Answer], Mapping[int, Measured]]:
@@ -92,7 +135,7 @@ def measure(
 
     Args:
         backbone, bundle: as they would be on both sides.
-        paths: photographs.
+        paths: photographs, or parts of some.
         points: of kinds `feature` and `image` (`local` is the uncut model).
         note: called with the number of photographs done, after each batch.
 

@@ -38,7 +38,7 @@ from .detection.mosaic import scene_batches
 from .exceptions import BackboneError, DataError
 from .export import Only, write_onnx
 from .fit import BOX_DISTORTIONS, DISTORTIONS, fit_map
-from .measure import find_pictures, measure, pixel_batches
+from .measure import View, find_pictures, measure, pixel_batches
 from .onnx_time import coding_milliseconds, edge_milliseconds, image_milliseconds
 from .operating_point import Kind, OperatingPoint
 from .tasks import CLASSIFICATION, DETECTION
@@ -326,7 +326,7 @@ def timed(backbone: Backbone, bundle: Bundle, progress: Progress) -> Bundle:
 
 
 def measured_points(
-    backbone: Backbone, bundle: Bundle, held_out: Sequence[Path], progress: Progress, only: Collection[str] = ()
+    backbone: Backbone, bundle: Bundle, held_out: Sequence[View], progress: Progress, only: Collection[str] = ()
 ) -> Bundle:
     """The bundle with bytes and accuracy of every operating point, on photographs that were not fitted on; of those of
     `only` some split points if any are given."""

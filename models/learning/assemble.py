@@ -17,6 +17,7 @@ from ..backbones import Backbone
 from ..bundle import Bundle, LearnedSpec, SplitSpec
 from ..extend import added
 from ..extend import without as without_splits
+from ..measure import View
 from ..split import fit_splits, measured_points, timed
 from .cut import learned_cuts, synthesis_numbers, tensors_of
 from .plan import TrainPlan
@@ -35,16 +36,18 @@ def assemble(
     plan: TrainPlan,
     learned: Learned,
     fit_on: Sequence[Path],
-    held_out: Sequence[Path],
+    held_out: Sequence[View],
     progress: Progress | None = None,
 ) -> Bundle:
     """The bundle with a split point for every width, in place of those that the plan's name had before.
 
     Args:
         backbone: the bundle's; it knows the learned cuts afterwards.
-        bundle: any; its other split points and operating points stay as they are, and so do their ids.
+        bundle: any; its other split points stay as they are, and so do the ids of their operating points.
         plan, learned: what `train.train` was given, and what it gave.
-        fit_on, held_out: photographs to fit the closed form on, and to measure the new operating points on.
+        fit_on: photographs to fit the closed form on.
+        held_out: photographs, or parts of some, to measure all operating points on, the old ones too: those that one
+            bundle holds have to be compared on the same.
         progress: where to show progress; None for nowhere.
 
     Raises:
@@ -68,7 +71,7 @@ def assemble(
     specs = [replace(spec, learned=widths[spec.name]) for spec in specs]
     bundle = added(bundle, specs, arrays, {spec.name: _share(spec, specs) for spec in specs})
     bundle = replace(bundle, provenance={**bundle.provenance, plan.name: learned.said}).check()
-    return measured_points(backbone, timed(backbone, bundle, progress), held_out, progress, tuple(widths)).check()
+    return measured_points(backbone, timed(backbone, bundle, progress), held_out, progress).check()
 
 
 def without(bundle: Bundle, name: str) -> Bundle:

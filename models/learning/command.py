@@ -12,7 +12,7 @@ from rich.progress import Progress
 
 from ..bundle import Bundle, short
 from ..exceptions import DataError
-from ..measure import find_pictures
+from ..measure import find_pictures, views_of
 from ..split import bar_columns, choose
 from ..zoo.catalogue import backbone_of, write_weights
 from .assemble import assemble, without
@@ -22,7 +22,14 @@ from .train import train
 
 
 def train_bundle(
-    plan_file: Path, folders: Sequence[Path], output: Path, work: Path, fitted: int, held_out: int, device: str
+    plan_file: Path,
+    folders: Sequence[Path],
+    output: Path,
+    work: Path,
+    fitted: int,
+    held_out: int,
+    views: int,
+    device: str,
 ) -> None:
     """Learn what a plan says and write the bundle that has it; see `train` and `assemble` for what is raised.
 
@@ -32,6 +39,7 @@ def train_bundle(
         output: folder of the new bundle.
         work: folder for views and checkpoints; it is left there, to go on from.
         fitted, held_out: numbers of photographs to fit and to measure on; the latter are not learned from.
+        views: of each photograph that is measured on: itself, and parts of it.
         device: "cpu" or "cuda".
     """
     plan = TrainPlan.load(plan_file)
@@ -49,7 +57,7 @@ def train_bundle(
         learned = train(backbone, plan, paths, work, team, progress)
         if not team.first:
             return
-        made = assemble(backbone, bundle, plan, learned, fit_on, measured_on, progress)
+        made = assemble(backbone, bundle, plan, learned, fit_on, views_of(measured_on, views, plan.seed), progress)
     made.save(output)
     write_weights(backbone, output)
     typer.echo(f"{output}: {len(made.operating_points)} operating points, fingerprint {short(made.fingerprint)}")

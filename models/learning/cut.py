@@ -1,7 +1,8 @@
 """Learned cuts: what a bundle holds of an encoder and its synthesis, and a backbone's head and tail made of them.
 
-    NAME/encoder/LAYER/weight                   float16, shared by all widths: each takes the first channels of it
-    NAME/encoder/LAYER/WIDTH/scale, .../bias    float16 [channels], a width's normalisation
+    NAME/encoder/STEM/LAYER/weight              float16, shared by all widths with that stem: each takes the first
+                                                channels of it
+    NAME/encoder/STEM/LAYER/WIDTH/scale, .../bias  float16 [channels], a width's normalisation
     NAME/synthesis/LAYER...                     float16, convolutions of the synthesis
 
 pixels --encoder at a width--> latent ~~~closed form, coder~~~> latent --synthesis--> features --rest of backbone-->
@@ -105,7 +106,8 @@ def _synthesis(tensors: Arrays, spec: LearnedSpec) -> Synthesis:
 
 def _encoder(tensors: Arrays, spec: SplitSpec) -> PlainEncoder:
     assert spec.learned is not None
-    plain, prefix = PlainEncoder(spec.learned.channels, spec.features[0]), f"{spec.learned.name}/encoder"
+    plain = PlainEncoder(spec.learned.channels, spec.features[0])
+    prefix = f"{spec.learned.name}/encoder/{spec.learned.channels[0]}"
     with torch.no_grad():
         for at, layer in enumerate(plain.layers):
             assert isinstance(layer, nn.Conv2d) and layer.bias is not None

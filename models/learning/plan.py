@@ -7,7 +7,7 @@ seed = 0
 
 [encoder]
 latent = 64
-widths = { 25 = [8, 16, 8, 32, 16], 100 = [24, 64, 32, 128, 48] }
+widths = { 25 = [4, 8, 8, 24, 16, 24, 32, 40], 100 = [2, 16, 16, 48, 24, 48, 72, 40] }
 
 [[stages]]                         # towards the uncut model's features, then towards its answers
 towards = "features"
@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from ..exceptions import DataError
 from .cut import INPUT
-from .slimmable import CHANNELS
+from .slimmable import CHANNELS, STEMS
 
 Channels = tuple[int, ...]
 
@@ -39,19 +39,23 @@ class EncoderPlan(_Part):
     latent: int = Field(64, ge=1, le=512, description="Channels of the latent.")
     widths: dict[str, Channels] = Field(
         min_length=1,
-        description="Name of each width, narrowest first -> c1, c2, its block's, c3, its blocks' channels.",
+        description="Name of each width, narrowest first -> its stem's stride and channels, see `slimmable`.",
     )
 
     @field_validator("widths")
     @classmethod
     def _rising(cls, widths: dict[str, Channels]) -> dict[str, Channels]:
-        before: Channels = (1,) * CHANNELS
+        before: dict[int, Channels] = {}
         for name, channels in widths.items():
-            if not name.isalnum() or len(channels) != CHANNELS:
-                raise ValueError(f"width {name!r} needs a plain name and {CHANNELS} numbers of channels")
-            if any(a < b for a, b in zip(channels, before, strict=True)):
+            if not name.isalnum() or len(channels) != CHANNELS or min(channels) < 1:
+                raise ValueError(f"width {name!r} needs a plain name, its stem's stride and {CHANNELS - 1} channels")
+            if channels[0] not in STEMS:
+                raise ValueError(
+                    f"width {name!r} has a stem of stride {channels[0]}; there are {', '.join(map(str, STEMS))}"
+                )
+            if any(a < b for a, b in zip(channels, before.get(channels[0], ()), strict=False)):
                 raise ValueError(f"width {name!r} has fewer channels than the width before it; order them by size")
-            before = channels
+            before[channels[0]] = channels
         return widths
 
 

@@ -1,7 +1,11 @@
 """The slimmable encoder: one set of weights, of which every width executes the first channels of each layer.
 
-pixels, normalised [B, 3, S, S] --5x5, stride 4--> c1 --3x3, stride 2--> c2 --block--> --3x3, stride 2--> c3 --blocks-->
-    --1x1--> latent [B, K, S/16, S/16]
+pixels, normalised [B, 3, S, S] --stem, stride 2 or 4--> c0 --depthwise, 1x1--> c1 --bottleneck h1, stride 2--> c2
+    --bottleneck h2--> c2 --bottleneck h3, to a stride of 8 in all--> c3 --2x2, stride 2--> latent [B, K, S/16, S/16]
+
+The layers are those of a mobile backbone's first stages (inverted bottlenecks: Sandler et al., "MobileNetV2", CVPR
+2018), narrowed, so that they can start from that backbone's weights (`start`). A stem of stride 4 sees pixels at half
+the resolution; its layers run at a quarter of the places, and their weights are a set of their own.
 
 As in Yu et al., "Slimmable Neural Networks" (ICLR 2019), every width has normalisation statistics of its own; they are
 folded into its convolutions when it is taken out (`PlainEncoder`), so that on a device a width is a plain small network
@@ -11,7 +15,9 @@ and changing it changes which one is run. The latent has K channels at every wid
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +25,47 @@ from torch.nn import functional
 
 STRIDE = 16
 """Pixels of the input along a side for one place of the latent."""
-CHANNELS = 5
-"""Numbers that describe a width: c1, c2, hidden channels of its block, c3, hidden channels of its blocks."""
-BLOCKS = 2
+CHANNELS = 8
+"""Numbers that describe a width: the stem's stride, then channels c0, c1, h1, c2, h2, h3, c3."""
+STEMS = {2: 3, 4: 6}
+"""Kernel of a stem, by its stride: the second one is the first one on pixels averaged two by two."""
+SHORTCUT = (5, 8)
+"""What the first of these layers gives is added to what the second gives."""
 
-Layer = tuple[tuple[int, ...], tuple[int, ...], int, int, bool]
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One convolution of the encoder.
+
+    Attributes:
+        given, made: channels in and out, of each width.
+        kernel, stride: along both sides.
+        depthwise: every channel for itself.
+        activated: a ReLU6 follows, as in the mobile backbones.
+    """
+
+    given: tuple[int, ...]
+    made: tuple[int, ...]
+    kernel: int
+    stride: int = 1
+    depthwise: bool = False
+    activated: bool = True
+
+    @property
+    def padding(self) -> tuple[int, int]:
+        """Places of zeros before and behind a side, as TensorFlow's "SAME" has them, with which the mobile backbones
+        were trained: what is left over of an even side goes behind."""
+        both = max(self.kernel - self.stride, 0)
+        return both // 2, both - both // 2
+
+    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """The convolution with these weights, [made, given or 1, kernel, kernel]."""
+        before, behind = self.padding
+        groups = len(weight) if self.depthwise else 1
+        if before == behind:
+            return functional.conv2d(x, weight, bias, self.stride, before, 1, groups)
+        padded = functional.pad(x, (before, behind, before, behind))
+        return functional.conv2d(padded, weight, bias, self.stride, 0, 1, groups)
 
 
 class SlimmableEncoder(nn.Module):
@@ -33,30 +75,40 @@ class SlimmableEncoder(nn.Module):
         """Make it with random weights.
 
         Args:
-            widths: by name, narrowest first, `CHANNELS` numbers each, none smaller than in the width before.
+            widths: by name, narrowest first, `CHANNELS` numbers each; of those with the same stem none smaller than
+                in the width before.
             latent: K.
         """
         super().__init__()
         self.widths = {name: tuple(channels) for name, channels in widths.items()}
         self.latent = latent
-        self.layers = nn.ModuleList(
-            _SlimConv(given, made, kernel, stride, list(self.widths), activated)
-            for given, made, kernel, stride, activated in _plan(list(self.widths.values()), latent)
-        )
+        self.stems = nn.ModuleDict()
+        for stem in sorted({channels[0] for channels in self.widths.values()}):
+            alike = {name: channels for name, channels in self.widths.items() if channels[0] == stem}
+            layers = [SlimConv(layer, list(alike)) for layer in plan_layers(list(alike.values()), latent)]
+            self.stems[str(stem)] = nn.ModuleList(layers)
+
+    def layers(self, width: str) -> list[SlimConv]:
+        """The layers that a width runs, in order."""
+        stem = self.stems[str(self.widths[width][0])]
+        return [layer for layer in stem.children() if isinstance(layer, SlimConv)]
 
     def forward(self, pixels: Tensor, width: str) -> Tensor:
         """The latent at one width."""
-        latent: Tensor = _run([lambda x, layer=layer: layer(x, width) for layer in self.layers], pixels)
-        return latent
+        *inner, last = self.layers(width)
+        x = run([partial(layer, width=width) for layer in inner], pixels)
+        with torch.autocast(x.device.type, enabled=False):  # what is quantised next has more than 8 bits to say
+            return last(x.float(), width)  # type: ignore[no-any-return]
 
     def parts(self) -> dict[str, Tensor]:
-        """What it is made of: `LAYER/weight`, and `LAYER/WIDTH/scale` and `.../bias`, its normalisation at a width."""
+        """What it is made of: `STEM/LAYER/weight`, and `STEM/LAYER/WIDTH/scale` and `.../bias`, its normalisation at a
+        width."""
         found: dict[str, Tensor] = {}
-        for at, layer in enumerate(self.layers):
-            assert isinstance(layer, _SlimConv)
-            found[f"{at}/weight"] = layer.weight
-            for width in self.widths:
-                found[f"{at}/{width}/scale"], found[f"{at}/{width}/bias"] = layer.normalisation(width)
+        for width, channels in self.widths.items():
+            for at, layer in enumerate(self.layers(width)):
+                place = f"{channels[0]}/{at}"
+                found[f"{place}/weight"] = layer.weight
+                found[f"{place}/{width}/scale"], found[f"{place}/{width}/bias"] = layer.normalisation(width)
         return found
 
 
@@ -66,11 +118,11 @@ class PlainEncoder(nn.Module):
     def __init__(self, channels: Sequence[int], latent: int) -> None:
         """Channels as `SlimmableEncoder` takes them for a width."""
         super().__init__()
-        self.activated = []
-        self.layers = nn.ModuleList()
-        for given, made, kernel, stride, activated in _plan([tuple(channels)], latent):
-            self.layers.append(nn.Conv2d(given[0], made[0], kernel, stride, kernel // 2))
-            self.activated.append(activated)
+        self.plan = plan_layers([tuple(channels)], latent)
+        self.layers = nn.ModuleList(
+            nn.Conv2d(each.given[0], each.made[0], each.kernel, groups=each.given[0] if each.depthwise else 1)
+            for each in self.plan
+        )
         self.requires_grad_(False).eval().to(memory_format=torch.channels_last)
 
     def undivided(self, std: float | Sequence[float]) -> PlainEncoder:
@@ -84,74 +136,32 @@ class PlainEncoder(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """The latent."""
-        steps = [
-            (lambda x, layer=layer: functional.relu(layer(x))) if activated else layer
-            for layer, activated in zip(self.layers, self.activated, strict=True)
-        ]
-        latent: Tensor = _run(steps, pixels)
-        return latent
+        steps = [partial(_apply, each, layer) for layer, each in zip(self.layers, self.plan, strict=True)]
+        return run(steps, pixels)
 
 
-def _plan(widths: Sequence[Sequence[int]], latent: int) -> list[Layer]:
-    """Each layer's channels in and out, per width, its kernel, its stride and whether an activation follows."""
-    c1, c2, h2, c3, h3 = (tuple(w[i] for w in widths) for i in range(CHANNELS))
-    rgb, out = (3,) * len(widths), (latent,) * len(widths)
-
-    def block(channels: tuple[int, ...], hidden: tuple[int, ...]) -> list[Layer]:
-        return [(channels, hidden, 1, 1, True), (hidden, hidden, 3, 1, True), (hidden, channels, 1, 1, False)]
-
-    deep = [layer for _ in range(BLOCKS) for layer in block(c3, h3)]
-    return [
-        (rgb, c1, 5, 4, True),
-        (c1, c2, 3, 2, True),
-        *block(c2, h2),
-        (c2, c3, 3, 2, True),
-        *deep,
-        (c3, out, 1, 1, False),
-    ]
-
-
-def _run(layers: Sequence[object], x: Tensor) -> Tensor:
-    """Layers in the order of `_plan`, with the blocks' shortcuts."""
-    steps = iter(layers)
-
-    def step(value: Tensor) -> Tensor:
-        return next(steps)(value)  # type: ignore[operator, no-any-return]
-
-    def block(value: Tensor) -> Tensor:
-        return value + step(step(step(value)))
-
-    x = block(step(step(x)))
-    x = step(x)
-    for _ in range(BLOCKS):
-        x = block(x)
-    return step(x)
-
-
-class _SlimConv(nn.Module):
+class SlimConv(nn.Module):
     """A convolution of which a width executes the first channels, with a normalisation for every width."""
 
-    def __init__(
-        self,
-        given: Sequence[int],
-        made: Sequence[int],
-        kernel: int,
-        stride: int,
-        names: Sequence[str],
-        activated: bool,
-    ) -> None:
+    def __init__(self, layer: Layer, names: Sequence[str]) -> None:
+        """Random weights; `names` are those of the widths that `layer` has channels of."""
         super().__init__()
-        self.channels = {name: (i, o) for name, i, o in zip(names, given, made, strict=True)}
-        self.stride, self.activated, self.padding = stride, activated, kernel // 2
-        self.weight = nn.Parameter(torch.empty(max(made), max(given), kernel, kernel))
-        nn.init.kaiming_normal_(self.weight, mode="fan_in", nonlinearity="relu" if activated else "linear")
-        self.norms = nn.ModuleDict({name: nn.BatchNorm2d(out) for name, out in zip(names, made, strict=True)})
+        self.layer = layer
+        self.channels = {name: (i, o) for name, i, o in zip(names, layer.given, layer.made, strict=True)}
+        given = 1 if layer.depthwise else max(layer.given)
+        self.weight = nn.Parameter(torch.empty(max(layer.made), given, layer.kernel, layer.kernel))
+        nn.init.kaiming_normal_(self.weight, mode="fan_in", nonlinearity="relu" if layer.activated else "linear")
+        self.norms = nn.ModuleDict({name: nn.BatchNorm2d(o) for name, (_, o) in self.channels.items()})
 
     def forward(self, x: Tensor, width: str) -> Tensor:
+        """What follows the normalisation, and the activation if there is one."""
+        x = self.norms[width](self.convolved(x, width))
+        return functional.relu6(x) if self.layer.activated else x
+
+    def convolved(self, x: Tensor, width: str) -> Tensor:
+        """The convolution alone."""
         given, made = self.channels[width]
-        weight = self.weight[:made, :given]
-        x = self.norms[width](functional.conv2d(x, weight, stride=self.stride, padding=self.padding))
-        return functional.relu(x) if self.activated else x
+        return self.layer.convolve(x, self.weight[:made] if self.layer.depthwise else self.weight[:made, :given])
 
     def normalisation(self, width: str) -> tuple[Tensor, Tensor]:
         """What one width multiplies its channels by, and what it then adds."""
@@ -159,3 +169,50 @@ class _SlimConv(nn.Module):
         assert isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None and norm.running_var is not None
         scale = norm.weight / (norm.running_var + norm.eps).sqrt()
         return scale, norm.bias - norm.running_mean * scale
+
+
+def plan_layers(widths: Sequence[Sequence[int]], latent: int) -> list[Layer]:
+    """The layers of widths that share a stem."""
+    stem = widths[0][0]
+    c0, c1, h1, c2, h2, h3, c3 = (tuple(w[i] for w in widths) for i in range(1, CHANNELS))
+
+    def bottleneck(
+        given: tuple[int, ...], hidden: tuple[int, ...], made: tuple[int, ...], kernel: int, stride: int
+    ) -> list[Layer]:
+        return [
+            Layer(given, hidden, 1),
+            Layer(hidden, hidden, kernel, stride, depthwise=True),
+            Layer(hidden, made, 1, activated=False),
+        ]
+
+    return [
+        Layer((3,) * len(widths), c0, STEMS[stem], stem),
+        Layer(c0, c0, 3, depthwise=True),
+        Layer(c0, c1, 1, activated=False),
+        *bottleneck(c1, h1, c2, 3, 2),
+        *bottleneck(c2, h2, c2, 3, 1),
+        *bottleneck(c2, h3, c3, 5, 4 // stem),
+        Layer(c3, (latent,) * len(widths), 2, 2, activated=False),
+    ]
+
+
+def run(
+    layers: Sequence[Callable[[Tensor], Tensor]], x: Tensor, note: Callable[[Tensor], None] | None = None
+) -> Tensor:
+    """Layers in the order of `plan_layers`, with the one shortcut; what each gives goes to `note` too."""
+    kept = x
+    for at, layer in enumerate(layers):
+        x = layer(x)
+        if at == SHORTCUT[0]:
+            kept = x
+        elif at == SHORTCUT[1]:
+            x = x + kept
+        if note:
+            note(x)
+    return x
+
+
+def _apply(layer: Layer, convolution: nn.Module, x: Tensor) -> Tensor:
+    assert isinstance(convolution, nn.Conv2d)
+    x = layer.convolve(x, convolution.weight, convolution.bias)
+    return functional.relu6(x) if layer.activated else x

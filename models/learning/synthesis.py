@@ -1,6 +1,7 @@
 """The synthesis: the learned decoder on the server, from a latent to the backbone's features behind one of its stages.
 
 latent [B, K, h, w] --1x1, blocks--> [1x1, sub-pixel shuffle, blocks] for each finer level --1x1, shuffle--> features
+                    --1x1, shuffle: a first guess, linear in the latent-------------------------------------> added
 
 It may be far larger than the encoder, for it runs on the server. Each level has twice the places a side of the one
 before; the shuffles are those of Shi et al., "Real-Time Single Image and Video Super-Resolution Using an Efficient
@@ -69,13 +70,19 @@ class Synthesis(nn.Module):
             before = channels
         self.layers = nn.Sequential(*layers)
         self.last = nn.Conv2d(before, shape.features[0] * shape.last**2, 1)
+        self.guess = nn.Conv2d(shape.latent, shape.features[0] * shape.scale**2, 1)
+        if normalised:
+            nn.init.zeros_(self.guess.weight)
+            assert self.guess.bias is not None
+            nn.init.zeros_(self.guess.bias)
         self.mean, self.spread = nn.Buffer(mean), nn.Buffer(spread)
         self.to(memory_format=torch.channels_last)
 
     def forward(self, latent: Tensor) -> Tensor:
         """The features."""
         features: Tensor = functional.pixel_shuffle(self.last(self.layers(latent)), self.shape.last)
-        return torch.einsum("dc,bchw->bdhw", self.spread, features.float()) + self.mean[:, None, None]
+        guess = functional.pixel_shuffle(self.guess(latent), self.shape.scale).float()
+        return torch.einsum("dc,bchw->bdhw", self.spread, features.float()) + self.mean[:, None, None] + guess
 
     def folded(self) -> Synthesis:
         """The same for running: normalisations and the last layer's colouring folded into convolutions."""

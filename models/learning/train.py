@@ -11,6 +11,7 @@ widest, the narrowest and one between (the sandwich of Yu and Huang, "Universall
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import time
@@ -30,10 +31,12 @@ from ..exceptions import DataError
 from ..measure import pixel_batches
 from ..repair.distil import distance
 from ..tasks import CLASSIFICATION, DETECTION
+from .album import Album
 from .descent import descend
 from .metric import Nats
 from .plan import Stage, TrainPlan
 from .slimmable import STRIDE, SlimmableEncoder
+from .start import Narrowing, start
 from .surrogate import Surrogate
 from .synthesis import Synthesis, SynthesisShape
 from .team import Team
@@ -41,6 +44,8 @@ from .views import Teacher, Views
 
 FITTED = 300
 """Photographs from which the metric and the features' statistics are taken."""
+STARTED = 64
+"""Views from which the encoder's first statistics are taken."""
 ANSWERS_SHARE = 0.75
 """In the stage towards answers, the share of their divergence; the rest is the metric's."""
 RUNNING = 0.98
@@ -91,9 +96,12 @@ def train(
     identity = _identity(backbone, plan, paths)
     folder = work / identity
     device, mine = team.device, folder / f"rank-{team.rank}"
-    teacher = Teacher(backbone, plan.anchor, mine, device)
-    # Each of a team takes every so manieth photograph.
-    views = Views(paths[team.rank :: team.size], teacher, backbone, plan.views, plan.seed, mine)
+    share = paths[team.rank :: team.size]  # each of a team takes every so manieth photograph
+    views: Album | Views
+    if device.type == "cuda":
+        views = Album(share, backbone, plan.anchor, device)
+    else:
+        views = Views(share, Teacher(backbone, plan.anchor, mine, device), backbone, plan.views, plan.seed, mine)
     bar = progress.add_task("views", total=plan.views, completed=views.made)
     views.fill(lambda made: progress.update(bar, completed=made))
     lesson = Lesson(backbone, plan, shape, views, _fitted(paths, plan.seed), team, progress)
@@ -115,7 +123,8 @@ def train(
         )
         team.average(state.values())
     stages = ", then ".join(f"{s.steps} steps towards {s.towards}" for s in plan.stages)
-    said = f"{stages}, {plan.batch} views each of {len(paths)} unlabelled photographs, seed {plan.seed}"
+    begun = "from the backbone's own first stages" if lesson.started else "from random weights"
+    said = f"{begun} {stages}, {plan.batch} views each of {len(paths)} unlabelled photographs, seed {plan.seed}"
     return Learned(lesson.encoder.eval(), lesson.synthesis.eval(), said)
 
 
@@ -151,15 +160,18 @@ class Lesson:
         backbone: Backbone,
         plan: TrainPlan,
         shape: SynthesisShape,
-        views: Views,
+        views: Album | Views,
         fitted: Sequence[Path],
         team: Team,
         progress: Progress,
     ) -> None:
-        """Random networks, and the metric at the anchor."""
+        """The metric at the anchor, and the networks, which start from the backbone where that has their form."""
         device = team.device
         self._plan, self._views, self._device, self._rank = plan, views, device, team.rank
-        self._pixels, self._tail = Pixels(backbone.preprocessing).to(device), backbone.tail(plan.anchor).to(device)
+        self._pixels, self._tail = (
+            Pixels(backbone.preprocessing).to(device),
+            copy.deepcopy(backbone.tail(plan.anchor)).to(device),
+        )
         self._task = backbone.task
         self._widths = list(plan.encoder.widths)
         self._number, self._stage = 0, plan.stages[0]
@@ -170,11 +182,18 @@ class Lesson:
         varied = torch.cat([self._metric((part - features.mean(0)).to(device)) for part in torch.split(features, 32)])
         self._unlearned = max(float(varied.mean()), 1e-30)
         torch.manual_seed(plan.seed)
-        self.encoder = SlimmableEncoder(plan.encoder.widths, plan.encoder.latent).to(device)
-        self.encoder.to(memory_format=torch.channels_last)
+        self.encoder = SlimmableEncoder(plan.encoder.widths, plan.encoder.latent)
         mean = features.mean((0, 2, 3))
         spread = _root(features - mean[:, None, None])
-        self.synthesis = Synthesis(shape, mean, spread).to(device)
+        self.synthesis = Synthesis(shape, mean, spread)
+        self.started = False
+        narrowing = Narrowing.of(backbone, plan.anchor)
+        if narrowing and narrowing.covers(self.encoder) and shape.scale == 2:
+            seen = Pixels(backbone.preprocessing)(views.batch(np.random.default_rng(plan.seed), STARTED)[0].cpu())
+            start(self.encoder, self.synthesis, narrowing, seen, features, self._metric, plan.price)
+            self.started = True
+        self.encoder.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.synthesis.to(device)
         side = backbone.preprocessing.size // STRIDE
         self.surrogate = Surrogate(len(self._widths), plan.encoder.latent, side).to(device)
 
@@ -205,9 +224,8 @@ class Lesson:
         if step:
             self._views.add(plan.fresh)
         rng = np.random.default_rng((plan.seed, self._number, step, self._rank))
-        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        indexes = rng.choice(self._views.count, plan.batch, replace=False)
-        pixels, features, wanted = self._views.batch(indexes)
+        generator = torch.Generator(self._device).manual_seed(int(rng.integers(2**62)))
+        pixels, features, wanted = self._views.batch(rng, plan.batch)
         pixels, features = pixels.to(self._device), features.to(self._device)
         gain = torch.from_numpy(np.exp(rng.uniform(0, np.log(plan.gains), plan.batch)).astype(np.float32)).to(
             self._device
@@ -220,8 +238,8 @@ class Lesson:
             part = slice(at, at + number)
             at += number
             with self._half(), torch.set_grad_enabled(stage.encoder):
-                latent = self.encoder(x[part], self._widths[width]).float()
-            noise = torch.rand(latent.shape, generator=generator).to(self._device) - 0.5
+                latent = self.encoder(x[part], self._widths[width])
+            noise = torch.rand(latent.shape, generator=generator, device=self._device) - 0.5
             each = self.surrogate(latent, gain[part], width, noise, rounded)
             decoded.append(each[0])
             bits.append(each[1])
@@ -293,7 +311,11 @@ def _fitted(paths: Sequence[Path], seed: int) -> list[Path]:
 
 def _identity(backbone: Backbone, plan: TrainPlan, paths: Sequence[Path]) -> str:
     """16 hex digits over everything that a run's result hangs on, by which its files are found again."""
-    parts = [backbone.spec.sha256, plan.model_dump(mode="json", exclude={"bundle"}), [str(p) for p in paths]]
+    parts = [
+        backbone.spec.sha256,
+        plan.model_dump(mode="json", exclude={"bundle"}),
+        [f"{p.parent.name}/{p.name}" for p in paths],
+    ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 

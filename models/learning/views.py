@@ -3,11 +3,12 @@
 Of a detector's views every other one is a mosaic of four photographs, as when it is cut.
 
 A ring on disk holds the last so many; every step replaces a few of them by new ones, so that training sees many crops
-and pays the uncut model for few. View i is drawn from (seed, i) alone.
+and pays the uncut model for few. View i is drawn from (seed, i) alone. On a GPU `album` takes its place.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,8 +22,8 @@ from torch import Tensor, nn
 from ..backbones import Backbone, Chain
 from ..detection.mosaic import mosaic
 from ..export import write_onnx
+from ..measure import random_crop
 from ..onnx_time import one_core_session
-from ..repair.data import random_crop
 from ..tasks import CLASSIFICATION, DETECTION
 
 Array = npt.NDArray[np.float16]
@@ -37,7 +38,7 @@ class Teacher:
     def __init__(self, backbone: Backbone, anchor: str, folder: Path, device: torch.device) -> None:
         """On a CPU a classifier runs in ONNX Runtime, which takes a third of the time; what makes boxes cannot."""
         module = _Both(backbone.head(anchor), backbone.tail(anchor))
-        self._module, self._session, self._device = module.to(device), None, device
+        self._module, self._session, self._device = copy.deepcopy(module).to(device), None, device
         if device.type == "cpu" and backbone.task.name == CLASSIFICATION:
             path = folder / "teacher.onnx"
             folder.mkdir(parents=True, exist_ok=True)
@@ -93,8 +94,9 @@ class Views:
             shapes = [list(a.shape) for a in self._arrays]
             (self._folder / PROGRESS).write_text(json.dumps({"made": self.made, "shapes": shapes}))
 
-    def batch(self, indexes: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-        """Pixels uint8 [B, S, S, 3], features float32 [B, C, H, W], outputs float32 [B, ...]."""
+    def batch(self, rng: np.random.Generator, number: int) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """Any of the views: pixels uint8 [B, S, S, 3], features float32 [B, C, H, W], outputs float32 [B, ...]."""
+        indexes = rng.choice(self.count, number, replace=False)
         pixels, features, *outputs = (torch.from_numpy(a[indexes]) for a in self._arrays)
         return pixels, features.float(), tuple(o.float() for o in outputs)
 

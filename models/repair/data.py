@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from ..backbones import Backbone
@@ -24,8 +23,7 @@ from ..bottleneck import Encoder
 from ..bundle import Bundle, Preprocessing
 from ..codec import Codec
 from ..detection.mosaic import mosaic
-from ..exceptions import DataError
-from ..preprocessing import prepare
+from ..measure import random_crop
 from ..quantiser import quantise
 from ..tasks import DETECTION
 
@@ -34,9 +32,6 @@ COARSE = 2.0
 PREFIXES = 0.1
 """Share of the frames of which only a random prefix of the slices arrives."""
 BATCH = 16
-AREA = (0.45, 1.0)
-"""Share of a photograph that a crop covers, before preprocessing cuts the middle out of it."""
-ASPECT = (3 / 4, 4 / 3)
 MAX_BYTES = 2 * 2**30
 """Most that is kept on disk for one split point; where features are large there are fewer crops."""
 
@@ -163,24 +158,6 @@ def _arriving(bundle: Bundle, split: str, level: int) -> list[npt.NDArray[np.int
     packet = codec.compress_symbols(np.ones(bundle.split(split).latent_shape, np.int32), point, 0)
     slices = packet.slices
     return [codec.decompress(replace(packet, slices=slices[: n + 1])) for n in range(len(slices))]
-
-
-def random_crop(path: Path, how: Preprocessing, seed: int, index: int) -> npt.NDArray[np.uint8]:
-    """A random box of a photograph, preprocessed like a photograph of its own, and flipped half of the time."""
-    rng = np.random.default_rng((seed, index))
-    try:
-        with Image.open(path) as file:
-            picture = file.convert("RGB")
-    except (OSError, UnidentifiedImageError) as error:
-        raise DataError(f"{path} cannot be read as a photograph: {error}; take it out of the folder") from error
-    area = picture.width * picture.height * rng.uniform(*AREA)
-    aspect = np.exp(rng.uniform(*np.log(ASPECT)))
-    width = int(np.clip(round((area * aspect) ** 0.5), 1, picture.width))
-    height = int(np.clip(round((area / aspect) ** 0.5), 1, picture.height))
-    left = int(rng.integers(0, picture.width - width + 1))
-    top = int(rng.integers(0, picture.height - height + 1))
-    pixels = prepare(picture.crop((left, top, left + width, top + height)), how)
-    return pixels[:, ::-1].copy() if rng.random() < 0.5 else pixels
 
 
 def _note_done(progress: Path, done: int, arrays: Sequence[Any]) -> None:

@@ -33,11 +33,12 @@ from ..bottleneck import Decoder
 from ..bundle import Bundle
 from ..exceptions import DataError
 from ..learning.descent import descend
-from ..measure import find_pictures
+from ..measure import find_pictures, views_of
 from ..split import choose, measured_points
 from ..tasks import Detection, Segmentation, Several, Task
 from ..zoo.catalogue import backbone_of
 from .data import Crops, RandomSymbols, make_crops
+from .lean import lean
 from .student import Student
 from .tail import Denoiser, mean_gain
 
@@ -70,6 +71,7 @@ class RepairPlan:
         seed: of crops, rate levels and prefixes.
         photographs, held_out: as given to `split`; with its seed too, the operating points are measured on the same
             photographs as then. Those are not learned from.
+        views: of each photograph that is measured on: itself, and parts of it.
     """
 
     at: tuple[str, ...] = ()
@@ -85,6 +87,7 @@ class RepairPlan:
     seed: int = 0
     photographs: int = 300
     held_out: int = 64
+    views: int = 1
 
 
 def repair(
@@ -126,10 +129,12 @@ def repair(
     for name in names:
         student, steps = _learn(backbone, bundle, name, paths, plan, work / name, progress)
         said.append(f"{name} by {steps} steps")
-        found |= {f"{name}/{key}": value for key, value in student.tensors().items()}
+        found |= {f"{name}/{key}": value for key, value in lean(student.tensors()).items()}
     told = f"{', '.join(said)} of {plan.batch} crops of {len(paths)} unlabelled photographs, seed {plan.seed}"
-    result = replace(bundle, repair=found, provenance={**bundle.provenance, "repair": told})
-    result = measured_points(backbone, result.check(), held_out, progress, names)
+    before = [part for part in bundle.provenance.get("repair", "").split("; ") if part and part.split()[0] not in names]
+    provenance = {**bundle.provenance, "repair": "; ".join([*before, told])}
+    result = replace(bundle, repair=found, provenance=provenance).check()
+    result = measured_points(backbone, result, views_of(held_out, plan.views, plan.seed), progress, names)
     shutil.rmtree(work, ignore_errors=True)
     return backbone, result
 

@@ -172,10 +172,13 @@ def test_what_is_stored_is_narrow_and_comes_back_as_it_was():
         "a/order": np.arange(3000, dtype=np.int32)[::-1].copy(),
         "b/order": np.arange(3000, dtype=np.int32) + 2**16 - 100,
         "temporal/cdf": np.arange(9, dtype=np.int32),
+        "c/cdf": np.array([[0, 7, 2**16, 0], [0, 1, 2, 2**16]], np.int32),
+        "c/sizes": np.array([3, 4], np.int32),
     }
     stored = packed(tensors)
     assert stored["a/cdf"].shape == (2008,) and stored["a/order"].dtype == np.uint16
-    assert stored["b/order"].dtype == np.int32, "it does not fit"
+    assert stored["c/cdf"].dtype == np.uint16 and stored["c/cdf"].tolist() == [0, 7, 0, 0, 1, 2, 0]
+    assert stored["b/order"].dtype == np.int32 and stored["a/cdf"].dtype == np.int32, "they do not fit"
     found = unpacked(stored)
     assert all(np.array_equal(found[k], v) and found[k].dtype == v.dtype for k, v in tensors.items())
     assert all(np.array_equal(v, tensors[k]) for k, v in unpacked(tensors).items()), "files that are wider are read too"

@@ -45,7 +45,7 @@ batch = 8
 synthesis = [[24, 12, 1], [16, 8, 1]]
 [encoder]
 latent = 12
-widths = { 50 = [4, 8, 4, 8, 4], 100 = [8, 16, 8, 16, 8] }
+widths = { 50 = [4, 8, 4, 8, 8, 8, 8, 8], 100 = [4, 16, 8, 16, 8, 16, 16, 16] }
 [[stages]]
 towards = "features"
 steps = 250
@@ -274,8 +274,9 @@ def test_too_many_operating_points_are_refused(bundle, plan, photographs, learne
     [
         (("latent = 12", "latent = 0"), "encoder.latent"),
         (("batch = 8", "batsh = 8"), "batsh"),
-        (("50 = [4, 8, 4, 8, 4]", "50 = [4, 8, 4, 8]"), "numbers of channels"),
-        (("50 = [4, 8, 4, 8, 4]", "50 = [9, 8, 4, 8, 4]"), "fewer channels"),
+        (("50 = [4, 8, 4, 8, 8,", "50 = [4, 8, 4, 8,"), "7 channels"),
+        (("50 = [4, 8,", "50 = [4, 17,"), "fewer channels"),
+        (("50 = [4, 8,", "50 = [3, 8,"), "stride 3"),
         (('towards = "features"', 'towards = "labels"'), "stages.0.towards"),
         (("views = 64", "views = "), "not TOML"),
     ],

@@ -19,6 +19,7 @@ from headrace.models.measure import find_pictures
 from headrace.models.repair import data as repair_data
 from headrace.models.repair.data import make_crops
 from headrace.models.repair.distil import Lesson, RepairPlan, crops_of_step, distance, repair
+from headrace.models.repair.lean import lean
 from headrace.models.repair.tail import repaired
 from headrace.models.split import fit
 from headrace.models.tasks import Classification, Detection, Segmentation, Several
@@ -274,3 +275,20 @@ def test_what_cannot_be_repaired_is_refused(bundle, photographs, tmp_path):
     (tmp_path / "broken.jpg").write_bytes(b"no picture")
     with pytest.raises(DataError, match=r"broken\.jpg"):
         make_crops(load_backbone(BACKBONE), A, [tmp_path / "broken.jpg"], 1, 0, tmp_path, CPU)
+
+
+def test_a_repair_keeps_only_the_directions_that_matter():
+    rng = np.random.default_rng(0)
+    left, right = rng.normal(size=(40, 8)), rng.normal(size=(8, 60))
+    left[:, 3:] *= 0.05  # three directions hold nearly all
+    given = {"tail/a/left": left.astype(np.float16), "tail/a/right": right.astype(np.float16), "tail/b": left[0]}
+    found = lean(given, 0.98)
+    assert found["tail/a/left"].shape == (40, 3) and found["tail/a/right"].shape == (3, 60)
+    assert found["tail/b"] is given["tail/b"] and found["tail/a/left"].dtype == np.float16
+    whole = left @ right
+    assert np.linalg.norm(found["tail/a/left"].astype(float) @ found["tail/a/right"] - whole) < 0.15 * np.linalg.norm(
+        whole
+    )
+    assert all(np.array_equal(lean(given, 1.0)[k], v) for k, v in given.items())
+    nothing = {"tail/a/left": np.zeros((4, 2), np.float16), "tail/a/right": np.ones((2, 5), np.float16)}
+    assert not (lean(nothing)["tail/a/left"] @ lean(nothing)["tail/a/right"]).any()
