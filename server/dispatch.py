@@ -27,7 +27,7 @@ from .costs import LIKELY, Costs
 from .engine import Engine, EngineResult, Outputs, TailInput, TailKey
 from .exceptions import ExpiredError, FrameError, InferenceError
 from .metrics import Metrics
-from .one_core import HUSH_S, Arrivals, one_core
+from .one_core import one_core
 from .workers import Workers
 
 log = structlog.get_logger(__name__)
@@ -107,7 +107,6 @@ class Dispatcher:
 
     Attributes:
         costs: what decoding and batches were measured to take.
-        arrivals: frames that come, admitted or not; where there is one core, a batch begins when they pause.
         running: batches in the engine.
     """
 
@@ -128,7 +127,6 @@ class Dispatcher:
         self._engine, self._admission, self._metrics, self._clock = engine, admission, metrics, clock
         self._max_batch, self._decode_threads = max_batch, decode_threads
         self._one_core = engine.on_our_cores and one_core()
-        self.arrivals = Arrivals()
         self._line: Line[Job] = Line(admission.shares)
         self._batcher: Batcher[Job] = Batcher(max_batch, max_wait_s, self.costs, admission.shares)
         self._threads = Workers("decode", decode_threads)
@@ -287,9 +285,6 @@ class Dispatcher:
             if ready_at > now:
                 self._turn_in(ready_at - now)
                 return
-            if self._one_core and self.arrivals.go_on(asyncio.get_running_loop().time()):
-                self._turn_in(HUSH_S)
-                return
             key = self._batcher.next_key()
             if key is not None and self._decoding.get(key, 0) > self._batcher.waiting(key):
                 return  # most of its batch is being decoded, and will be here in a moment
@@ -332,7 +327,6 @@ class Dispatcher:
             elif not job.answer.done() and job.decoded and done:
                 job.answer.set_result(Answer(outputs, began, done.seconds, depth, job.decoded))
         if self._one_core:
-            self.arrivals.batch_done(asyncio.get_running_loop().time())
             await asyncio.sleep(0)  # answers are written first: beside the next batch they would wait for the core
             self._turn()
 

@@ -11,7 +11,6 @@ later, which it had to wait for anyway, and so is one that will be refused.
 from __future__ import annotations
 
 import ctypes
-import math
 import os
 import platform
 import struct
@@ -20,35 +19,8 @@ from contextlib import suppress
 SLICE_S = 0.1
 """How long a thread may go on while others wait, in seconds; Linux takes at most 0.1."""
 
-HUSH_S = 0.0005
-"""Where there is one core, a batch begins when no frame has come for so long: those that came during the one before it
-are being read, and what is unread when a batch begins waits for all of it, its deadline running."""
-
-HUSH_MOST_S = 0.02
-"""Longest that a batch waits for that."""
-
 _SET_ATTRIBUTES = {"x86_64": 314, "aarch64": 274}
 """Number of the system call sched_setattr(2), for which glibc has a function only since 2.41."""
-
-
-class Arrivals:
-    """Notices when the frames that came while a batch ran have been read. Times are the event loop's."""
-
-    def __init__(self) -> None:
-        """Nothing has come."""
-        self._last = self._done = -math.inf
-
-    def one(self, now: float) -> None:
-        """A frame was read, whether it is admitted or not."""
-        self._last = now
-
-    def batch_done(self, now: float) -> None:
-        """The tail is free."""
-        self._done = now
-
-    def go_on(self, now: float) -> bool:
-        """Whether frames are still being read, one after the other."""
-        return now - self._last < HUSH_S and now - self._done < HUSH_MOST_S
 
 
 def one_core() -> bool:

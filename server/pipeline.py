@@ -122,7 +122,6 @@ class Pipeline:
             The admitted frame, which has to `go_on` or to `leave`, or the result of a refused one.
         """
         self._metrics.received(len(frame.packet))
-        self._dispatcher.arrivals.one(asyncio.get_running_loop().time())
         deadline = deadline_at(received, frame.remaining_ms)
         try:
             reading = self.clock()
@@ -198,7 +197,6 @@ class Pipeline:
         if error is None:
             return None
         self._metrics.received(len(packet))
-        self._dispatcher.arrivals.one(asyncio.get_running_loop().time())
         self._metrics.answered(error.status)
         if error.reason is not None:
             self._metrics.rejected(error.reason)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from headrace.models.bitstream import Packet
 from headrace.protos.messages import Status
-from headrace.server.one_core import HUSH_MOST_S, HUSH_S, Arrivals, one_core
+from headrace.server.one_core import one_core
 
 from .conftest import HeldEngine
 
@@ -39,22 +39,6 @@ async def test_what_waits_is_decoded_between_batches_and_after_the_answers(
     results = [await stream.result() for _ in range(4)]
     assert [(r.frame_id, r.status) for r in results] == [(n, Status.OK) for n in (1, 2, 3, 4)]
     assert [len(inputs) for _, inputs in server.engine.batches] == [1, 3]
-
-
-def test_a_batch_begins_when_what_came_before_is_read_but_not_much_later() -> None:
-    arrivals = Arrivals()
-    assert not arrivals.go_on(10.0)
-    arrivals.one(10.0)
-    assert not arrivals.go_on(10.0), "there was no batch that it had to wait for"
-    arrivals.batch_done(11.0)
-    assert not arrivals.go_on(11.0)
-    now = 11.0
-    while now < 11.0 + HUSH_MOST_S - HUSH_S:
-        arrivals.one(now)
-        assert arrivals.go_on(now + 0.9 * HUSH_S) and not arrivals.go_on(now + 1.1 * HUSH_S)
-        now += HUSH_S
-    arrivals.one(11.001 + HUSH_MOST_S)
-    assert not arrivals.go_on(11.001 + HUSH_MOST_S)
 
 
 PROGRAM = """
