@@ -28,6 +28,7 @@ from .evaluation.kept import (
     pictures_identity,
     samples_as_json,
     samples_from_json,
+    split_digest,
 )
 from .evaluation.pictures import QUALITIES, available, encode_picture, measure_pictures, settings
 from .evaluation.plots import need_matplotlib
@@ -38,7 +39,7 @@ from .evaluation.uncut import UncutInOnnx
 from .exceptions import DataError
 from .measure import Measured, find_pictures, measure, measure_prefixes
 from .onnx_time import image_milliseconds
-from .operating_point import Kind
+from .operating_point import Kind, OperatingPoint
 from .split import bar_columns
 from .tasks import CLASSIFICATION, Answer, Labels
 from .zoo.catalogue import backbone_of
@@ -168,9 +169,8 @@ def measure_all(
     paths, truth = labelled_pictures(data, backbone.class_ids, limit)
     points = [p for p in bundle.operating_points if p.kind is Kind.FEATURE]
     chosen = [each for each in settings() if each.codec in codecs]
-    kept = Kept(
-        work, bundle.fingerprint.hex(), pictures_identity(paths), str(truth), str([(p.id, p.name) for p in points])
-    )
+    fingerprint = bundle.fingerprint.hex()
+    kept = Kept(work, backbone.spec.sha256, str(backbone.preprocessing), pictures_identity(paths), str(truth))
     with Progress(*bar_columns(), console=Console(stderr=True)) as progress:
 
         def times() -> dict[str, Any]:
@@ -181,12 +181,16 @@ def measure_all(
             picture_ms = {codec: image_milliseconds(codec, size, encode=encode_picture) for codec in there}
             return costs_as_json(costs) | {"picture_ms": picture_ms}
 
-        def ours() -> dict[str, Any]:
-            bar = progress.add_task("operating points", total=len(paths))
-            reference, measured = measure(backbone, bundle, paths, points, partial(progress.advance, bar))
-            samples = [_sample(p.name, FEATURE, p.split, measured[p.id], truth) for p in points]
-            uncut = [a.indexes[0] for a in reference if isinstance(a, Labels)]
-            return {"uncut": uncut, "samples": samples_as_json(samples)}
+        def uncut_answers() -> list[int]:
+            bar = progress.add_task("uncut model", total=len(paths))
+            answers, _ = measure(backbone, bundle, paths, (), partial(progress.advance, bar))
+            return [a.indexes[0] for a in answers if isinstance(a, Labels)]
+
+        def ours(split: str) -> list[dict[str, Any]]:
+            bar = progress.add_task(f"{split}: operating points", total=len(paths))
+            there = [p for p in points if p.split == split]
+            _, measured = measure(backbone, bundle, paths, there, partial(progress.advance, bar), reference=False)
+            return samples_as_json([_sample(p.name, FEATURE, split, measured[p.id], truth) for p in there])
 
         def pictures() -> list[dict[str, Any]]:
             bar = progress.add_task("pictures", total=len(paths))
@@ -195,20 +199,15 @@ def measure_all(
             )
             return samples_as_json([_sample(each.name, each.codec, "", found[each], truth) for each in chosen])
 
-        def prefixes() -> dict[str, list[dict[str, Any]]]:
-            bar = progress.add_task("first slices", total=len(paths))
-            by_slice = points_by_slice(bundle)
-            measured = measure_prefixes(backbone, bundle, paths, by_slice, partial(progress.advance, bar))
-            return {
-                p.name: samples_as_json(
-                    [
-                        _sample(f"{p.name}, {n} slices", FEATURE, p.split, each, truth)
-                        for (id_, n), each in measured.items()
-                        if id_ == p.id
-                    ]
-                )
-                for p in by_slice
-            }
+        def prefixes(point: OperatingPoint) -> list[dict[str, Any]]:
+            bar = progress.add_task(f"{point.name}: first slices", total=len(paths))
+            measured = measure_prefixes(backbone, bundle, paths, [point], partial(progress.advance, bar))
+            return samples_as_json(
+                [
+                    _sample(f"{point.name}, {n} slices", FEATURE, point.split, each, truth)
+                    for (_, n), each in measured.items()
+                ]
+            )
 
         def beside(split: str) -> list[dict[str, Any]]:
             found = others.measure(backbone, bundle, split, paths, progress) if others else ()
@@ -220,16 +219,28 @@ def measure_all(
             rows = exit_rows(backbone, bundle, told, np.array(truth, np.int64), uncut, costs.splits)
             return exits_as_json(rows)
 
-        timed = kept.stage("times", times)
+        timed = kept.stage("times", times, fingerprint)
         costs = costs_from_json(timed)
-        answered = kept.stage("operating points", ours)
-        uncut, samples = np.array(answered["uncut"], np.int64), samples_from_json(answered["samples"])
+        uncut = np.array(kept.stage("uncut", uncut_answers), np.int64)
+        samples = []
+        for name in (each.name for each in bundle.splits):
+            identity = split_digest(bundle, name)
+            samples += samples_from_json(kept.stage(f"{name}: points", partial(ours, name), identity))
         samples += samples_from_json(kept.stage("pictures", pictures, str(chosen)))
         if others is not None:
             for split in others.splits(bundle):
-                samples += samples_from_json(kept.stage(split, partial(beside, split), others.identity))
-        by_slice = {name: samples_from_json(each) for name, each in kept.stage("first slices", prefixes).items()}
-        told = exits_from_json(kept.stage("exits", exits, str(bundle.exit_specs))) if bundle.exit_specs else []
+                identity = split_digest(bundle, split)
+                samples += samples_from_json(kept.stage(split, partial(beside, split), identity, others.identity))
+        by_slice = {}
+        for point in points_by_slice(bundle):
+            identity = split_digest(bundle, point.split)
+            found = kept.stage(f"{point.name}: slices", partial(prefixes, point), identity)
+            by_slice[point.name] = samples_from_json(found)
+        told = (
+            exits_from_json(kept.stage("exits", exits, fingerprint, str(bundle.exit_specs)))
+            if bundle.exit_specs
+            else []
+        )
     return Measurements(samples, uncut == np.array(truth), costs, timed["picture_ms"], told, prefixes=by_slice)
 
 

@@ -130,6 +130,7 @@ def measure(
     paths: Sequence[View],
     points: Sequence[OperatingPoint],
     note: Callable[[int], None] = lambda _: None,
+    reference: bool = True,
 ) -> tuple[list[Answer], Mapping[int, Measured]]:
     """Send every photograph through every operating point.
 
@@ -138,9 +139,11 @@ def measure(
         paths: photographs, or parts of some.
         points: of kinds `feature` and `image` (`local` is the uncut model).
         note: called with the number of photographs done, after each batch.
+        reference: whether the uncut model answers as well.
 
     Returns:
-        The uncut model's answer per photograph, and what was measured per operating point's id.
+        The uncut model's answer per photograph (none without `reference`), and what was measured per operating point's
+        id.
     """
     codec = Codec(bundle)
     results = {p.id: Measured() for p in points}
@@ -149,13 +152,14 @@ def measure(
     networks = _networks(backbone, bundle, [name for name, chosen in by_split.items() if chosen])
     hows = {name: bundle.preprocessing_at(name) for name in networks}
     uncut, task = backbone.uncut, backbone.task
-    reference: list[Answer] = []
+    answers: list[Answer] = []
     with torch.inference_mode():
         for at in range(0, len(paths), BATCH):
             batch = paths[at : at + BATCH]
             sizes = {how: _pixels(batch, how) for how in {bundle.preprocessing, *hows.values()}}
             pixels = sizes[bundle.preprocessing]
-            reference += task.answers(uncut(pixels))
+            if reference:
+                answers += task.answers(uncut(pixels))
             for name, (head, encoder, decoder, tail) in networks.items():
                 latents = encoder(*head(sizes[hows[name]])).numpy()
                 for point in by_split[name]:
@@ -166,7 +170,7 @@ def measure(
                 received = _through_image_codec(pixels.numpy(), point, results[point.id])
                 results[point.id].answers += task.answers(uncut(received))
             note(len(pixels))
-    return reference, results
+    return answers, results
 
 
 def measure_prefixes(

@@ -58,7 +58,13 @@ class Quantiser:
     def __call__(self, features: npt.NDArray[Any]) -> Symbols:
         """Index of the cheapest level for every clipped feature, int32."""
         clipped = np.clip(features, self.levels[0], self.levels[-1])
-        index: Symbols = ((clipped[..., None] - self.levels) ** 2 + self.price).argmin(-1).astype(np.int32)
+        index: Symbols = np.zeros(clipped.shape, np.int32)
+        least = (clipped - self.levels[0]) ** 2 + self.price[0]
+        # A level at a time: an array with all of them is as slow as it is large.
+        for n in range(1, len(self.levels)):
+            cost = (clipped - self.levels[n]) ** 2 + self.price[n]
+            index[cost < least] = n
+            np.minimum(least, cost, out=least)
         return index
 
 

@@ -11,7 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from ..bundle import Bundle
+from ..bundle_files import tensors_file
+from ..bundle_specs import split_identity
 from ..exceptions import DataError
+from ..operating_point import Kind
 from . import exits
 from .edge_costs import EdgeCosts, StageCost
 from .samples import Sample
@@ -68,6 +72,18 @@ class Kept:
 def pictures_identity(paths: Sequence[Path]) -> str:
     """Of photographs: their names and sizes."""
     return hashlib.sha256(json.dumps([(p.name, p.stat().st_size) for p in paths]).encode()).hexdigest()
+
+
+def split_digest(bundle: Bundle, split: str) -> str:
+    """Of all that the packets of a split point and their answers depend on, but for the backbone: a bundle that has got
+    other split points beside it gives the same."""
+    points = [(p.id, p.name) for p in bundle.operating_points if p.kind is Kind.FEATURE and p.split == split]
+    spec = bundle.split(split)
+    parts = [tensors_file({k: v for k, v in found.items() if k.startswith(f"{split}/")}) for found in
+             (bundle.tensors, bundle.repair)]  # fmt: skip
+    learned = bundle.learned_digest.hex() if spec.learned else ""
+    said = json.dumps([split_identity(spec), points, learned], default=list)
+    return hashlib.sha256(said.encode() + b"".join(parts)).hexdigest()
 
 
 def samples_as_json(samples: Sequence[Sample]) -> list[dict[str, Any]]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +15,7 @@ import pytest
 import skimage.data
 import torch
 from headrace.cli import app
-from headrace.models import evaluate
+from headrace.models import evaluate, measure
 from headrace.models.bundle import Bundle
 from headrace.models.cutting.costs import count_macs
 from headrace.models.evaluation import curves, pictures
@@ -336,8 +338,10 @@ def test_the_commands_on_real_photographs(tmp_path, monkeypatch):
     assert found["splits"].keys() == {s.name for s in bundle.splits}
     for name, split in found["splits"].items():
         assert 0 < split["share_of_uncut"] < 1.5 and 0 < split["gmac"] < found["uncut"]["gmac"]
-        assert not split["learned"] and found["at_split"][name]["0.90"]["deep"] == split["at"]["0.90"]
-    assert found["encoder"]["widest"]["split"] == "blocks.2.0-144px"
+        assert split["learned"] == name.startswith("slim-")
+        assert found["at_split"][name]["0.90"]["deep"] == split["at"]["0.90"]
+    assert found["encoder"]["widest"]["split"] == "slim-100" and found["encoder"]["narrowest"]["split"] == "slim-25"
+    assert found["encoder"]["widest"]["gmac"] < 0.06
     assert list(found["at"]) == ["0.98", "0.95", "0.90"]
     assert set(found["at"]["0.95"]) == {"deep", "mid", "light", *pictures.QUALITIES, "entropic_student"}
     assert found["at"]["0.95"]["deep"] < found["at"]["0.95"]["webp"] / 3
@@ -368,3 +372,18 @@ def test_the_commands_on_real_photographs(tmp_path, monkeypatch):
     done = CliRunner().invoke(app, ["eval", "front", "--from", str(rd), "--json", str(front_json)])
     assert done.exit_code == 0, (done.output, done.exception)
     assert {p["split"] for p in json.loads(front_json.read_text())["points"]} == {s.name for s in bundle.splits}
+    # A server's half that learned otherwise answers otherwise: its split point is measured anew, and no other.
+    anew = []
+
+    def noted(of, backbone, bundle, paths, points, note=None, **how):
+        anew.append([p.name for p in points])
+        return of(backbone, bundle, paths, points, **how)
+
+    monkeypatch.setattr(evaluate, "measure", partial(noted, measure.measure))
+    monkeypatch.setattr(evaluate, "measure_prefixes", partial(noted, measure.measure_prefixes))
+    kept = {k: v for k, v in bundle.repair.items() if not k.startswith("blocks.2.0/")}
+    replace(bundle, repair=kept).save(tmp_path / "bundle")
+    done = CliRunner().invoke(app, [*command, "--bundle", str(tmp_path / "bundle")])
+    assert done.exit_code == 0, (done.output, done.exception)
+    levels = bundle.split("blocks.2.0").rate_levels
+    assert anew == [[f"blocks.2.0@{n}" for n in range(levels)], [f"blocks.2.0@{levels // 2}"]]
