@@ -299,7 +299,7 @@ class Dispatcher:
                     job.place.begin()
                 key = jobs[0].key
                 self._spawn(self._run_batch(key, jobs, self._begin_batch(key, len(jobs))))
-                self._start_decoding()  # for the batches after this one
+            self._start_decoding()  # there is room for the batches after this one, or for this one if nothing was left
 
     def _turn_in(self, seconds: float) -> None:
         if self._timer is not None:
