@@ -100,6 +100,9 @@ def repair_bundle(
     bfloat16: Annotated[
         bool, typer.Option("--bfloat16", help="Learn in half precision, where the processor has it in half the time.")
     ] = False,
+    resample: Annotated[
+        bool, typer.Option("--resample", help="Behind a cut on fewer pixels, answer on the grid of all.")
+    ] = False,
     photographs: Annotated[int, typer.Option(help="As given to `split`, to measure on the same photographs.")] = 300,
     held_out: Annotated[int, typer.Option(help="Photographs to measure on, not to learn from.")] = 64,
     views: Annotated[int, typer.Option(min=1, help="Views of each of those: itself, and parts of it.")] = 1,
@@ -121,7 +124,7 @@ def repair_bundle(
     places = tuple(at or ())
     plan = RepairPlan(
         places, minutes, steps, crops, rank=rank, device=device, half=bfloat16, seed=seed, photographs=photographs,
-        held_out=held_out, views=views,
+        held_out=held_out, resample=resample, views=views,
     )  # fmt: skip
     with Progress(*bar_columns(), console=Console(stderr=True)) as progress:
         model, repaired = repair(Bundle.load(bundle), calibration, plan, output / "repair-work", progress, more or ())
@@ -198,10 +201,15 @@ def learn_filter(
     output: BundleOutput,
     bundle: BundleFolder = COMMITTED_DETECTION,
     miss_rate: Annotated[float, typer.Option(help="Most that may be missed of the frames that hold one, 0..1.")] = 0.02,
-    epochs: Annotated[int, typer.Option(help="Passes over the photographs.")] = 30,
+    epochs: Annotated[int, typer.Option(help="Passes over the photographs.")] = 20,
     seed: Annotated[int, typer.Option(help="Of the photographs' division and order.")] = 0,
 ) -> None:
-    """Teach a detector's bundle to keep frames on the device that hold nothing of the classes of interest."""
+    """Teach a detector's bundle to keep frames on the device that hold nothing of the classes of interest.
+
+    A run that was killed goes on where it was when the same command is given again.
+    """
+    import shutil
+
     from rich.console import Console
     from rich.progress import Progress
 
@@ -219,9 +227,11 @@ def learn_filter(
                 bars[what] = progress.add_task(what, total=of)
             progress.update(bars[what], completed=done)
 
-        backbone, learned, reports = neural_filter.learn_filter(loaded, calibration, plan, note)
+        work = output / "filter-work"
+        backbone, learned, reports = neural_filter.learn_filter(loaded, calibration, plan, note, work)
     learned.save(output)
     write_weights(backbone, output)
+    shutil.rmtree(work, ignore_errors=True)
     for report in reports:
         typer.echo(str(report))
     typer.echo(f"{output}: fingerprint {short(learned.fingerprint)}")

@@ -22,7 +22,7 @@ from .image_codec import decode_image, encode_image
 from .operating_point import Kind, OperatingPoint
 from .preprocessing import prepare
 from .quantiser import quantise
-from .repair.tail import repaired
+from .repair.tail import repaired, tail_of
 from .tasks import Answer, Task
 
 BATCH = 8
@@ -227,7 +227,7 @@ def _networks(
         name: (
             backbone.head(name),
             Encoder.of(bundle, name),
-            *repaired(bundle, name, Decoder.of(bundle, name), backbone.tail(name)),
+            *repaired(bundle, name, Decoder.of(bundle, name), tail_of(bundle, name, backbone)),
         )
         for name in names
     }

@@ -17,7 +17,7 @@ from ..models.backbones import Backbone
 from ..models.bottleneck import Decoder
 from ..models.bundle import Bundle
 from ..models.class_map import encode_class_map
-from ..models.repair.tail import repaired
+from ..models.repair.tail import repaired, tail_of
 from ..models.tasks import Answer, Answers, Boxes, Labels, Several, Task
 from ..models.tasks import ClassMap as Classes
 from ..models.zoo.catalogue import backbone_of
@@ -41,7 +41,7 @@ class FeatureTail:
                 f"{backbone.spec.name} has {backbone.shape(split)} after {split}, the bundle {spec.features}; "
                 "the installed package's version differs, split anew"
             )
-        decoder, tail = repaired(bundle, split, Decoder.of(bundle, split), backbone.tail(split))
+        decoder, tail = repaired(bundle, split, Decoder.of(bundle, split), tail_of(bundle, split, backbone))
         self._decoder, self._tail = decoder.to(device), tail.to(device)
         self._task = backbone.task
         self._device = device

@@ -2,15 +2,14 @@
 of the classes of interest (Matsubara and Levorato, "Neural Compression and Filtering for Edge-assisted Real-time Object
 Detection in Challenged Networks", ICPR 2020).
 
-features [B, C, H, W] --pool to at most 16x16, normalise, 1x1, two 3x3, 1x1--> a logit a place
+features [B, C, H, W] --pool to at most 16x16, normalise, 1x1, three 3x3, 1x1--> a logit a place
                                                             logits --log-sum-exp--> score [B]
 
-It is learned from the uncut detector's own answers to unlabelled photographs, of which every other one is replaced by
-a mosaic of four (see `mosaic`): every place is told the best score of the
-boxes whose centre it holds, and the frame whether it has a box that counts. The threshold comes from photographs that
-were not learned from: the k-th smallest score of the n frames that hold something, k = rate (n + 1) rounded down, so
-that another such frame falls below it with a probability of at most the rate (a conformal quantile; Vovk, Gammerman and
-Shafer, "Algorithmic Learning in a Random World", 2005).
+It is learned from the uncut detector's own answers to views of unlabelled photographs (see `scenes`): every place is
+told the best score of the candidates whose centre it holds, the frame the best of all. The threshold comes from
+photographs that were not learned from: the k-th smallest score of the n views that hold something, k = rate (n + 1)
+rounded down, so that another such view falls below it with a probability of at most the rate (a conformal quantile;
+Vovk, Gammerman and Shafer, "Algorithmic Learning in a Random World", 2005).
 """
 
 from __future__ import annotations
@@ -18,9 +17,10 @@ from __future__ import annotations
 import math
 import random
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -31,25 +31,30 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..backbones import Backbone
-from ..bundle import Bundle, FilterSpec, Preprocessing
+from ..bundle import Bundle, FilterSpec
 from ..exceptions import DataError
-from ..measure import find_pictures, pixel_batches
-from ..tasks import Boxes, Detection
+from ..measure import find_pictures
+from ..tasks import Detection
 from ..zoo.catalogue import backbone_of
 from .labelled import class_indexes
-from .mosaic import scene_batches
+from .scenes import Part, Seen, look
 
 PLACES = 16
 """Most rows and columns that are looked at; larger maps are pooled."""
-HIDDEN = 48
-EPOCHS = 30
+HIDDEN = 64
+DEPTH = 3
+EPOCHS = 20
 BATCH = 64
 RATE = 3e-3
 DECAY = 0.02
-FRAME_WEIGHT = 0.3
-"""Of the frame's own loss, beside that of its places."""
-SHARES = (0.6, 0.25)
-"""Shares of the photographs that are learned from, and that give the threshold; the rest is for the report."""
+PLACES_WEIGHT = 0.3
+"""Of the places' losses, beside that of the frame."""
+SHARPNESS = 2.0
+"""Of a frame's score over that which is learned: 1 would let many doubtful places add up to a sure one."""
+SHARES = (0.2, 0.15)
+"""Shares of the photographs that give the threshold, and that are for the report; the rest is learned from."""
+LEAST = 60
+"""Photographs at least."""
 LEAST_HELD = 10
 """Frames with and without something of interest that each part of the photographs needs at least."""
 
@@ -60,21 +65,15 @@ class Presence(nn.Module):
     mean: Tensor
     deviation: Tensor
 
-    def __init__(self, channels: int, side: int, hidden: int = HIDDEN) -> None:
-        """For maps of `channels` and at most `side` rows or columns."""
+    def __init__(self, channels: int, side: int, hidden: int = HIDDEN, depth: int = DEPTH) -> None:
+        """For maps of `channels` and at most `side` rows or columns; `depth` convolutions of `hidden` channels."""
         super().__init__()
         self.factor = -(-side // PLACES)
         wide = channels * (2 if self.factor > 1 else 1)
         self.register_buffer("mean", torch.zeros(wide))
         self.register_buffer("deviation", torch.ones(wide))
-        self.layers = nn.ModuleList(
-            [
-                nn.Conv2d(wide, hidden, 1),
-                nn.Conv2d(hidden, hidden, 3, padding=1),
-                nn.Conv2d(hidden, hidden, 3, padding=1),
-                nn.Conv2d(hidden, 1, 1),
-            ]
-        )
+        between = [nn.Conv2d(hidden, hidden, 3, padding=1) for _ in range(depth)]
+        self.layers = nn.ModuleList([nn.Conv2d(wide, hidden, 1), *between, nn.Conv2d(hidden, 1, 1)])
 
     def pooled(self, features: Tensor) -> Tensor:
         """What is looked at: maxima and means of `factor` x `factor` places."""
@@ -108,7 +107,8 @@ class Presence(nn.Module):
             for key, value in bundle.tensors.items()
             if key.startswith(start) and not key.endswith("/threshold")
         }
-        made = cls(spec.features[0], max(spec.features[1:]), len(state["layers.0.weight"]))
+        depth = sum(key.endswith(".weight") for key in state) - 2
+        made = cls(spec.features[0], max(spec.features[1:]), len(state["layers.0.weight"]), depth)
         made.load_state_dict(state)
         return made.requires_grad_(False).eval()
 
@@ -165,18 +165,12 @@ class Report:
         )
 
 
-@dataclass(frozen=True)
-class _Seen:
-    """Photographs as the filter sees them: pooled features by split; per photograph x, y (0..1) and score of every box
-    of interest, [n, 3]; and whether it holds one that counts [N]."""
-
-    pooled: dict[str, npt.NDArray[np.float16]]
-    boxes: list[npt.NDArray[np.float32]]
-    holds: npt.NDArray[np.bool_]
-
-
 def learn_filter(
-    bundle: Bundle, folders: Sequence[Path], plan: FilterPlan, note: Callable[[str, int, int], None] = lambda *_: None
+    bundle: Bundle,
+    folders: Sequence[Path],
+    plan: FilterPlan,
+    note: Callable[[str, int, int], None] = lambda *_: None,
+    work: Path | None = None,
 ) -> tuple[Backbone, Bundle, list[Report]]:
     """The backbone, its bundle with a filter at every split point (and another fingerprint), and how each one does.
 
@@ -185,6 +179,7 @@ def learn_filter(
         folders: of unlabelled photographs.
         plan: what to learn.
         note: called with what is done, how far, and how far there is to go.
+        work: folder for what has been looked at; a run that was killed goes on from there. None keeps it in memory.
 
     Raises:
         DataError: the bundle is for another task, a class is unknown, the rate is out of range, or too few photographs
@@ -202,21 +197,26 @@ def learn_filter(
     random.Random(plan.seed).shuffle(paths)
     filters = {s.name: Presence(s.features[0], max(s.features[1:])) for s in bundle.splits}
     ends = (int(SHARES[0] * len(paths)), int(sum(SHARES) * len(paths)))
-    # A mosaic must not show in one part what another part shows.
-    parts = [paths[: ends[0]], paths[ends[0] : ends[1]], paths[ends[1] :]]
-    seen = _look(backbone, filters, parts, interest, plan.seed, lambda n: note("photographs", n, len(paths)))
-    for held in (seen.holds[: ends[0]], seen.holds[ends[0] : ends[1]], seen.holds[ends[1] :]):
+    parts = (Part(paths[: ends[0]], 2), Part(paths[ends[0] : ends[1]], 2), Part(paths[ends[1] :], 4, mirrored=True))
+    if len(paths) < LEAST:
+        raise DataError(f"{len(paths)} photographs are too few to learn from; give at least {LEAST}")
+    total = sum(len(part) for part in parts)
+    pooled = {name: presence.pooled for name, presence in filters.items()}
+    seen = look(backbone, pooled, parts, interest, plan.seed, work, lambda n: note("views", n, total))
+    between, last, learned = _slices(parts)
+    for part in (between, last, learned):
+        held = seen.holds[part]
         if held.sum() < LEAST_HELD or (~held).sum() < LEAST_HELD:
             raise DataError(
-                f"{int(seen.holds.sum())} of {len(paths)} photographs hold one of {', '.join(plan.classes)}; more are "
-                "needed of either kind, or other classes"
+                f"{int(seen.holds.sum())} of {total} views of {len(paths)} photographs hold one of "
+                f"{', '.join(plan.classes)}; more are needed of either kind, or other classes"
             )
     tensors, reports = dict(_without_filter(bundle)), []
     for name, presence in filters.items():
-        _learn(presence, seen, name, ends[0], plan, partial(note, f"{name}: filter"))
+        _learn(presence, seen, name, learned, backbone.task.confident, plan, partial(note, f"{name}: filter"))
         scores = _scores(presence, seen.pooled[name])
-        limit = conformal_threshold(scores[ends[0] : ends[1]][seen.holds[ends[0] : ends[1]]], plan.miss_rate)
-        reports.append(_report(name, presence, bundle, backbone, scores[ends[1] :] < limit, seen.holds[ends[1] :]))
+        limit = conformal_threshold(scores[between][seen.holds[between]], plan.miss_rate)
+        reports.append(_report(name, presence, bundle, backbone, scores[last] < limit, seen.holds[last]))
         stored = presence.tensors() | {"filter/threshold": np.array([limit], np.float32)}
         tensors |= {f"{name}/{key}": value for key, value in stored.items()}
     provenance = {
@@ -244,7 +244,8 @@ def audit(
     """
     assert bundle.filter is not None
     filters = {s.name: Presence.of(bundle, s.name) for s in bundle.splits}
-    seen = _look(backbone, filters, [paths], bundle.filter.classes, None, lambda _: None)
+    pooled = {name: each.pooled for name, each in filters.items()}
+    seen = look(backbone, pooled, [Part(paths)], bundle.filter.classes, 0)
     stays = {name: _scores(each, seen.pooled[name]) < bundle.filter_threshold(name) for name, each in filters.items()}
     return {
         by: [_report(name, each, bundle, backbone, stays[name], holds) for name, each in filters.items()]
@@ -267,96 +268,45 @@ def _without_filter(bundle: Bundle) -> dict[str, npt.NDArray[Any]]:
     return {key: value for key, value in bundle.tensors.items() if "/filter/" not in key}
 
 
-def _look(
-    backbone: Backbone,
-    filters: dict[str, Presence],
-    parts: Sequence[Sequence[Path]],
-    interest: Sequence[int],
-    seed: int | None,
-    note: Callable[[int], None],
-) -> _Seen:
-    """Run the uncut detector over the photographs, by way of every split point; with a seed, every other one of each
-    part is replaced by a mosaic of four of that part."""
-
-    def frames(how: Preprocessing) -> Iterator[Tensor]:
-        for part in parts:
-            yield from pixel_batches(part, how) if seed is None else scene_batches(part, how, seed)
-
-    sizes: dict[Preprocessing, list[str]] = {backbone.preprocessing: []}
-    for name in filters:
-        sizes.setdefault(backbone.at(name)[0].preprocessing, []).append(name)
-    heads = {how: backbone.at(names[0])[0].head_parts(names) for how, names in sizes.items() if names}
-    own = heads.get(backbone.preprocessing, [])
-    tail = backbone.tail(own[-1][0]) if own else backbone.uncut
-    task = backbone.task
-    assert isinstance(task, Detection)
-    pooled: dict[str, list[npt.NDArray[np.float16]]] = {name: [] for name in filters}
-    boxes: list[npt.NDArray[np.float32]] = []
-    done = 0
-    with torch.inference_mode():
-        for views in zip(*(frames(how) for how in sizes), strict=True):
-            ends = {}
-            for how, pixels in zip(sizes, views, strict=True):
-                reached: tuple[Tensor, ...] = (pixels,)
-                for name, part in heads.get(how, ()):
-                    reached = part(*reached)
-                    pooled[name].append(filters[name].pooled(reached[0]).half().numpy())
-                ends[how] = reached
-            for answer in task.answers(tail(*ends[backbone.preprocessing])):
-                assert isinstance(answer, Boxes)
-                boxes.append(_centres(answer, interest, task.size))
-            done += len(views[0])
-            note(done)
-    maps = {name: np.concatenate(each) for name, each in pooled.items()}
-    return _Seen(maps, boxes, np.array([bool((b[:, 2] >= task.confident).any()) for b in boxes]))
-
-
-def _centres(answer: Boxes, interest: Sequence[int], size: int) -> npt.NDArray[np.float32]:
-    """x, y and score of the boxes of interest, float32 [n, 3]; x and y as shares of the input."""
-    found = zip(answer.indexes, answer.scores, answer.corners, strict=True)
-    rows = [((b[0] + b[2]) / 2 / size, (b[1] + b[3]) / 2 / size, s) for i, s, b in found if i in interest]
-    return np.array(rows, np.float32).reshape(-1, 3)
-
-
-def _at_places(boxes: Sequence[npt.NDArray[np.float32]], height: int, width: int) -> Tensor:
-    """The best score of a box whose centre a place holds, float32 [N, height, width]."""
-    target = np.zeros((len(boxes), height, width), np.float32)
-    for i, each in enumerate(boxes):
-        x = np.minimum((each[:, 0] * width).astype(int), width - 1)
-        y = np.minimum((each[:, 1] * height).astype(int), height - 1)
-        np.maximum.at(target[i], (y, x), each[:, 2])
-    return torch.from_numpy(target)
+def _slices(parts: Sequence[Part]) -> list[slice]:
+    ends = list(accumulate(len(part) for part in parts))
+    return [slice(end - len(part), end) for end, part in zip(ends, parts, strict=True)]
 
 
 def _learn(
-    presence: Presence, seen: _Seen, name: str, count: int, plan: FilterPlan, note: Callable[[int, int], None]
+    presence: Presence,
+    seen: Seen,
+    name: str,
+    part: slice,
+    confident: float,
+    plan: FilterPlan,
+    note: Callable[[int, int], None],
 ) -> None:
     generator = torch.Generator().manual_seed(plan.seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(plan.seed)
         for layer in presence.layers:
             layer.reset_parameters()  # type: ignore[operator]
-    pooled = seen.pooled[name][:count]
+    pooled = seen.pooled[name][part]
+    places, best = (_odds(scores[part], confident) for scores in (seen.places[name], seen.best))
     sample = torch.from_numpy(pooled[:512].astype(np.float32))
     presence.mean.copy_(sample.mean((0, 2, 3)))
     presence.deviation.copy_(sample.std((0, 2, 3)).clamp_min(1e-3))
     # Most places hold nothing.
-    nn.init.constant_(presence.layers[-1].bias, -5.0)  # type: ignore[arg-type]
+    nn.init.constant_(presence.layers[-1].bias, -5.0 * SHARPNESS)  # type: ignore[arg-type]
+    presence.to(memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(presence.parameters(), RATE, weight_decay=DECAY)
-    steps = plan.epochs * math.ceil(count / BATCH)
+    steps = plan.epochs * math.ceil(len(pooled) / BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, total_steps=steps)
-    places = _at_places(seen.boxes[:count], pooled.shape[2], pooled.shape[3])
-    holds = torch.from_numpy(seen.holds[:count].astype(np.float32))
     for epoch in range(plan.epochs):
-        for indexes in torch.split(torch.randperm(count, generator=generator), BATCH):
-            batch, target = torch.from_numpy(pooled[indexes.numpy()].astype(np.float32)), places[indexes]
-            if torch.rand((), generator=generator) < 0.5:
-                batch, target = batch.flip(3), target.flip(2)
-            logits = presence.places(batch)
-            at_places = functional.binary_cross_entropy_with_logits(logits, target, reduction="none").sum((1, 2))
-            of_frame = functional.binary_cross_entropy_with_logits(logits.flatten(1).logsumexp(1), holds[indexes])
+        for chosen in torch.split(torch.randperm(len(pooled), generator=generator), BATCH):
+            indexes = chosen.sort().values.numpy()
+            logits = presence.places(torch.from_numpy(pooled[indexes].astype(np.float32))) / SHARPNESS
+            divergence = functional.binary_cross_entropy_with_logits
+            at_places = divergence(logits, places[indexes], reduction="none").sum((1, 2))
+            of_frame = divergence(logits.flatten(1).logsumexp(1), best[indexes])
             optimiser.zero_grad(set_to_none=True)
-            torch.autograd.backward(at_places.mean() + FRAME_WEIGHT * of_frame)
+            torch.autograd.backward(of_frame + PLACES_WEIGHT * at_places.mean())
             optimiser.step()
             schedule.step()
         note(epoch + 1, plan.epochs)
@@ -364,6 +314,16 @@ def _learn(
     # The threshold belongs to the filter as it is stored.
     for value in (*presence.parameters(), *presence.buffers()):
         value.copy_(value.half().float())
+
+
+def _odds(scores: npt.NDArray[np.float32], confident: float) -> Tensor:
+    """Scores as what is learned of them: 1/2 at the score from which a box counts, in odds as far from it as before.
+
+    Told the scores themselves, a filter would learn the few sure objects well and leave open what it has to know,
+    whether a doubtful one counts.
+    """
+    odds: Tensor = torch.from_numpy(np.array(scores)).logit(1e-4) - math.log(confident / (1 - confident))
+    return odds.sigmoid()
 
 
 def _scores(presence: Presence, pooled: npt.NDArray[np.float16]) -> npt.NDArray[np.float32]:

@@ -62,6 +62,18 @@ def mosaic(paths: Sequence[Path], how: Preprocessing, seed: int, index: int) -> 
     return prepare(scene, how)
 
 
+def pair(paths: Sequence[Path], how: Preprocessing, seed: int, index: int) -> npt.NDArray[np.uint8]:
+    """A scene of two photographs side by side, preprocessed: uint8 [S, S, 3]. Arguments and errors as of `mosaic`."""
+    rng = np.random.default_rng((seed, 4, index))
+    shape = SHAPES[rng.integers(len(SHAPES))]
+    width, height = (round(how.size * side / max(shape)) for side in shape)
+    x = round(width * rng.uniform(*MIDDLE))
+    scene = Image.new("RGB", (width, height))
+    for place in ((0, 0, x, height), (x, 0, width, height)):
+        scene.paste(_filling(paths[rng.integers(len(paths))], place, rng), place)
+    return prepare(scene, how)
+
+
 def _filling(path: Path, place: tuple[int, int, int, int], rng: np.random.Generator) -> Image.Image:
     """A photograph scaled until it just covers a place, and cut somewhere to its size."""
     width, height = place[2] - place[0], place[3] - place[1]

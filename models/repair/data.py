@@ -62,6 +62,7 @@ def make_crops(
     device: torch.device,
     note: Callable[[int, int], None] = lambda *_: None,
     until: float = float("inf"),
+    resampled: bool = False,
 ) -> Crops:
     """Make crops, or read those that an earlier call with the same arguments left in `folder`, and make the rest.
 
@@ -76,6 +77,7 @@ def make_crops(
         device: of head and tail.
         note: called with crops done and crops in all, after each batch.
         until: time on the monotonic clock, in seconds, after which no more are made.
+        resampled: whether the tail will be the one at the backbone's own size, also of a detector.
 
     Raises:
         DataError: a photograph cannot be read.
@@ -84,7 +86,7 @@ def make_crops(
     head, tail = backbone.head(split).to(device), backbone.tail(split).to(device)
     sized = backbone.at(split)[0]
     # A detector's candidates lie on a grid: those of fewer pixels have no counterparts among the uncut model's.
-    elsewhere = sized is not backbone and backbone.task.name != DETECTION
+    elsewhere = sized is not backbone and (resampled or backbone.task.name != DETECTION)
     uncut = backbone.uncut.to(device) if elsewhere or split in backbone.learned else None
 
     def picture(index: int, how: Preprocessing) -> npt.NDArray[np.uint8]:

@@ -39,6 +39,8 @@ from ..tasks import Detection, Segmentation, Several, Task
 from ..zoo.catalogue import backbone_of
 from .data import Crops, RandomSymbols, make_crops
 from .lean import lean
+from .resample import Resample, own_cut
+from .resample_fit import fit_resample
 from .student import Student
 from .tail import Denoiser, mean_gain
 
@@ -72,6 +74,7 @@ class RepairPlan:
         photographs, held_out: as given to `split`; with its seed too, the operating points are measured on the same
             photographs as then. Those are not learned from.
         views: of each photograph that is measured on: itself, and parts of it.
+        resample: of a split point on fewer pixels, answer on the grid of all (see `resample`).
     """
 
     at: tuple[str, ...] = ()
@@ -88,6 +91,7 @@ class RepairPlan:
     photographs: int = 300
     held_out: int = 64
     views: int = 1
+    resample: bool = False
 
 
 def repair(
@@ -118,6 +122,8 @@ def repair(
         OperatingPointError: the bundle has no such split point.
     """
     progress = progress or Progress(disable=True)
+    if plan.resample and not plan.hidden:
+        raise DataError("features are resampled before the denoiser; a repair without one cannot")
     if plan.device == "cuda" and not torch.cuda.is_available():
         raise DataError("there is no CUDA device here; use --device cpu, or check the driver with nvidia-smi")
     backbone = backbone_of(bundle)
@@ -192,8 +198,10 @@ def _learn(
     def note_crops(done: int, of: int) -> None:
         progress.update(bar, completed=done, total=of, said=f"{done / max(time.monotonic() - began, 1e-3):.0f}/s")
 
-    crops = make_crops(backbone, split, paths, plan.crops, plan.seed, folder, device, note_crops, until)
-    lesson = Lesson(bundle, split, backbone, crops, plan, device)
+    resampled = plan.resample and own_cut(split) != split
+    crops = make_crops(backbone, split, paths, plan.crops, plan.seed, folder, device, note_crops, until, resampled)
+    resample = fit_resample(backbone, split, paths, plan.seed, device) if resampled else None
+    lesson = Lesson(bundle, split, backbone, crops, plan, device, resample)
     if not schedule.is_file():
         left = 60 * plan.minutes - (time.monotonic() - began)
         schedule.write_text(json.dumps({"steps": plan.steps or lesson.steps_within(left)}))
@@ -222,20 +230,29 @@ class Lesson:
     """A student, what it learns from, and its loss."""
 
     def __init__(
-        self, bundle: Bundle, split: str, backbone: Backbone, crops: Crops, plan: RepairPlan, device: torch.device
+        self,
+        bundle: Bundle,
+        split: str,
+        backbone: Backbone,
+        crops: Crops,
+        plan: RepairPlan,
+        device: torch.device,
+        resample: Resample | None = None,
     ) -> None:
-        """Begin as the unrepaired half, on `device`."""
-        tail, self._task = backbone.tail(split).to(device), backbone.task
+        """Begin as the unrepaired half, on `device`; with a `resample` at the backbone's own size."""
+        tail, self._task = backbone.tail(own_cut(split) if resample else split).to(device), backbone.task
         self._crops, self._plan, self._device = crops, plan, device
         self._symbols = RandomSymbols(bundle, split, plan.seed, device)
         self._gain = mean_gain(bundle, split)
         denoiser = None
         if plan.hidden:
             features, _ = crops.batch(np.arange(min(len(crops), 256)))
+            if resample is not None:
+                features = resample(features)
             deviation = features.std((0, 2, 3))
             deviation = deviation.clamp_min(1e-3 * float(deviation.mean()))
             torch.manual_seed(plan.seed)
-            denoiser = Denoiser(features.mean((0, 2, 3)), deviation, self._gain, plan.hidden)
+            denoiser = Denoiser(features.mean((0, 2, 3)), deviation, self._gain, plan.hidden, resample)
         decoder = Decoder.of(bundle, split).to(device)
         self.student = Student(decoder, tail, denoiser, plan.rank, plan.seed).to(device)
 

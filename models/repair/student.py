@@ -18,7 +18,7 @@ from torch.func import functional_call
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from .tail import DENOISE, LEFT, RIGHT, TAIL, Denoiser, weights
+from .tail import DENOISE, LEFT, RESAMPLE, RIGHT, TAIL, Denoiser, weights
 
 _CONVOLUTION: Any = torch.ops.aten.conv2d.default
 
@@ -73,6 +73,8 @@ class Student(nn.Module):
             layers = self.denoiser.layers.state_dict()
             found |= {f"{DENOISE}/{key.replace('.', '/')}": value for key, value in layers.items()}
             found |= {f"{DENOISE}/{key}": getattr(self.denoiser, key).flatten() for key in ("mean", "deviation")}
+            if self.denoiser.resample is not None:
+                found |= {f"{RESAMPLE}/{key}": value for key, value in self.denoiser.resample.tensors().items()}
         for name, short in self._names.items():
             unit = self._units[name]
             if short in self.deltas:

@@ -8,6 +8,8 @@ serves devices whose half was exported without, and the other way round. The ten
 
     SPLIT/denoise/LAYER/weight, .../bias       convolutions of the denoiser, first to last
     SPLIT/denoise/mean, .../deviation          of the features' channels [C], by which it normalises
+    SPLIT/denoise/resample/weight, .../bias, .../size
+                                               of a detector on fewer pixels, to the grid of all: see `resample`
     SPLIT/tail/NAME                            what is added to the tail's tensor NAME, in full, or
     SPLIT/tail/NAME/left, .../right            the same as a product [out, r] [r, rest] of low rank
 
@@ -24,10 +26,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..backbones import Backbone
 from ..bundle import Bundle
 from ..exceptions import BundleError
+from .resample import Resample, own_cut
 
-DENOISE, TAIL, LEFT, RIGHT = "denoise", "tail", "/left", "/right"
+DENOISE, RESAMPLE, TAIL, LEFT, RIGHT = "denoise", "denoise/resample", "tail", "/left", "/right"
 
 
 class Denoiser(nn.Module):
@@ -37,9 +41,13 @@ class Denoiser(nn.Module):
     so that what a coarse rate level needs does no harm at a fine one. It begins as the identity.
     """
 
-    def __init__(self, mean: Tensor, deviation: Tensor, gain: float, hidden: int) -> None:
-        """Mean and deviation float32 [C] of the features; a middling gain; channels of the hidden layers."""
+    def __init__(
+        self, mean: Tensor, deviation: Tensor, gain: float, hidden: int, resample: Resample | None = None
+    ) -> None:
+        """Mean and deviation float32 [C] of the features; a middling gain; channels of the hidden layers; what goes
+        before, where the features are of fewer pixels than the tail's."""
         super().__init__()
+        self.resample = resample
         channels = len(mean)
         self.gain = gain
         self.layers = nn.ModuleList(
@@ -57,6 +65,8 @@ class Denoiser(nn.Module):
 
     def forward(self, features: Tensor, gain: Tensor) -> Tensor:
         """Add what the quantiser took away, as far as it can be told."""
+        if self.resample is not None:
+            features = self.resample(features)
         step = (self.gain / gain.mean(1))[:, None, None, None]
         # Steps span less than one decade; their logarithm is of the size of the normalised features.
         level = step.log().expand(-1, 1, *features.shape[2:])
@@ -80,6 +90,11 @@ class DenoisingDecoder(nn.Module):
         return features
 
 
+def tail_of(bundle: Bundle, split: str, backbone: Backbone) -> nn.Module:
+    """The tail behind a split point's decoder: at the backbone's own size where the repair resamples to it."""
+    return backbone.tail(own_cut(split) if f"{split}/{RESAMPLE}/size" in bundle.repair else split)
+
+
 def repaired(bundle: Bundle, split: str, decoder: nn.Module, tail: nn.Module) -> tuple[nn.Module, nn.Module]:
     """Decoder and tail of a split point with the bundle's repair, or the same two where it holds none.
 
@@ -87,7 +102,7 @@ def repaired(bundle: Bundle, split: str, decoder: nn.Module, tail: nn.Module) ->
         bundle: with or without repair.
         split: name of a split point.
         decoder: symbols [B, K, H, W], gain [B, K] -> features [B, C, H, W].
-        tail: features -> outputs; it is copied, not changed.
+        tail: features -> outputs, see `tail_of`; it is copied, not changed.
 
     Raises:
         BundleError: a tensor of the repair does not fit the tail.
@@ -126,7 +141,10 @@ def mean_gain(bundle: Bundle, split: str) -> float:
 
 def _denoiser(tensors: Mapping[str, Tensor], gain: float) -> Denoiser:
     mean, deviation = tensors[f"{DENOISE}/mean"], tensors[f"{DENOISE}/deviation"]
-    denoiser = Denoiser(mean, deviation, gain, len(tensors[f"{DENOISE}/0/weight"]))
+    start = f"{RESAMPLE}/"
+    found = {key.removeprefix(start): value for key, value in tensors.items() if key.startswith(start)}
+    resample = Resample.of(found) if found else None
+    denoiser = Denoiser(mean, deviation, gain, len(tensors[f"{DENOISE}/0/weight"]), resample)
     layers = range(len(denoiser.layers))
     state = {f"{i}.{part}": tensors[f"{DENOISE}/{i}/{part}"] for i in layers for part in ("weight", "bias")}
     denoiser.layers.load_state_dict(state)
