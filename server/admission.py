@@ -30,6 +30,14 @@ result has to travel."""
 BATCH_HEADROOM = 0.1
 """The same for a plan in whole batches, which is kept more exactly."""
 
+TURNED_HEADROOM = 0.25
+"""So much more of it for a device of which every frame was turned away lately. The nearer to its deadline a frame is
+answered, the likelier it is late after all or given up for another, and all that it took is lost. Whoever sends more
+than can be answered has a fresher one at once."""
+
+TURNED_WEIGHT = 1 / 8
+"""Of a device's frame in the share of its frames that are turned away."""
+
 TURNED_S = 1.0
 """So long a device that was turned away counts among those that compete for what is served."""
 
@@ -69,7 +77,7 @@ class Admission:
         self.open = 0
         self.draining = False
         self._waiting: dict[str, dict[Place, None]] = {}
-        self._turned: dict[str, float] = {}
+        self._turned: dict[str, tuple[float, float]] = {}
         self._forget_at = 0.0
 
     def admit(
@@ -136,7 +144,7 @@ class Admission:
             # one that does not, whole batches go first, and its own will be full by then.
             before = int((wait - busy) / batch) * batch
             done = busy + (before + batch if before else min(batch, wait - busy + alone))
-            headroom = BATCH_HEADROOM
+            headroom = BATCH_HEADROOM + TURNED_HEADROOM * self._turned_share(device, now)
         late = done - (1.0 - headroom) * (deadline - now)
         if late > 0:
             return FullError(
@@ -162,6 +170,8 @@ class Admission:
                     retry_s=_delay(self._wait(device, cost) / 2, cost),
                     reason=Reason.QUEUE_FULL,
                 )
+        if (turned := self._turned.get(device)) is not None:
+            self._turned[device] = (turned[0], (1 - TURNED_WEIGHT) * turned[1])
         return Place(self, device, size, cost)
 
     def retry_s(self) -> float:
@@ -174,11 +184,17 @@ class Admission:
         If each comes again after so many frames' time, as much comes in all as is served; were they told when the queue
         has room again, all of them would be there then.
         """
-        self._turned[device] = now
+        share = self._turned_share(device, now)
+        self._turned[device] = (now, share + TURNED_WEIGHT * (1.0 - share))
         if now >= self._forget_at:
-            self._turned = {d: at for d, at in self._turned.items() if now - at < TURNED_S}
+            self._turned = {d: turned for d, turned in self._turned.items() if now - turned[0] < TURNED_S}
             self._forget_at = now + TURNED_S / 4
         return len(self._turned)
+
+    def _turned_share(self, device: str, now: float) -> float:
+        """The share of a device's frames that are turned away, as a running mean; 0 after a while without any."""
+        at, share = self._turned.get(device, (-math.inf, 0.0))
+        return share if now - at < TURNED_S else 0.0
 
     def _wait(self, device: str, cost: float) -> float:
         """Seconds until a frame of the device that came now would be next.

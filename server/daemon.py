@@ -33,6 +33,7 @@ from .grpc_metrics import GrpcMetrics
 from .guard import Guard, Streams, refused_calls
 from .listening import make_grpc, open_port
 from .metrics import Metrics, MetricsEndpoint, Probes
+from .one_core import one_core, take_turns
 from .pipeline import Pipeline, PipelineSettings
 from .ray_engine import RayEngine, RaySettings
 from .security import loopback
@@ -292,7 +293,7 @@ def engine_of(settings: ServerSettings) -> Engine:
 
         set_up_torch(settings.device, settings.threads)
 
-    return LocalEngine(load, set_up, settings.max_batch)
+    return LocalEngine(load, set_up, settings.max_batch, settings.device == "cpu")
 
 
 def add_reflection(server: grpc.aio.Server) -> None:
@@ -319,6 +320,8 @@ def run(settings: ServerSettings) -> int:
     """
     configure_logging(settings.log_level, settings.log_format)
     sys.setswitchinterval(SWITCH_S)
+    if one_core() and settings.engine == "local" and settings.device == "cpu":
+        take_turns()
     # Read by OpenMP when PyTorch is loaded. Its threads otherwise spin between operators: on a machine that is shared
     # (with an edge in the demo) tails then took five times as long, and the event loop waited for a core.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -10,6 +10,7 @@ urgent first; while one batch runs, the next ones are decoded. The tail takes wh
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from functools import partial
@@ -26,19 +27,22 @@ from .costs import LIKELY, Costs
 from .engine import Engine, EngineResult, Outputs, TailInput, TailKey
 from .exceptions import ExpiredError, FrameError, InferenceError
 from .metrics import Metrics
+from .one_core import one_core
 from .workers import Workers
 
 log = structlog.get_logger(__name__)
 
-AHEAD = 2
-"""Batches of each tail that may be decoded ahead; what waits longer waits as a packet, in its line."""
+AHEAD = 1
+"""Batches of each tail that may be decoded ahead; what waits longer waits as a packet, in its line, and has cost next
+to nothing if it is given up there."""
 
 CHUNK = 8
 """Most packets that a worker thread decodes before the event loop hears of them."""
 
 LEAD = 0.3
 """Share of a running batch before whose end the packets for the next one are decoded, all together: earlier nobody
-needs them, and whenever the event loop is woken it finds the caches full of the tail's weights."""
+needs them, and whenever the event loop is woken it finds the caches full of the tail's weights. Where there is one core
+they are decoded between the batches: beside one they take half as long again, and the fewest of them are too late."""
 
 
 class Decoded(NamedTuple):
@@ -122,6 +126,7 @@ class Dispatcher:
         self.running = 0
         self._engine, self._admission, self._metrics, self._clock = engine, admission, metrics, clock
         self._max_batch, self._decode_threads = max_batch, decode_threads
+        self._one_core = engine.on_our_cores and one_core()
         self._line: Line[Job] = Line(admission.shares)
         self._batcher: Batcher[Job] = Batcher(max_batch, max_wait_s, self.costs, admission.shares)
         self._threads = Workers("decode", decode_threads)
@@ -206,7 +211,7 @@ class Dispatcher:
     def _start_decoding(self) -> None:
         """Give packets to worker threads that are free, as far as there is a batch to decode them for."""
         if (begin := self._decoding_at) > (now := self._clock()) and not self._engine.decodes:
-            if self._decode_timer is None and len(self._line):
+            if self._decode_timer is None and len(self._line) and math.isfinite(begin):
                 self._decode_timer = asyncio.get_running_loop().call_later(begin - now, self._decode_now)
             return
         while self._workers < self._decode_threads or self._engine.decodes:
@@ -294,7 +299,7 @@ class Dispatcher:
                     job.place.begin()
                 key = jobs[0].key
                 self._spawn(self._run_batch(key, jobs, self._begin_batch(key, len(jobs))))
-                self._start_decoding()  # for the batches after this one
+            self._start_decoding()  # there is room for the batches after this one, or for this one if nothing was left
 
     def _turn_in(self, seconds: float) -> None:
         if self._timer is not None:
@@ -312,16 +317,18 @@ class Dispatcher:
         depth = self._admission.waiting
         if done is not None:
             self._note_batch(key, len(jobs), done)
-        self._turn()  # the next batch does not wait for this one's answers
-        if done is None:
-            for job in jobs:
+        if not self._one_core:
+            self._turn()  # the next batch does not wait for this one's answers
+        for job, outputs in zip(jobs, done.outputs if done else [None] * len(jobs), strict=True):
+            if outputs is None:
                 job.fail(InferenceError("the tail failed on this batch; the server's log says why"))
-            return
-        for job, outputs in zip(jobs, done.outputs, strict=True):
-            if isinstance(outputs, FrameError):
+            elif isinstance(outputs, FrameError):
                 job.fail(outputs)
-            elif not job.answer.done() and job.decoded:
+            elif not job.answer.done() and job.decoded and done:
                 job.answer.set_result(Answer(outputs, began, done.seconds, depth, job.decoded))
+        if self._one_core:
+            await asyncio.sleep(0)  # answers are written first: beside the next batch they would wait for the core
+            self._turn()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -336,7 +343,8 @@ class Dispatcher:
         now = self._clock()
         self._free_at = now + self.costs.batch_s(key, size, now, LIKELY)
         if self._engine.slots == 1:
-            self._decoding_at = now + (1 - LEAD) * self.costs.batch_mean_s(key, size)
+            beside = math.inf if self._one_core else (1 - LEAD) * self.costs.batch_mean_s(key, size)
+            self._decoding_at = now + beside
         return now
 
     def _note_batch(self, key: TailKey, size: int, done: EngineResult) -> None:

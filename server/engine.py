@@ -104,6 +104,8 @@ class Engine(ABC):
     """Whether it takes packets as they came (`PacketInput`) and decodes them where the tails are."""
     decodes_alone = False
     """Whether `run_alone` saves something over decoding elsewhere and `run`."""
+    on_our_cores = False
+    """Whether a batch takes the cores of this process while it runs."""
 
     @abstractmethod
     async def start(self) -> None:
@@ -151,6 +153,7 @@ class LocalEngine(Engine):
         load: Callable[[Bundle], Mapping[TailKey, Tail]],
         set_up: Callable[[], None] = lambda: None,
         max_batch: int = 1,
+        on_our_cores: bool = True,
     ) -> None:
         """Nothing is loaded yet.
 
@@ -158,7 +161,9 @@ class LocalEngine(Engine):
             load: makes the tails of a bundle; called in a thread beside the engine's, which answers meanwhile.
             set_up: called once in the engine's thread, where PyTorch's settings have to be made.
             max_batch: the largest batch to warm up.
+            on_our_cores: see `Engine`; not where the tails are on a GPU.
         """
+        self.on_our_cores = on_our_cores
         self._load, self._set_up, self._max_batch = load, set_up, max_batch
         self._tails: dict[TailKey, Tail] = {}
         self._thread, self._loading = Workers("tail"), Workers("load")

@@ -29,6 +29,7 @@ from .model import TARGET, Constants, Use, devices_per_core, mean_frame_s, need
 SCALES = (0.1, 0.5, 1.0, 1.3, 2.0)
 """Devices a server as multiples of what the model says, in the sample that looks for the knee."""
 SAMPLE_SERVERS = 12
+PARTS = 20
 SIZES = (10_000, 100_000, 1_000_000)
 
 
@@ -121,8 +122,12 @@ def run(plan: Plan, json_file: Path | None = None, constants: Constants | None =
         knee.append(_row(outcome, count, 0.0))
         _print_row(knee[-1], console, f"{scale:g} x")
     began = time.perf_counter()
-    whole = simulate(fleet, templates, constants, each, range(plan.devices), plan.jobs)
-    took = time.perf_counter() - began
+    whole = Outcome()
+    for part in parts(plan.devices, each):
+        whole.add(simulate(fleet, templates, constants, each, part, plan.jobs))
+        took = time.perf_counter() - began
+        if whole.devices < plan.devices:
+            console.print(f"{whole.devices:,} devices in {took:.0f} s: {whole.on_time:.3f} of their frames in time")
     row = _row(whole, each, took)
     console.print(f"The whole fleet, {fleet.frames} frames of each device, in {took:.0f} s:")
     _print_row(row, console, "fleet")
@@ -144,6 +149,12 @@ def run(plan: Plan, json_file: Path | None = None, constants: Constants | None =
         }
         json_file.write_text(json.dumps(found, indent=2) + "\n")
     return 0
+
+
+def parts(devices: int, each: int) -> list[range]:
+    """The fleet in `PARTS` parts of whole servers: a large one takes long enough to want to see how it goes."""
+    size = each * max(1, -(-devices // (each * PARTS)))
+    return [range(begin, min(devices, begin + size)) for begin in range(0, devices, size)]
 
 
 def read_constants(file: Path) -> Constants:

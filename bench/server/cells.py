@@ -20,7 +20,10 @@ from ...server.config import SHIPPED_BUNDLE
 from ..processes import Server
 from .clients import StreamDevice
 from .load import Load, Tally, Target, offer
-from .systems import Material, Place, devices, our_server
+from .systems import Material, Place, devices, our_server, spread
+
+ACTIVE_FPS = 20.0
+"""Of the one active device among idle ones."""
 
 
 @asynccontextmanager
@@ -95,18 +98,40 @@ def others(tally: Tally, count: int) -> float:
     return sum(tally.good[:count]) / max(1, sum(tally.due[:count]))
 
 
-async def idle(server: Server, material: Material, count: int, seconds: float, deadline_s: float) -> tuple[float, Any]:
-    """MB of the server for each of `count` idle devices; and p99 of an active one without and with them, in s."""
-    active = Load((10.0,), seconds, deadline_s, "periodic")
+@dataclass(frozen=True, slots=True)
+class Idle:
+    """What idle devices cost: MB of the server for each of them, and the 99th percentile of an active one in seconds,
+    without and with them, by round."""
+
+    mb: float
+    without: tuple[float, ...]
+    beside: tuple[float, ...]
+
+    @property
+    def longer(self) -> float:
+        """The active one's 99th percentile with them over that without, in the median of the rounds."""
+        return spread([b / w for b, w in zip(self.beside, self.without, strict=True)])[0]
+
+
+async def idle(server: Server, material: Material, count: int, seconds: float, deadline_s: float, rounds: int) -> Idle:
+    """Measure them at a server that has done nothing yet.
+
+    Memory is what the process grows by when they connect for the first time: later they get what others gave back.
+    """
+    active = Load((ACTIVE_FPS,), seconds, deadline_s, "periodic")
+    mb, without, beside = 0.0, list[float](), list[float]()
     async with connected(server, 1, material) as one:
-        await offer(active, one)
-        before = await offer(active, one)
-        begin = rss_mb(server)
-        async with connected(server, count, material):
-            await asyncio.sleep(1.0)
-            each = (rss_mb(server) - begin) / count
-            after = await offer(active, one)
-    return each, (before.p(99), after.p(99))
+        await offer(active, one)  # whatever grows with the first frames has grown
+        for number in range(rounds):
+            without.append((await offer(active, one)).p(99))
+            begin = rss_mb(server)
+            async with connected(server, count, material):
+                await asyncio.sleep(1.0)
+                if number == 0:
+                    mb = (rss_mb(server) - begin) / count
+                beside.append((await offer(active, one)).p(99))
+            await asyncio.sleep(0.5)
+    return Idle(mb, tuple(without), tuple(beside))
 
 
 async def lost_on_drain(place: Place, material: Material, fps: float, times: int) -> tuple[int, int]:

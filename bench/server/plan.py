@@ -15,7 +15,7 @@ from .systems import spread
 
 POINT = "blocks.2.0@3"
 """What devices of the simulated fleet (docs/scale.md) send most of all cuts."""
-PARTS = ("compare", "overload", "greed", "idle", "drain", "swap")
+PARTS = ("compare", "overload", "heed", "greed", "idle", "drain", "swap")
 KEYS = (
     "over_bare_loop",
     "over_litserve",

@@ -32,6 +32,10 @@ OVER = 1.5
 """Saturation is measured at so many times the bare loop's rate."""
 LOSS_FPS = 60.0
 """Frames a second while servers drain and bundles are swapped."""
+IDLE_S = 10.0
+"""Shortest measurement of an active device among idle ones."""
+FRAMES, MOST_S = 400, 8.0
+"""A load at which 99 % have to be in time is offered for so many frames, or seconds: one frame decides nothing."""
 SLICES = 3
 TIMES = 10
 """The overload, in peaks."""
@@ -91,7 +95,9 @@ async def _measure(plan: Plan, place: Place, console: Console) -> Found:
     )
     if "compare" in plan.parts:
         await _compare(plan, place, material, found, console)
-    if {"overload", "greed", "idle"} & set(plan.parts):
+    if "idle" in plan.parts and plan.idle > 0:
+        await _idle(plan, place, material, found, console)
+    if {"overload", "heed", "greed"} & set(plan.parts):
         await _hardships(plan, place, material, found, console)
     await _losses(plan, place, material, found, console)
     return found
@@ -155,7 +161,11 @@ async def _search(targets: Any, plan: Plan, first: float, found: Found, name: st
     await _offer(targets, plan, first / 2, 1.0)  # everything is warm
     # From the second round on it is known about where to look.
     begin, growth, steps = (known[-1] or first, 1.3, 3) if known else (first, 2.0, 4)
-    carried = await capacity(lambda fps: _offer(targets, plan, fps, plan.seconds), begin, steps=steps, growth=growth)
+
+    async def offered(fps: float) -> Tally:
+        return await _offer(targets, plan, fps, max(plan.seconds, min(MOST_S, FRAMES / fps)))
+
+    carried = await capacity(offered, begin, steps=steps, growth=growth)
     found.add(name, carried.fps)
     found.add(f"{name} p99 ms", carried.p99_s * 1e3)
     return carried
@@ -170,10 +180,10 @@ async def _hardships(plan: Plan, place: Place, material: Material, found: Found,
         async with cells.connected(server, plan.devices, material) as targets:
             peak = await cells.peak(lambda fps: _offer(targets, plan, fps, plan.seconds))
         console.print(f"peak: {peak:.1f}/s in time, the most over loads that grow until it grows no more")
-        if "overload" in plan.parts and plan.overload_s > 0:
-            for heed in (False, True):
+        for part, heed in (("overload", False), ("heed", True)):
+            if part in plan.parts and plan.overload_s > 0:
                 await _overload(server, plan, material, found, console, peak, heed)
-            found.save()
+        found.save()
         if "greed" in plan.parts:
             alone, beside, jain = await cells.greed(
                 server, material, 0.5 * peak, plan.devices, max(plan.seconds, 5.0), plan.deadline_s
@@ -182,16 +192,19 @@ async def _hardships(plan: Plan, place: Place, material: Material, found: Found,
                 f"fairness: {alone:.3f} of the others' frames in time alone, {beside:.3f} beside one device that sends "
                 f"100 times its share ({(alone - beside) * 100:.1f} points); Jain's index {jain:.3f}"
             )
-        if "idle" in plan.parts and plan.idle > 0:
-            each, (p99, p99_with) = await cells.idle(
-                server, material, plan.idle, max(plan.seconds, 10.0), plan.deadline_s
-            )
-            found.figures["idle_mb_per_device"] = round(each, 3)
-            console.print(
-                f"idle: {plan.idle} devices take {each:.3f} MB each; p99 of an active one {p99 * 1e3:.1f} ms without, "
-                f"{p99_with * 1e3:.1f} ms with them"
-            )
-            found.save()
+
+
+async def _idle(plan: Plan, place: Place, material: Material, found: Found, console: Console) -> None:
+    async with our_server(place) as server:
+        seconds = max(plan.seconds, IDLE_S)
+        seen = await cells.idle(server, material, plan.idle, seconds, plan.deadline_s, plan.rounds)
+    found.figures["idle_mb_per_device"] = round(seen.mb, 3)
+    console.print(
+        f"idle: {plan.idle} devices take {seen.mb:.3f} MB each; p99 of an active one "
+        f"{', '.join(f'{p99 * 1e3:.1f}' for p99 in seen.without)} ms without, "
+        f"{', '.join(f'{p99 * 1e3:.1f}' for p99 in seen.beside)} ms with them ({seen.longer:.3f} times)"
+    )
+    found.save()
 
 
 async def _overload(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from headrace.bench.fleet.cell import Cell, Fleet, Outcome, Templates
 from headrace.bench.fleet.model import TARGET, Constants, Use, devices_per_core, mean_frame_s, need
-from headrace.bench.fleet.run import Plan, read_constants, run, simulate
+from headrace.bench.fleet.run import PARTS, Plan, parts, read_constants, run, simulate
 from headrace.bench.fleet.server import VirtualServer
 from headrace.bench.links.trace_set import Window
 from headrace.bench.links.traces import Trace
@@ -99,6 +99,13 @@ def test_frames_add_up_on_idle_and_overloaded_servers(each: int) -> None:
         assert out.on_time > 0.9 and out.refused == 0 and out.load < 0.1
     else:
         assert out.load > 0.9 and out.on_time < 0.9 and out.computed > out.batches
+
+
+def test_a_fleet_is_simulated_in_parts_of_whole_servers() -> None:
+    for devices, each in ((100_000, 51), (1000, 7), (5, 40), (41, 40)):
+        found = parts(devices, each)
+        assert [n for part in found for n in part] == list(range(devices))
+        assert all(len(part) % each == 0 for part in found[:-1]) and len(found) <= PARTS
 
 
 def test_cells_are_the_same_for_the_same_devices_and_add_up() -> None:

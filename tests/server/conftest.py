@@ -209,6 +209,12 @@ def another_version(bundle: Bundle, folder: Path, factor: float = 1.01) -> Bundl
     return Bundle.load(folder)
 
 
+@pytest.fixture(autouse=True)
+def several_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits is decoded beside a batch, however many cores the tests have."""
+    monkeypatch.setattr("headrace.server.dispatch.one_core", lambda: False)
+
+
 @pytest.fixture
 def make_engine() -> Callable[[], HeldEngine]:
     return HeldEngine

@@ -100,6 +100,20 @@ def test_a_queue_is_planned_in_whole_batches() -> None:
     it.admit(0.0, 0.290, busy=0.060, **how)
 
 
+def test_a_device_that_is_mostly_turned_away_needs_more_time_left() -> None:
+    it = admission()
+    how = {"cost": 0.010, "alone": 0.015, "batch": 0.060, "busy": 0.060}
+    for number in range(10):
+        it.admit(0.0, 0.250, device=f"device {number}", **how)
+    for _ in range(20):
+        refused(it, 0.0, 0.100, device="pushy", **how)
+    assert "180 ms from now" in str(refused(it, 0.0, 0.250, device="pushy", **how)), "70 ms would have been left"
+    it.admit(0.0, 0.250, device="other", **how).leave()
+    it.admit(1.1, 1.350, device="pushy", **how).leave()
+    refused(it, 1.1, 1.200, device="pushy", **how)
+    it.admit(1.1, 1.350, device="pushy", **how)
+
+
 def test_many_devices_that_are_turned_away_come_again_as_fast_as_they_are_served() -> None:
     it = admission()
     for _ in range(7):

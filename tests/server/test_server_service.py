@@ -195,6 +195,27 @@ async def test_a_frame_whose_deadline_passed_is_not_computed(start: Any, make_pa
     }, "told before it waits"
 
 
+async def test_frames_that_wait_undecoded_go_on_when_all_that_were_decoded_are_late(
+    start: Any, make_packet: MakePacket
+) -> None:
+    server = await start(max_batch=2)
+    stream = await server.stream()
+    server.engine.gate.clear()
+    await stream.send(make_packet(1))
+    await server.engine.began.get()
+    for frame_id in (2, 3):
+        await stream.send(make_packet(frame_id), 100)
+    await server.decoded(3)
+    await stream.send(make_packet(4))  # a batch's worth is decoded already
+    await server.waiting(3)
+    server.clock.now += 1.0
+    server.engine.gate.set()
+    async with asyncio.timeout(60):
+        results = [await stream.result() for _ in range(4)]
+    late = Status.DEADLINE_EXCEEDED
+    assert {r.frame_id: r.status for r in results} == {1: Status.OK, 2: late, 3: late, 4: Status.OK}
+
+
 async def test_one_frame_more_than_may_be_in_flight_is_refused(start: Any, make_packet: MakePacket) -> None:
     server = await start(max_in_flight=2)
     stream, other = await server.stream(), await server.stream()
