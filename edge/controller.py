@@ -38,6 +38,7 @@ __all__ = ["Choice", "ControlLoop", "ControlSettings"]
 
 LEAST_P = 0.02
 """A chance smaller than this is none: better to leave the core idle until the next frame."""
+ROUNDING_S = 1e-9
 MOST_EXPECTED = 256
 """Answers that are waited for at once; those of more frames than that never came."""
 STEADY_Z = 0.5
@@ -80,6 +81,9 @@ class ControlLoop:
         self.deadline_s = deadline_s
         self.frame_interval_s = frame_interval_s
         self.settings = settings
+        fitting = math.ceil(deadline_s / frame_interval_s - ROUNDING_S)
+        self.most_waiting = max(1, min(settings.most_waiting, fitting))
+        """So many captured frames may wait for the device; the oldest is to be decided on first."""
         stages = list(dict.fromkeys(point.stage for point in points))
         start = {point.stage: compute_s.get(point.stage, point.edge_share * uncut_s) for point in points}
         self._stages = stages
@@ -131,6 +135,7 @@ class ControlLoop:
             deadline_s=deadline_s,
             frame_interval_s=frame_interval_s,
             discount=settings.discount,
+            frames_wait=self.most_waiting > 1,
         )
         self._lookahead.solve(*self._lookahead_inputs())
         self._menu.keep(self._lookahead.kept)
@@ -244,6 +249,7 @@ class ControlLoop:
             seconds = float(menu.seconds[menu.stage_of[row]])
             p = self._compute.p_within(due - start, seconds)
             on_time[row] = p if p >= LEAST_P else 0.0
+        on_time[menu.skip] = 1.0  # it promises nothing, and keeps that
         finish -= next_capture
         value = self._lookahead.after(menu.seconds + (start - next_capture), menu.stage_of, finish, rates)
         now_worth = menu.accuracy * on_time
@@ -264,16 +270,26 @@ class ControlLoop:
         self._steady.hoped(bet.expected if bet is not None else float(now_worth[row]))
         row = bet.row if bet is not None else row
         if self._steady.leader != NOBODY and prices.free:
-            row = self._follow(row, value, on_time)
+            row = self._follow(row, value, on_time, start - captured_at)
         reserve = self.points[bet.reserve] if bet is not None and bet.row == row else None
-        best, p_on_time = int(menu.kept[row]), 1.0 if reserve is not None else float(on_time[row])
+        if skip := row == menu.skip:
+            row = int(value[: menu.skip].argmax())  # for who must not drop it
+        best, p_on_time = int(menu.kept[row]), 1.0 if reserve is not None else 0.0 if skip else float(on_time[row])
         probe = self._wants_probe(now, best, p_on_time)
         if probe:
             self._probe_index = smallest_probe(self.points, self._stage_seconds(), self._probe_limit_s)
             best, p_on_time, reserve = self._probe_index, 0.0, None
             self._probing.sends(now, captured_at, oldest=self.link.oldest)
         answer = self._expected_answer(row, best, start, free, per_bit, probe)
-        return Choice(self._chosen, p_on_time, answer - captured_at, self.link.rate_bps(now), probe, reserve)
+        return Choice(
+            self._chosen,
+            p_on_time,
+            math.inf if skip else answer - captured_at,
+            self.link.rate_bps(now),
+            probe,
+            reserve,
+            skip=skip and not probe,
+        )
 
     def _nothing_to_weigh(self, now: float, captured_at: float, start: float) -> Choice | None:
         """The most accurate point, if even the worst scenario has it in time and leaves core and link free for the next
@@ -361,8 +377,10 @@ class ControlLoop:
         self._prices.answered(accuracy)
         self._steady.answered(accuracy)
 
-    def _follow(self, row: int, value: Floats, on_time: Floats) -> int:
+    def _follow(self, row: int, value: Floats, on_time: Floats, late: float) -> int:
         """The leading expert's row, if it can be used now; else `row`."""
+        if late >= self.frame_interval_s - ROUNDING_S:
+            return self._menu.skip
         for at in np.flatnonzero(self._menu.kept == self._steady.leader):
             if np.isfinite(value[at]):
                 on_time[at] = max(on_time[at], LEAST_P)
@@ -378,15 +396,15 @@ class ControlLoop:
             rate, there_and_back = self.link.measured_bps(now), self.link.there_and_back_s
             self._steady.replay(seconds, bits, rate, there_and_back)
 
-    def _lookahead_inputs(self) -> tuple[Floats, Floats, float]:
-        """Seconds and bits by point, and the way there and back: what the lookahead is solved for."""
+    def _lookahead_inputs(self) -> tuple[Floats, Floats, float, Floats]:
+        """What the lookahead is solved for; see `Lookahead.solve`."""
         self._menu.update(self.link.wait_bits)
         bits = 8.0 * (self._sizes.quantile(self.settings.size_z) + self.settings.overhead_bytes) + self.link.wait_bits
-        return self._menu.seconds[self._stage_of], bits, self.link.there_and_back_s
+        return self._menu.seconds[self._stage_of], bits, self.link.there_and_back_s, self.link.surprises
 
     def _stage_seconds(self) -> dict[str, float]:
         """Expected compute by stage."""
-        return dict(zip(self._stages, self._menu.seconds.tolist(), strict=True))
+        return dict(zip(self._stages, self._menu.seconds[:-1].tolist(), strict=True))
 
     def _wants_probe(self, now: float, best: int, p_on_time: float) -> bool:
         """Whether to send a probe in place of the best choice, which says nothing of the link."""

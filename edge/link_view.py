@@ -166,6 +166,11 @@ class LinkView:
         """Equally likely rates in bits a second, ascending, float64 [scenarios]."""
         return self._estimator.scenarios(now, self._bound(now))
 
+    @property
+    def surprises(self) -> Floats:
+        """How far from what is expected the rate may be; see `RateEstimator.surprises`."""
+        return self._estimator.surprises
+
     def free(self, per_bit: Floats) -> Floats:
         """When the link will have sent what is in flight, by scenario; `per_bit` in seconds."""
         free = np.full(len(per_bit), self._flight.begun(self._round_trip.seconds))
