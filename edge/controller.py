@@ -10,8 +10,8 @@ Every point is judged in every scenario of the link's rate, the packet's size an
 
     value(point) = accuracy x share of scenarios in time  -  what its spilling into the next frame costs
 
-and the best value wins. The backlog is that of the frames in flight, scenario by scenario: an estimator that ignores
-its own queue does worse than never adapting.
+and the best value wins; it may be that of skipping the frame, where the next one is worth more. The backlog is that of
+the frames in flight, scenario by scenario: an estimator that ignores its own queue does worse than never adapting.
 """
 
 from __future__ import annotations
@@ -239,9 +239,7 @@ class ControlLoop:
         next_capture = captured_at + self.frame_interval_s
         rates = self.link.scenarios(now)
         per_bit = 1.0 / rates
-        free = self.link.free(per_bit)
-        if (held := self.link.held(now, captured_at)) > 0:
-            free = np.maximum(free, now) + held * per_bit
+        free = self.link.free_for(now, captured_at, per_bit)
         finish = menu.finish(start, free, per_bit)
         due = captured_at + self.deadline_s
         on_time = (finish <= due - self.link.there_and_back_scenarios) @ self._shares
@@ -271,25 +269,20 @@ class ControlLoop:
         row = bet.row if bet is not None else row
         if self._steady.leader != NOBODY and prices.free:
             row = self._follow(row, value, on_time, start - captured_at)
-        reserve = self.points[bet.reserve] if bet is not None and bet.row == row else None
         if skip := row == menu.skip:
             row = int(value[: menu.skip].argmax())  # for who must not drop it
-        best, p_on_time = int(menu.kept[row]), 1.0 if reserve is not None else 0.0 if skip else float(on_time[row])
-        probe = self._wants_probe(now, best, p_on_time)
+        reserve = self.points[bet.reserve] if bet is not None and bet.row == row and not skip else None
+        best, p_on_time = int(menu.kept[row]), 1.0 if reserve is not None else float(on_time[row])
+        # A newer frame waits behind one that is as late as that, and is the better probe.
+        probe = start < next_capture - ROUNDING_S and self._wants_probe(now, best, p_on_time)
         if probe:
             self._probe_index = smallest_probe(self.points, self._stage_seconds(), self._probe_limit_s)
             best, p_on_time, reserve = self._probe_index, 0.0, None
             self._probing.sends(now, captured_at, oldest=self.link.oldest)
         answer = self._expected_answer(row, best, start, free, per_bit, probe)
-        return Choice(
-            self._chosen,
-            p_on_time,
-            math.inf if skip else answer - captured_at,
-            self.link.rate_bps(now),
-            probe,
-            reserve,
-            skip=skip and not probe,
-        )
+        if skip and not probe:
+            return Choice(self._chosen, 0.0, math.inf, self.link.rate_bps(now), skip=True)
+        return Choice(self._chosen, p_on_time, answer - captured_at, self.link.rate_bps(now), probe, reserve)
 
     def _nothing_to_weigh(self, now: float, captured_at: float, start: float) -> Choice | None:
         """The most accurate point, if even the worst scenario has it in time and leaves core and link free for the next
@@ -378,7 +371,7 @@ class ControlLoop:
         self._steady.answered(accuracy)
 
     def _follow(self, row: int, value: Floats, on_time: Floats, late: float) -> int:
-        """The leading expert's row, if it can be used now; else `row`."""
+        """The leading expert's row, if it can be used now; else `row`. A fixed point takes the newest frame."""
         if late >= self.frame_interval_s - ROUNDING_S:
             return self._menu.skip
         for at in np.flatnonzero(self._menu.kept == self._steady.leader):

@@ -179,6 +179,13 @@ class LinkView:
             free += (frame.bits + self.wait_bits) * per_bit
         return free
 
+    def free_for(self, now: float, captured_at: float, per_bit: Floats) -> Floats:
+        """The same for a frame captured then, which has to wait for the one before that leaves in parts, too."""
+        free = self.free(per_bit)
+        if (held := self.held(now, captured_at)) > 0:
+            free = np.maximum(free, now) + held * per_bit
+        return free
+
     def answer_if_fast(self, now: float, size_bytes: int) -> float:
         """When a packet written now is answered at about the best rate that may be hoped for."""
         per_bit = 1.0 / self.scenarios(now)[-2:-1]

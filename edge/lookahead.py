@@ -100,8 +100,8 @@ class Lookahead:
         self._stale_rows: list[int] = []
 
     def solve(self, seconds: Floats, bits: Floats, there_and_back_s: float, surprises: Floats = CERTAIN) -> None:
-        """Solve for these compute times and packet sizes, float64 [points], this round trip with the server's, and equally
-        likely differences of the log-rate from what is expected, ascending, float64 [n]."""
+        """Solve for these compute times and packet sizes, float64 [points], this round trip with the server's, and
+        equally likely differences of the log-rate from what is expected, ascending, float64 [n]."""
         self._take(seconds, bits, there_and_back_s, surprises)
         for row in range(len(self._rates)):
             self._solve_row(row, FIRST_SWEEPS)
@@ -176,6 +176,15 @@ class Lookahead:
         earlier = np.tri(len(bits), k=-1, dtype=bool).T
         self._kept = np.flatnonzero(~np.any(no_worse & (~same | earlier), axis=0))
 
+    def _chances(self, room: Floats) -> Floats:
+        """How likely the link takes no longer than `room` times what is expected, float64 of its shape. Where rates
+        scatter no such chance is quite 0 or 1: what was seen lately is not all that there is."""
+        count = len(self._surprises)
+        if count == 1:
+            return np.asarray(room >= math.exp(-float(self._surprises[0])) - ROUNDING, dtype=np.float64)
+        shares = (np.arange(count) + 0.5) / count
+        return np.interp(np.log(np.maximum(room, ROUNDING)), -self._surprises[::-1], shares)
+
     def _solve_row(self, row: int, sweeps: int) -> None:
         kept, interval, width = self._kept, self._interval, self._link_cells
         core_left = np.arange(self._begun_cells)[:, None, None] * self._core_step
@@ -184,10 +193,9 @@ class Lookahead:
         ready = core_left + self._seconds[kept]
         begin = np.maximum(ready, link_left)
         finish = np.where(local, link_left, begin + self._bits[kept] / self._rates[row])
-        # The link may take so long, as a multiple of what it takes at the row's rate; and so often that is enough.
+        # What the link may take, as a multiple of what it takes at the row's rate.
         room = (self._deadline - self._there_and_back - begin) * (self._rates[row] / np.maximum(self._bits[kept], 1.0))
-        in_time = np.exp(-self._surprises[::-1]).searchsorted(room + ROUNDING, side="right") / len(self._surprises)
-        reward = self._accuracy[kept] * np.where(local, ready <= self._deadline, in_time)
+        reward = self._accuracy[kept] * np.where(local, ready <= self._deadline, self._chances(room))
         core, core_part = self._cell(np.broadcast_to(ready - interval, finish.shape), self._core_step, self._core_cells)
         link, link_part = self._cell(finish - interval, self._link_step, width)
         # Doing nothing with a frame, or losing it to a core that is behind.

@@ -4,9 +4,9 @@ Three things are uncertain at once: the link's rate, the packet's size and the c
 each. The rates' quantiles come from the estimator in rising order; those of size and compute are paired with them in
 two fixed shuffled orders (a Latin hypercube), so that 16 scenarios stand for all three at no more cost than one.
 
-Only points that no other one beats are in the arrays, and a last row: to skip the frame, which takes nothing and is worth
-nothing. They are looked for when the lookahead is refreshed; in between,
-a frame's measurement changes one level for all sizes and one factor for all compute times, which is a product each.
+Only points that no other one beats are in the arrays, and a last row: to skip the frame, which takes nothing and is
+worth nothing. They are looked for when the lookahead is refreshed; in between, a frame's measurement changes one level
+for all sizes and one factor for all compute times, which is a product each.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class Menu:
         self._wait_bits = 0.0
         self.seconds = np.zeros(len(stages) + 1)
         self.spread = np.ones(scenarios)
-        self._idle_stages = sorted({int(stage_of[index]) for index in np.flatnonzero(self._is_local)}) + [len(stages)]
+        self._idle_stages = [*sorted({int(stage_of[index]) for index in np.flatnonzero(self._is_local)}), len(stages)]
         self.keep(np.arange(len(points)))
 
     def keep(self, kept: Indexes) -> None:
@@ -101,7 +101,7 @@ class Menu:
         self.kept, self.skip = kept, len(kept)
         self.stage_of = np.append(self._all_stage_of[kept], len(self._stages))
         self.accuracy = np.append(self._accuracy[kept], 0.0)
-        self.is_local = np.append(self._is_local[kept], True)  # noqa: FBT003
+        self.is_local = np.append(self._is_local[kept], True)
         self._best = int(self.accuracy.argmax())
         self.local = [int(row) for row in np.flatnonzero(self.is_local[:-1])]
         self._best_at = int(kept[self._best])

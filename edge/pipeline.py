@@ -375,6 +375,9 @@ class Pipeline:
             return None
         self._made.tell()
         choice = self.control.choose(now, frame.captured_at, compute_free_at=now)
+        if choice.skip and not self.limits.lossless:
+            self._ledger.close(frame, Outcome.DROPPED, BUSY if self.connected else OUTAGE)
+            return None
         point, reason = decide(
             choice,
             self._own,

@@ -1,7 +1,6 @@
 """What is done with a frame that the device takes up: sent as the control loop wants, answered here, or dropped. Pure.
 
-the loop's choice --- to skip it ----------------------------> dropped
-                  \\-- can be sent ---------------------------> its point
+the loop's choice --- can be sent ---------------------------> its point
                   \\-- else: a local point that is in time --> that
                    \\- else -------------------------------> dropped, with the reason
 """
@@ -52,8 +51,6 @@ def decide(
         outage: nothing comes back at the moment.
         held: the server is full, and has asked to wait for longer than it takes to make a packet.
     """
-    if choice.skip and not limits.lossless:
-        return Decision(None, BUSY)
     remote = choice.point.kind is not Kind.LOCAL and connected and not held
     if remote and room and (choice.p_on_time > 0 or choice.probe or limits.lossless):
         return Decision(choice.point)

@@ -64,8 +64,8 @@ class Policy(Protocol):
 
 
 class Unheeding:
-    """What a policy leaves out that learns nothing from compute, codes no frame anew, keeps nothing in reserve and lets no frame wait
-    behind a newer one."""
+    """What a policy leaves out that learns nothing from compute, codes no frame anew, keeps nothing in reserve and
+    lets no frame wait behind a newer one."""
 
     most_waiting = 1
 

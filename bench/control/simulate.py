@@ -3,8 +3,8 @@
     camera --> [ waiting frames ] --> core --> [ link FIFO ] --> [ server FIFO ] --> answer
                  oldest first    (1 frame at a time)                         (+ one-way delay back)
 
-How many wait is the policy's: the loop lets as many wait as fit into a deadline, up to four, and drops what is not worth
-its time; others keep the newest alone.
+How many wait is the policy's: the loop lets as many wait as fit into a deadline, up to four, and drops what is not
+worth its time; others keep the newest alone.
 
 `replay` runs the real `ControlLoop`, a restricted set of points, or one fixed point; `best_fixed` tries every fixed
 point. Deterministic: the same arguments give the same records.
