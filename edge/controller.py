@@ -173,6 +173,7 @@ class ControlLoop:
         """The packet's real size; of one that was predicted from an earlier frame, its size without that."""
         if point.id in self._index:
             self._sizes.add(self._index[point.id], size_bytes)
+            self._menu.update(self.link.wait_bits)  # so that no decision has to
 
     def on_predicted(self, share: float) -> None:
         """The packet came out at this share of its size as a key frame; 1 where it is one."""

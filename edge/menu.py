@@ -131,7 +131,8 @@ class Menu:
                 self.seconds[index] = self._compute.seconds(stage)
             np.multiply(self._compute_z, self._compute.scatter, out=self.spread)
             self.spread += 1.0
-        if versions[1] != self._versions[1] or wait_bits != self._wait_bits:
+        resized = versions[1] != self._versions[1]
+        if resized:
             deviation = self._sizes.deviation
             if not abs(deviation - self._deviation) <= SPREAD_DRIFT * deviation:
                 np.exp(np.multiply.outer(self._spread * deviation, self._size_z), out=self._scatter)
@@ -139,6 +140,7 @@ class Menu:
             shift = self._scale * (self._sizes.level + self._sizes.own[self._own_stage_of])
             shift += self._sizes.saving * self._predicted
             self.middle_bits = self._base * np.exp(shift)
+        if resized or wait_bits != self._wait_bits:
             np.multiply(self._scatter, self.middle_bits[:, None], out=self.bits)
             if wait_bits != self._wait_bits:
                 self._added, self._wait_bits = self._overhead + wait_bits * self._is_sent, wait_bits

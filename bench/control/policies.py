@@ -118,7 +118,6 @@ class FixedPoint(Unheeding):
 class LoopPolicy:
     """The edge's own control loop."""
 
-
     def __init__(self, loop: ControlLoop) -> None:
         self.loop, self.most_waiting = loop, loop.most_waiting
 
