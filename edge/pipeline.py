@@ -133,8 +133,8 @@ class Pipeline:
             frame = self._waiting.popleft()
             if now >= frame.deadline_at and not self.limits.lossless:
                 self._ledger.close(frame, Outcome.DROPPED, STALE)
-            elif (work := self._choose(frame, now)) is not None or frame.outcome is None:
-                return work
+            elif (chosen := self._choose(frame, now)) is not None or frame.outcome is None:
+                return chosen
         return None
 
     def encoded(self, frame: Frame, coded: Encoded, now: float) -> None:
