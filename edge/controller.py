@@ -261,6 +261,9 @@ class ControlLoop:
         if self.link.in_outage(now) or self.link.in_flight >= self._most_in_flight:
             value[~menu.is_local] = -math.inf
             on_time[~menu.is_local] = 0.0
+        is_newest = start < next_capture - ROUNDING_S
+        if is_newest:  # or each frame might be skipped for the next one, for as long as that looks better
+            value[menu.skip] = -math.inf
         row, bet = int(value.argmax()), None
         if self._fallback and prices.free:
             left = due - start, next_capture - start
@@ -274,8 +277,8 @@ class ControlLoop:
             row = int(value[: menu.skip].argmax())  # for who must not drop it
         reserve = self.points[bet.reserve] if bet is not None and bet.row == row and not skip else None
         best, p_on_time = int(menu.kept[row]), 1.0 if reserve is not None else float(on_time[row])
-        # A newer frame waits behind one that is as late as that, and is the better probe.
-        probe = start < next_capture - ROUNDING_S and self._wants_probe(now, best, p_on_time)
+        # A newer frame waits behind one that is as late as that: it is not nothing that a probe takes the place of.
+        probe = self._wants_probe(now, best, p_on_time, is_newest=is_newest)
         if probe:
             self._probe_index = smallest_probe(self.points, self._stage_seconds(), self._probe_limit_s)
             best, p_on_time, reserve = self._probe_index, 0.0, None
@@ -400,11 +403,11 @@ class ControlLoop:
         """Expected compute by stage."""
         return dict(zip(self._stages, self._menu.seconds[:-1].tolist(), strict=True))
 
-    def _wants_probe(self, now: float, best: int, p_on_time: float) -> bool:
+    def _wants_probe(self, now: float, best: int, p_on_time: float, *, is_newest: bool) -> bool:
         """Whether to send a probe in place of the best choice, which says nothing of the link."""
         if (best not in self._local and p_on_time > 0) or self._probe_index < 0 or not self.link.connected:
             return False
-        if not self._probing.is_due(now, instead_of_nothing=p_on_time <= 0, oldest=self.link.oldest):
+        if not self._probing.is_due(now, instead_of_nothing=p_on_time <= 0 and is_newest, oldest=self.link.oldest):
             return False
         # Where a local answer costs the next frame nothing, no link could do better: there is nothing to learn.
         free = best in self._local and float(self._menu.seconds[self._stage_of[best]]) <= self.frame_interval_s

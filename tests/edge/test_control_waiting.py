@@ -101,6 +101,17 @@ def test_the_loop_skips_a_frame_that_only_keeps_the_next_ones_late() -> None:
     assert following.p_on_time > 0.99
 
 
+def test_without_a_stream_no_frame_is_skipped_for_what_the_link_would_carry() -> None:
+    """A local answer takes the time of two frames that the link would have carried; it is down, and they are nothing."""
+    local = OperatingPoint(2, Kind.LOCAL, accuracy=0.9, edge_share=0.4)
+    loop = make((QUICK, local))
+    loop.on_disconnected(1.0)
+    choice = loop.choose(1.0, 1.0, compute_free_at=1.0)
+    assert choice.point == local
+    assert not choice.skip
+    assert choice.p_on_time > 0.99
+
+
 def run(**settings: int) -> Replay:
     """Ten seconds of a link that carries both points' packets, on a device on which the better one takes 0.21 s."""
     points = (SLOW, QUICK)
