@@ -255,15 +255,8 @@ class ControlLoop:
         value += now_worth
         if not prices.free:
             value -= prices.per_byte * menu.expected_bytes() + prices.per_second * menu.seconds[menu.stage_of]
-            dear = ~menu.is_local & (menu.expected_bytes() > prices.affordable_bytes)
-            value[dear] = -math.inf
-            on_time[dear] = 0.0
-        if self.link.in_outage(now) or self.link.in_flight >= self._most_in_flight:
-            value[~menu.is_local] = -math.inf
-            on_time[~menu.is_local] = 0.0
         is_newest = start < next_capture - ROUNDING_S
-        if is_newest:  # or each frame might be skipped for the next one, for as long as that looks better
-            value[menu.skip] = -math.inf
+        self._rule_out(now, value, on_time, is_newest=is_newest)
         row, bet = int(value.argmax()), None
         if self._fallback and prices.free:
             left = due - start, next_capture - start
@@ -373,6 +366,20 @@ class ControlLoop:
     def _answered(self, accuracy: float) -> None:
         self._prices.answered(accuracy)
         self._steady.answered(accuracy)
+
+    def _rule_out(self, now: float, value: Floats, on_time: Floats, *, is_newest: bool) -> None:
+        """What cannot be afforded, what cannot be sent, and to skip a frame behind which none waits: each might be
+        skipped for the next one, for as long as that looks better."""
+        menu, prices = self._menu, self._prices
+        if not prices.free:
+            dear = ~menu.is_local & (menu.expected_bytes() > prices.affordable_bytes)
+            value[dear] = -math.inf
+            on_time[dear] = 0.0
+        if self.link.in_outage(now) or self.link.in_flight >= self._most_in_flight:
+            value[~menu.is_local] = -math.inf
+            on_time[~menu.is_local] = 0.0
+        if is_newest:
+            value[menu.skip] = -math.inf
 
     def _follow(self, row: int, value: Floats, on_time: Floats, late: float) -> int:
         """The leading expert's row, if it can be used now; else `row`. A fixed point takes the newest frame."""

@@ -102,7 +102,7 @@ def test_the_loop_skips_a_frame_that_only_keeps_the_next_ones_late() -> None:
 
 
 def test_without_a_stream_no_frame_is_skipped_for_what_the_link_would_carry() -> None:
-    """A local answer takes the time of two frames that the link would have carried; it is down, and they are nothing."""
+    """A local answer takes the time of two frames that the link would have carried, if it were not down."""
     local = OperatingPoint(2, Kind.LOCAL, accuracy=0.9, edge_share=0.4)
     loop = make((QUICK, local))
     loop.on_disconnected(1.0)
