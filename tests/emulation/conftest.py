@@ -151,7 +151,8 @@ def edge_half(server: str, photographs: Path, tmp_path_factory: pytest.TempPathF
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """These tests are real processes in real time: a machine that stands still for a second fails what is in order.
 
-    So one that fails is run again, up to twice, and the report says so (`R`, and a line `RERUN`). What is broken fails thrice.
+    So one that fails is run again, up to twice, and the report says so (`R`, and a line `RERUN`); what is broken fails
+    thrice.
     """
     for item in items:
         if item.path.is_relative_to(HERE):
