@@ -164,8 +164,7 @@ class Pipeline:
             self._rescue.add(frame, now, OUTAGE)
 
     def next_to_write(self, now: float) -> Outgoing | Continuation | None:
-        """The stream can take something: the next slice of a frame that leaves in parts, or the next packet that is
-        still worth it."""
+        """The stream can take something: a leaving frame's next slice, or the next packet that is still worth it."""
         if self._outbox.leaves_in_parts(self._unanswered):
             return self._outbox.next_part(now)
         while (frame := self._outbox.pop()) is not None:

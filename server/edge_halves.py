@@ -172,7 +172,7 @@ async def _run_export(bundle_folder: Path, target: Path) -> None:
 def _main() -> None:
     from ..models.export import export_edge_half
 
-    os.nice(10)
+    os.nice(5)
     export_edge_half(Bundle.load(Path(sys.argv[1])), Path(sys.argv[2]))
 
 

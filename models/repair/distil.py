@@ -131,14 +131,14 @@ def repair(
     _, held_out = choose(calibration, plan.photographs, plan.held_out, plan.seed)
     paths = [p for folder in (calibration, *more) for p in find_pictures(folder) if p not in set(held_out)]
     found = {k: v for k, v in bundle.repair.items() if not k.startswith(tuple(f"{name}/" for name in names))}
+    of = f"steps of {plan.batch} crops of {len(paths)} unlabelled photographs, seed {plan.seed}"
     said = []
     for name in names:
         student, steps = _learn(backbone, bundle, name, paths, plan, work / name, progress)
-        said.append(f"{name} by {steps} steps")
+        said.append(f"{name} by {steps} {of}")
         found |= {f"{name}/{key}": value for key, value in lean(student.tensors()).items()}
-    told = f"{', '.join(said)} of {plan.batch} crops of {len(paths)} unlabelled photographs, seed {plan.seed}"
     before = [part for part in bundle.provenance.get("repair", "").split("; ") if part and part.split()[0] not in names]
-    provenance = {**bundle.provenance, "repair": "; ".join([*before, told])}
+    provenance = {**bundle.provenance, "repair": "; ".join([*before, *said])}
     result = replace(bundle, repair=found, provenance=provenance).check()
     result = measured_points(backbone, result, views_of(held_out, plan.views, plan.seed), progress, names)
     shutil.rmtree(work, ignore_errors=True)

@@ -50,7 +50,7 @@ def test_what_the_processes_add_is_what_stages_server_and_link_do_not_explain() 
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 def test_real_cell_and_its_simulation(tmp_path) -> None:
     """Loose: on a busy machine the edge computes late, which its simulation knows only in part."""
     link = Window(Trace.steps([(3.0, 4e6), (3.0, 0.6e6)], "steps"), "made", cellular=True)

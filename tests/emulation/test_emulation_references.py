@@ -13,7 +13,7 @@ from headrace.server.config import ServerSettings
 
 from .conftest import outcome
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(600)
 FRAMES = 12
 
 

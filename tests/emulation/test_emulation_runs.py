@@ -25,7 +25,7 @@ from headrace.bench.processes import Process, Server, arguments
 
 from .conftest import EdgeRun, outcome
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 PORT = 50051
 LIVE = {"fps": 8, "deadline_ms": 500, "device_uncut_ms": 150, "loop": True}
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from .conftest import outcome
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 FRAMES = 24
 
 
