@@ -31,6 +31,8 @@ class ControlSettings:
         bytes_per_day: most that is sent; 0: any amount.
         budget_window_s: so much of that budget can be saved up.
         fallback: frames that are sent may have an answer of the device in reserve.
+        most_waiting: so many captured frames at most wait for the device, if they fit into a deadline, and the oldest
+            is decided on first; 1: only the newest does.
     """
 
     rtt_s: float = 0.03
@@ -50,6 +52,7 @@ class ControlSettings:
     bytes_per_day: float = 0.0
     budget_window_s: float = 600.0
     fallback: bool = True
+    most_waiting: int = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,7 @@ class Choice:
         rate_bps: median estimate of the link's rate; infinite while unknown.
         probe: sent to learn whether the link is back, not for its answer: write it even if it would be late.
         reserve: the local point whose answer the device keeps in reserve, in case the server's is late.
+        skip: the frame is worth less than what the device would then have no time for: drop it, and take up the next.
     """
 
     point: OperatingPoint
@@ -72,3 +76,4 @@ class Choice:
     rate_bps: float
     probe: bool = False
     reserve: OperatingPoint | None = None
+    skip: bool = False

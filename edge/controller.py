@@ -10,8 +10,8 @@ Every point is judged in every scenario of the link's rate, the packet's size an
 
     value(point) = accuracy x share of scenarios in time  -  what its spilling into the next frame costs
 
-and the best value wins. The backlog is that of the frames in flight, scenario by scenario: an estimator that ignores
-its own queue does worse than never adapting.
+and the best value wins; it may be that of skipping the frame, where the next one is worth more. The backlog is that of
+the frames in flight, scenario by scenario: an estimator that ignores its own queue does worse than never adapting.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ __all__ = ["Choice", "ControlLoop", "ControlSettings"]
 
 LEAST_P = 0.02
 """A chance smaller than this is none: better to leave the core idle until the next frame."""
+ROUNDING_S = 1e-9
 MOST_EXPECTED = 256
 """Answers that are waited for at once; those of more frames than that never came."""
 STEADY_Z = 0.5
@@ -80,6 +81,9 @@ class ControlLoop:
         self.deadline_s = deadline_s
         self.frame_interval_s = frame_interval_s
         self.settings = settings
+        fitting = math.ceil(deadline_s / frame_interval_s - ROUNDING_S)
+        self.most_waiting = max(1, min(settings.most_waiting, fitting))
+        """So many captured frames may wait for the device; the oldest is to be decided on first."""
         stages = list(dict.fromkeys(point.stage for point in points))
         start = {point.stage: compute_s.get(point.stage, point.edge_share * uncut_s) for point in points}
         self._stages = stages
@@ -131,6 +135,7 @@ class ControlLoop:
             deadline_s=deadline_s,
             frame_interval_s=frame_interval_s,
             discount=settings.discount,
+            frames_wait=self.most_waiting > 1,
         )
         self._lookahead.solve(*self._lookahead_inputs())
         self._menu.keep(self._lookahead.kept)
@@ -168,6 +173,7 @@ class ControlLoop:
         """The packet's real size; of one that was predicted from an earlier frame, its size without that."""
         if point.id in self._index:
             self._sizes.add(self._index[point.id], size_bytes)
+            self._menu.update(self.link.wait_bits)  # so that no decision has to
 
     def on_predicted(self, share: float) -> None:
         """The packet came out at this share of its size as a key frame; 1 where it is one."""
@@ -234,9 +240,7 @@ class ControlLoop:
         next_capture = captured_at + self.frame_interval_s
         rates = self.link.scenarios(now)
         per_bit = 1.0 / rates
-        free = self.link.free(per_bit)
-        if (held := self.link.held(now, captured_at)) > 0:
-            free = np.maximum(free, now) + held * per_bit
+        free = self.link.free_for(now, captured_at, per_bit)
         finish = menu.finish(start, free, per_bit)
         due = captured_at + self.deadline_s
         on_time = (finish <= due - self.link.there_and_back_scenarios) @ self._shares
@@ -244,18 +248,15 @@ class ControlLoop:
             seconds = float(menu.seconds[menu.stage_of[row]])
             p = self._compute.p_within(due - start, seconds)
             on_time[row] = p if p >= LEAST_P else 0.0
+        on_time[menu.skip] = 1.0  # it promises nothing, and keeps that
         finish -= next_capture
         value = self._lookahead.after(menu.seconds + (start - next_capture), menu.stage_of, finish, rates)
         now_worth = menu.accuracy * on_time
         value += now_worth
         if not prices.free:
             value -= prices.per_byte * menu.expected_bytes() + prices.per_second * menu.seconds[menu.stage_of]
-            dear = ~menu.is_local & (menu.expected_bytes() > prices.affordable_bytes)
-            value[dear] = -math.inf
-            on_time[dear] = 0.0
-        if self.link.in_outage(now) or self.link.in_flight >= self._most_in_flight:
-            value[~menu.is_local] = -math.inf
-            on_time[~menu.is_local] = 0.0
+        is_newest = start < next_capture - ROUNDING_S
+        self._rule_out(now, value, on_time, is_newest=is_newest)
         row, bet = int(value.argmax()), None
         if self._fallback and prices.free:
             left = due - start, next_capture - start
@@ -264,15 +265,20 @@ class ControlLoop:
         self._steady.hoped(bet.expected if bet is not None else float(now_worth[row]))
         row = bet.row if bet is not None else row
         if self._steady.leader != NOBODY and prices.free:
-            row = self._follow(row, value, on_time)
-        reserve = self.points[bet.reserve] if bet is not None and bet.row == row else None
+            row = self._follow(row, value, on_time, start - captured_at)
+        if skip := row == menu.skip:
+            row = int(value[: menu.skip].argmax())  # for who must not drop it
+        reserve = self.points[bet.reserve] if bet is not None and bet.row == row and not skip else None
         best, p_on_time = int(menu.kept[row]), 1.0 if reserve is not None else float(on_time[row])
-        probe = self._wants_probe(now, best, p_on_time)
+        # A newer frame waits behind one that is as late as that: it is not nothing that a probe takes the place of.
+        probe = self._wants_probe(now, best, p_on_time, is_newest=is_newest)
         if probe:
             self._probe_index = smallest_probe(self.points, self._stage_seconds(), self._probe_limit_s)
             best, p_on_time, reserve = self._probe_index, 0.0, None
             self._probing.sends(now, captured_at, oldest=self.link.oldest)
         answer = self._expected_answer(row, best, start, free, per_bit, probe)
+        if skip and not probe:
+            return Choice(self._chosen, 0.0, math.inf, self.link.rate_bps(now), skip=True)
         return Choice(self._chosen, p_on_time, answer - captured_at, self.link.rate_bps(now), probe, reserve)
 
     def _nothing_to_weigh(self, now: float, captured_at: float, start: float) -> Choice | None:
@@ -361,8 +367,24 @@ class ControlLoop:
         self._prices.answered(accuracy)
         self._steady.answered(accuracy)
 
-    def _follow(self, row: int, value: Floats, on_time: Floats) -> int:
-        """The leading expert's row, if it can be used now; else `row`."""
+    def _rule_out(self, now: float, value: Floats, on_time: Floats, *, is_newest: bool) -> None:
+        """What cannot be afforded, what cannot be sent, and to skip a frame behind which none waits: each might be
+        skipped for the next one, for as long as that looks better."""
+        menu, prices = self._menu, self._prices
+        if not prices.free:
+            dear = ~menu.is_local & (menu.expected_bytes() > prices.affordable_bytes)
+            value[dear] = -math.inf
+            on_time[dear] = 0.0
+        if self.link.in_outage(now) or self.link.in_flight >= self._most_in_flight:
+            value[~menu.is_local] = -math.inf
+            on_time[~menu.is_local] = 0.0
+        if is_newest:
+            value[menu.skip] = -math.inf
+
+    def _follow(self, row: int, value: Floats, on_time: Floats, late: float) -> int:
+        """The leading expert's row, if it can be used now; else `row`. A fixed point takes the newest frame."""
+        if late >= self.frame_interval_s - ROUNDING_S:
+            return self._menu.skip
         for at in np.flatnonzero(self._menu.kept == self._steady.leader):
             if np.isfinite(value[at]):
                 on_time[at] = max(on_time[at], LEAST_P)
@@ -378,21 +400,21 @@ class ControlLoop:
             rate, there_and_back = self.link.measured_bps(now), self.link.there_and_back_s
             self._steady.replay(seconds, bits, rate, there_and_back)
 
-    def _lookahead_inputs(self) -> tuple[Floats, Floats, float]:
-        """Seconds and bits by point, and the way there and back: what the lookahead is solved for."""
+    def _lookahead_inputs(self) -> tuple[Floats, Floats, float, Floats]:
+        """What the lookahead is solved for; see `Lookahead.solve`."""
         self._menu.update(self.link.wait_bits)
         bits = 8.0 * (self._sizes.quantile(self.settings.size_z) + self.settings.overhead_bytes) + self.link.wait_bits
-        return self._menu.seconds[self._stage_of], bits, self.link.there_and_back_s
+        return self._menu.seconds[self._stage_of], bits, self.link.there_and_back_s, self.link.surprises
 
     def _stage_seconds(self) -> dict[str, float]:
         """Expected compute by stage."""
-        return dict(zip(self._stages, self._menu.seconds.tolist(), strict=True))
+        return dict(zip(self._stages, self._menu.seconds[:-1].tolist(), strict=True))
 
-    def _wants_probe(self, now: float, best: int, p_on_time: float) -> bool:
+    def _wants_probe(self, now: float, best: int, p_on_time: float, *, is_newest: bool) -> bool:
         """Whether to send a probe in place of the best choice, which says nothing of the link."""
         if (best not in self._local and p_on_time > 0) or self._probe_index < 0 or not self.link.connected:
             return False
-        if not self._probing.is_due(now, instead_of_nothing=p_on_time <= 0, oldest=self.link.oldest):
+        if not self._probing.is_due(now, instead_of_nothing=p_on_time <= 0 and is_newest, oldest=self.link.oldest):
             return False
         # Where a local answer costs the next frame nothing, no link could do better: there is nothing to learn.
         free = best in self._local and float(self._menu.seconds[self._stage_of[best]]) <= self.frame_interval_s

@@ -310,6 +310,7 @@ class Daemon:
             grace_s=max(settings.grace_ms / 1000, patience),
             stall_s=max(settings.stall_s, patience),
             max_in_flight=most_in_flight(settings),
+            most_waiting=1 if settings.as_fast_as_possible else self._control.most_waiting,
             lossless=settings.as_fast_as_possible,
             cut_short=settings.cut_short,
             fallback=settings.fallback,

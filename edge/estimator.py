@@ -103,6 +103,12 @@ class RateEstimator:
         """Standard deviation of the log-rate around what was expected, robust."""
         return self._spread
 
+    @property
+    def surprises(self) -> Floats:
+        """By how much the next sample's log-rate may differ from what is expected, equally likely values, ascending,
+        float64 [scenarios]; replaced, never changed."""
+        return self._quantiles
+
     def add(self, sample: DeliverySample, now: float) -> None:
         """Take in one acknowledged frame."""
         rate = sample.rate_bps(self.resolution_s)

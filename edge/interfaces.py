@@ -37,6 +37,11 @@ class Chosen(Protocol):
         """The local point whose answer is kept in reserve, in case the server's is late."""
         ...
 
+    @property
+    def skip(self) -> bool:
+        """The device is to take up the next frame in place of this one."""
+        ...
+
 
 class PartsLink(Protocol):
     """What a frame that leaves in parts asks of the link; see `link_view.LinkView`."""
@@ -92,6 +97,8 @@ class Limits:
         cut_short: on a slow link send a frame's slices one by one, so that its rest can be given up.
         fallback: frames that are sent may have an answer of the device in reserve.
         say_size: tell the server how large frames were captured, so that boxes come back in their pixels.
+        most_waiting: so many captured frames wait for the device at most, and the oldest is taken up first; 1: only the
+            newest does.
         lossless: take frames only as fast as they can be served, drop none, wait for every answer.
     """
 
@@ -100,6 +107,7 @@ class Limits:
     stall_s: float = 3.0
     max_in_flight: int = 16
     max_packet_bytes: int = 2**20
+    most_waiting: int = 1
     lossless: bool = False
     cut_short: bool = True
     fallback: bool = True

@@ -166,12 +166,24 @@ class LinkView:
         """Equally likely rates in bits a second, ascending, float64 [scenarios]."""
         return self._estimator.scenarios(now, self._bound(now))
 
+    @property
+    def surprises(self) -> Floats:
+        """How far from what is expected the rate may be; see `RateEstimator.surprises`."""
+        return self._estimator.surprises
+
     def free(self, per_bit: Floats) -> Floats:
         """When the link will have sent what is in flight, by scenario; `per_bit` in seconds."""
         free = np.full(len(per_bit), self._flight.begun(self._round_trip.seconds))
         for frame in self._flight.frames:
             np.maximum(free, frame.ready, out=free)
             free += (frame.bits + self.wait_bits) * per_bit
+        return free
+
+    def free_for(self, now: float, captured_at: float, per_bit: Floats) -> Floats:
+        """The same for a frame captured then, which has to wait for the one before that leaves in parts, too."""
+        free = self.free(per_bit)
+        if (held := self.held(now, captured_at)) > 0:
+            free = np.maximum(free, now) + held * per_bit
         return free
 
     def answer_if_fast(self, now: float, size_bytes: int) -> float:

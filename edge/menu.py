@@ -4,8 +4,9 @@ Three things are uncertain at once: the link's rate, the packet's size and the c
 each. The rates' quantiles come from the estimator in rising order; those of size and compute are paired with them in
 two fixed shuffled orders (a Latin hypercube), so that 16 scenarios stand for all three at no more cost than one.
 
-Only points that no other one beats are in the arrays. They are looked for when the lookahead is refreshed; in between,
-a frame's measurement changes one level for all sizes and one factor for all compute times, which is a product each.
+Only points that no other one beats are in the arrays, and a last row: to skip the frame, which takes nothing and is
+worth nothing. They are looked for when the lookahead is refreshed; in between, a frame's measurement changes one level
+for all sizes and one factor for all compute times, which is a product each.
 """
 
 from __future__ import annotations
@@ -56,15 +57,16 @@ class Menu:
         scenarios: how many.
 
     Attributes:
-        kept: indexes of the points in the arrays, [kept]; a row is one of them.
-        stage_of: their stages, [kept].
-        accuracy: theirs, float64 [kept].
-        bits: packets with overhead and wait, float64 [kept, scenarios]; 0 of local points.
-        middle_bits: median packets without overhead, float64 [kept].
-        seconds: compute, float64 [stages].
+        kept: indexes of the points in the arrays, [kept]; each has the row of its place here.
+        skip: the last row, after theirs.
+        stage_of: their stages, [rows]; that of the last row comes after all others.
+        accuracy: theirs, float64 [rows].
+        is_local: which of them send nothing, bool [rows].
+        bits: packets with overhead and wait, float64 [rows, scenarios]; 0 of local points.
+        middle_bits: median packets without overhead, float64 [rows].
+        seconds: compute, float64 [stages + 1].
         spread: compute as a share of its expectation, float64 [scenarios].
         local: rows of local points.
-        local_stages: stages of local points.
     """
 
     def __init__(
@@ -89,32 +91,34 @@ class Menu:
         self._overhead_bits_each = 8.0 * overhead_bytes
         self._versions = (-1, -1)
         self._wait_bits = 0.0
-        self.seconds = np.zeros(len(stages))
+        self.seconds = np.zeros(len(stages) + 1)
         self.spread = np.ones(scenarios)
-        self.local_stages = sorted({int(stage_of[index]) for index in np.flatnonzero(self._is_local)})
+        self._idle_stages = [*sorted({int(stage_of[index]) for index in np.flatnonzero(self._is_local)}), len(stages)]
         self.keep(np.arange(len(points)))
 
     def keep(self, kept: Indexes) -> None:
         """Choose among these points from now on."""
-        self.kept = kept
-        self.stage_of = self._all_stage_of[kept]
-        self.accuracy = self._accuracy[kept]
-        self.is_local = self._is_local[kept]
+        self.kept, self.skip = kept, len(kept)
+        self.stage_of = np.append(self._all_stage_of[kept], len(self._stages))
+        self.accuracy = np.append(self._accuracy[kept], 0.0)
+        self.is_local = np.append(self._is_local[kept], True)
         self._best = int(self.accuracy.argmax())
-        self.local = [int(row) for row in np.flatnonzero(self.is_local)]
+        self.local = [int(row) for row in np.flatnonzero(self.is_local[:-1])]
         self._best_at = int(kept[self._best])
         self._best_stage = int(self.stage_of[self._best])
-        self._base = 8.0 * self._sizes.median[kept]
-        self._scale = self._sizes.scale[kept]
-        self._spread = self._sizes.spread[kept]
-        self._predicted = self._sizes.predicted[kept]
+        sizes = self._sizes
+        self._base = np.append(8.0 * sizes.median[kept], 0.0)
+        self._scale, self._spread, self._predicted = (
+            np.append(each[kept], 0.0) for each in (sizes.scale, sizes.spread, sizes.predicted)
+        )
+        self._own_stage_of = np.append(self.stage_of[:-1], 0)
         self._best_bits, self._best_scale = float(self._base[self._best]), float(self._scale[self._best])
         self._best_spread = float(self._spread[self._best])
-        self._overhead = self._overhead_bits[kept][:, None]
+        self._overhead = np.append(self._overhead_bits[kept], 0.0)[:, None]
         self._is_sent = ~self.is_local[:, None]
         self._added = self._overhead + self._wait_bits * self._is_sent
         self._deviation = math.nan
-        self.bits = np.zeros((len(kept), len(self._size_z)))
+        self.bits = np.zeros((len(kept) + 1, len(self._size_z)))
         self._scatter = np.ones_like(self.bits)
         self._versions = (-1, -1)
         self.update(self._wait_bits)
@@ -127,14 +131,16 @@ class Menu:
                 self.seconds[index] = self._compute.seconds(stage)
             np.multiply(self._compute_z, self._compute.scatter, out=self.spread)
             self.spread += 1.0
-        if versions[1] != self._versions[1] or wait_bits != self._wait_bits:
+        resized = versions[1] != self._versions[1]
+        if resized:
             deviation = self._sizes.deviation
             if not abs(deviation - self._deviation) <= SPREAD_DRIFT * deviation:
                 np.exp(np.multiply.outer(self._spread * deviation, self._size_z), out=self._scatter)
                 self._deviation = deviation
-            shift = self._scale * (self._sizes.level + self._sizes.own[self.stage_of])
+            shift = self._scale * (self._sizes.level + self._sizes.own[self._own_stage_of])
             shift += self._sizes.saving * self._predicted
             self.middle_bits = self._base * np.exp(shift)
+        if resized or wait_bits != self._wait_bits:
             np.multiply(self._scatter, self.middle_bits[:, None], out=self.bits)
             if wait_bits != self._wait_bits:
                 self._added, self._wait_bits = self._overhead + wait_bits * self._is_sent, wait_bits
@@ -142,7 +148,7 @@ class Menu:
         self._versions = versions
 
     def finish(self, start: float, free: Floats, per_bit: Floats) -> Floats:
-        """When the link has sent each point's packet, float64 [kept, scenarios]; of local ones, when it is free.
+        """When the link has sent each row's packet, float64 [rows, scenarios]; of local ones, when it is free.
 
         Args:
             start: when the core begins, in seconds.
@@ -152,7 +158,7 @@ class Menu:
         begin = np.multiply.outer(self.seconds, self.spread)
         begin += start
         np.maximum(begin, free, out=begin)
-        for stage in self.local_stages:
+        for stage in self._idle_stages:
             begin[stage] = free
         finish = self.bits * per_bit
         finish += begin.take(self.stage_of, axis=0)
@@ -177,7 +183,7 @@ class Menu:
         )
 
     def expected_bytes(self) -> Floats:
-        """Mean packet with overhead, float64 [kept]."""
+        """Mean packet with overhead, float64 [rows]."""
         return np.asarray((self.bits.mean(axis=1) - self._wait_bits * ~self.is_local) / 8.0, dtype=np.float64)
 
 

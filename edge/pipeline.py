@@ -1,8 +1,8 @@
 """A frame's way through the edge. Read this file first.
 
-    captured --> waits for the device --> taken up: an operating point is chosen
+    captured --> waits for the device --> taken up: an operating point is chosen (or the next frame is worth more)
         |                                     |
-        | (a newer frame takes its place)     +-- local --> computed on the device --> `local`, or `late`
+        | (others take its place)             +-- local --> computed on the device --> `local`, or `late`
         v                                     |
      `dropped`                                +-- feature, image --> encoded --> written --> answered --> `ok`, `late`
                                                                      ^  |  |  |           |
@@ -19,6 +19,7 @@ captured frame one outcome.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -75,7 +76,7 @@ class Pipeline:
         self._ledger, self.limits, self.connected = ledger, limits, False
         self.trace_of: Callable[[int], bytes] | None = None
         """Where frames are traced: a frame's ids, which are sent with it."""
-        self._waiting: Frame | None = None
+        self._waiting: deque[Frame] = deque()
         self._computing: Frame | None = None
         self._outbox = Outbox()
         self._unanswered = Unanswered()
@@ -107,14 +108,17 @@ class Pipeline:
     # A frame's way, in order.
 
     def captured(self, picture: Image.Image | None, captured_at: float, problem: str = "") -> None:
-        """A frame was captured, or could not be because of `problem`. It takes the place of one that still waits."""
+        """A frame was captured, or could not be because of `problem`. Of those
+        that wait, the oldest makes room where there are too many, or where it is too late for it."""
         frame = self._ledger.enter(captured_at, self.limits.deadline_s, picture)
         if picture is None:
             self._ledger.close(frame, Outcome.ERROR, problem)
             return
-        if self._waiting is not None:
-            self._ledger.close(self._waiting, Outcome.DROPPED, BUSY if self.connected else OUTAGE)
-        self._waiting = frame
+        while self._waiting and (
+            len(self._waiting) >= self.limits.most_waiting or self._waiting[0].deadline_at <= captured_at
+        ):
+            self._ledger.close(self._waiting.popleft(), Outcome.DROPPED, BUSY if self.connected else OUTAGE)
+        self._waiting.append(frame)
 
     def take_up(self, now: float) -> Work | None:
         """The device is free: what it computes next, if there is something. Ask again after every event."""
@@ -125,13 +129,13 @@ class Pipeline:
             return None
         if (rescued := self._rescue.next(now)) is not None:
             return self._compute(*rescued, now)
-        frame, self._waiting = self._waiting, None
-        if frame is None:
-            return None
-        if now >= frame.deadline_at and not self.limits.lossless:
-            self._ledger.close(frame, Outcome.DROPPED, STALE)
-            return None
-        return self._choose(frame, now)
+        while self._waiting:
+            frame = self._waiting.popleft()
+            if now >= frame.deadline_at and not self.limits.lossless:
+                self._ledger.close(frame, Outcome.DROPPED, STALE)
+            elif (chosen := self._choose(frame, now)) is not None or frame.outcome is None:
+                return chosen
+        return None
 
     def encoded(self, frame: Frame, coded: Encoded, now: float) -> None:
         """The device has made the frame's packet."""
@@ -322,14 +326,15 @@ class Pipeline:
                 self._ledger.close(frame, Outcome.LATE, NO_ANSWER)
             else:
                 self._ledger.close(frame, Outcome.DROPPED, STOPPED)
-        self._waiting, self._next = None, None
+        self._waiting.clear()
+        self._next = None
         self._rescue.clear()
         self._outbox = Outbox()
 
     @property
     def wants_frame(self) -> bool:
         """Whether a frame captured now would be taken up at once; asked when frames are captured on demand."""
-        idle = self._waiting is None and self._computing is None and not self._rescue
+        idle = not self._waiting and self._computing is None and not self._rescue
         return idle and self.in_flight < self._cap and self._ready_to_serve
 
     @property
@@ -363,12 +368,15 @@ class Pipeline:
     def _choose(self, frame: Frame, now: float) -> Work | None:
         if not self.connected and not self._own:
             if self.limits.lossless:
-                self._waiting = frame
+                self._waiting.appendleft(frame)
             else:
                 self._ledger.close(frame, Outcome.DROPPED, OUTAGE)
             return None
         self._made.tell()
         choice = self.control.choose(now, frame.captured_at, compute_free_at=now)
+        if choice.skip and not self.limits.lossless:
+            self._ledger.close(frame, Outcome.DROPPED, BUSY if self.connected else OUTAGE)
+            return None
         point, reason = decide(
             choice,
             self._own,
@@ -385,7 +393,7 @@ class Pipeline:
         if reason:
             self._ledger.close(frame, Outcome.DROPPED, reason)
         else:
-            self._waiting = frame
+            self._waiting.appendleft(frame)
         return None
 
     def _compute(self, frame: Frame, point: OperatingPoint, now: float) -> Work:

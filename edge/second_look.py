@@ -105,9 +105,7 @@ class SecondLook:
         begin[own] = begin[-1] = now
         rates = link.scenarios(now)
         per_bit = 1.0 / rates
-        free = link.free(per_bit)
-        if (held := link.held(now, captured_at)) > 0:
-            free = np.maximum(free, now) + held * per_bit
+        free = link.free_for(now, captured_at, per_bit)
         finish = np.empty((len(begin), len(rates)))
         np.maximum(begin[:-1, None], free, out=finish[:-1])
         finish[:-1] += self._bits(rows, own, size_bytes) * per_bit

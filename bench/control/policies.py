@@ -15,6 +15,9 @@ from ...models.operating_point import Kind, OperatingPoint
 class Policy(Protocol):
     """What a simulated run asks and tells."""
 
+    most_waiting: int
+    """So many captured frames wait for the core, and the oldest is taken first; 1: only the newest does."""
+
     def choose(self, now: float, captured_at: float) -> Choice:
         """The point for a frame; the core is free now."""
         ...
@@ -61,7 +64,10 @@ class Policy(Protocol):
 
 
 class Unheeding:
-    """What a policy leaves out that learns nothing from compute, codes no frame anew and keeps nothing in reserve."""
+    """What a policy leaves out that learns nothing from compute, codes no frame anew, keeps nothing in reserve and
+    lets no frame wait behind a newer one."""
+
+    most_waiting = 1
 
     def computed(self, point: OperatingPoint, seconds: float, size: int, now: float) -> None: ...
 
@@ -113,7 +119,7 @@ class LoopPolicy:
     """The edge's own control loop."""
 
     def __init__(self, loop: ControlLoop) -> None:
-        self.loop = loop
+        self.loop, self.most_waiting = loop, loop.most_waiting
 
     def choose(self, now: float, captured_at: float) -> Choice:
         return self.loop.choose(now, captured_at, compute_free_at=now)

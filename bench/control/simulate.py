@@ -1,7 +1,10 @@
 """The edge in virtual time: frames, one core, a link and a server, without waiting for any of them.
 
-    camera --> [ newest waiting frame ] --> core --> [ link FIFO ] --> [ server FIFO ] --> answer
-                 older one is dropped      (1 frame at a time)                         (+ one-way delay back)
+    camera --> [ waiting frames ] --> core --> [ link FIFO ] --> [ server FIFO ] --> answer
+                 oldest first    (1 frame at a time)                         (+ one-way delay back)
+
+How many wait is the policy's: the loop lets as many wait as fit into a deadline, up to four, and drops what is not
+worth its time; others keep the newest alone.
 
 `replay` runs the real `ControlLoop`, a restricted set of points, or one fixed point; `best_fixed` tries every fixed
 point. Deterministic: the same arguments give the same records.
@@ -11,7 +14,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -233,7 +236,7 @@ class _Run:
         self._records: list[FrameRecord | None] = [None] * len(table.sizes)
         self._events: list[tuple[float, int, int, float]] = []
         self._busy: tuple[int, int, float, bool] | None = None  # frame, point, began, probe
-        self._waiting: int | None = None
+        self._waiting: deque[int] = deque()
         self._server_free = 0.0
         self._written: dict[int, tuple[int, int, bool]] = {}  # frame -> session, point, probe
         self._run()
@@ -255,9 +258,9 @@ class _Run:
             now, kind, frame, held = heapq.heappop(self._events)
             self._apply_changes(now)
             if kind == _CAPTURE:
-                if self._waiting is not None:
-                    self._drop(self._waiting, "busy")
-                self._waiting = frame
+                if len(self._waiting) == self._policy.most_waiting:
+                    self._drop(self._waiting.popleft(), "busy")
+                self._waiting.append(frame)
                 self._take(now)
             elif kind == _CORE:
                 self._computed(now)
@@ -277,10 +280,11 @@ class _Run:
             self._policy.connected(up, at)
 
     def _take(self, now: float) -> None:
-        if self._busy is not None or self._waiting is None:
-            return
+        while self._busy is None and self._waiting:
+            self._choose(self._waiting.popleft(), now)
+
+    def _choose(self, frame: int, now: float) -> None:
         # A core that is free at this very instant takes the frame that is captured at this instant, not an older one.
-        frame, self._waiting = self._waiting, None
         choice = self._policy.choose(now, self._captured_at(frame))
         if choice.p_on_time <= 0 and not choice.probe:
             self._drop(frame, "stale")

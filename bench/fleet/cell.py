@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ...edge.controller import ControlLoop
+from ...edge.controller import ControlLoop, ControlSettings
 from ...models.operating_point import Kind, OperatingPoint
 from ..control.cells import draw_workload
 from ..links.trace_set import Window
@@ -142,7 +142,13 @@ class Templates:
     def __init__(self, fleet: Fleet) -> None:
         """Make one of each kind of device."""
         self._made = [
-            ControlLoop(fleet.points, deadline_s=fleet.deadline_s, frame_interval_s=1 / fleet.fps, uncut_s=device_s)
+            ControlLoop(
+                fleet.points,
+                deadline_s=fleet.deadline_s,
+                frame_interval_s=1 / fleet.fps,
+                uncut_s=device_s,
+                settings=ControlSettings(most_waiting=1),  # the newest frame alone, as here
+            )
             for device_s in fleet.devices_s
         ]
         self.work = [

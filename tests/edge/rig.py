@@ -26,6 +26,7 @@ class Choice:
     p_on_time: float = 1.0
     probe: bool = False
     reserve: OperatingPoint | None = None
+    skip: bool = False
 
 
 @dataclass

@@ -19,7 +19,6 @@ from headrace.bench.processes import Process, arguments
 from PIL import Image
 
 Line = dict[str, Any]
-HERE = Path(__file__).parent
 
 
 class EdgeRun:
@@ -146,17 +145,6 @@ def edge_half(server: str, photographs: Path, tmp_path_factory: pytest.TempPathF
     assert done.returncode == 0, done.stderr.decode()
     (manifest,) = cache.rglob("edge.msgpack")
     return manifest.parent
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """These tests are real processes in real time: a machine that stands still for a second fails what is in order.
-
-    So one that fails is run again, up to twice, and the report says so (`R`, and a line `RERUN`); what is broken fails
-    thrice.
-    """
-    for item in items:
-        if item.path.is_relative_to(HERE):
-            item.add_marker(pytest.mark.flaky(reruns=2, reruns_delay=5))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
