@@ -165,7 +165,7 @@ async def test_when_the_server_is_killed_frames_are_local_within_a_deadline_and_
     broken = await edge.until(lambda f: not f["connected"])
     local = await edge.until(lambda f: f["outcome"] == "local" and not f["connected"])
     answered_at = local["captured_s"] + local["latency_ms"] / 1000
-    # A deadline until the outage is known and one for the answer, and as much again for a machine that does other things.
+    # A deadline until the outage is known and one for the answer, and as much again for a machine that is busy.
     assert answered_at - broken["captured_s"] < 4 * 0.25
     server.answer = lambda frame: (Status.OK, "")
     await server.start()
