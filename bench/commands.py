@@ -142,8 +142,8 @@ def bench_server(
         str, typer.Option(help="Operating point of the packets: a feature point of the shipped bundle.")
     ] = "blocks.2.0@3",
     parts: Annotated[
-        str, typer.Option(help="What to measure: some of compare, overload, heed, greed, idle, drain, swap.")
-    ] = "compare,overload,heed,greed,idle,drain,swap",
+        str, typer.Option(help="What to measure: some of compare, bare, overload, heed, greed, idle, drain, swap.")
+    ] = "compare,bare,overload,heed,greed,idle,drain,swap",
     keep: Annotated[
         Path | None, typer.Option(help="File that keeps figures and rounds; a run goes on with what is in it.")
     ] = None,

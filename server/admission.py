@@ -202,12 +202,12 @@ class Admission:
         Either everything that waits goes first or, where its device has taken less than others, the virtual time only
         has to pass its tag; it passes one second of service in as many seconds as there are devices with frames here.
         """
-        ahead = self.shares.next_start(device) - self.shares.virtual + cost
+        ahead = self.shares.next_start(device) - self.shares.virtual
         if (
             ahead <= BURST * cost
-        ):  # it is due at once: before it go only the frames that are due too, about one a device
+        ):  # due at once, as `Line` has it: before it go only others that are, about one a device
             return min(self.work, len(self._waiting) * cost)
-        return min(self.work, ahead * self.shares.active_with(device) - cost)
+        return min(self.work, (ahead + cost) * self.shares.active_with(device) - cost)
 
     def _push_out(self, own: int) -> bool:
         """Take the newest frame of the device with most frames out of the queue, if it has more than `own` and one."""

@@ -16,7 +16,7 @@ import heapq
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypedDict, TypeVar, Unpack
 
 from .admission import BATCH_HEADROOM
 from .costs import LIKELY, Costs
@@ -47,6 +47,15 @@ def batch_limit_s(whole: float) -> float:
 def deadline_at(received: float, remaining_ms: int) -> float:
     """When a frame's deadline passes, in seconds of the server's clock; infinity when it has none (0)."""
     return received + remaining_ms / 1e3 if remaining_ms else math.inf
+
+
+class Tags(TypedDict, total=False):
+    """What orders a frame besides its deadline: its start tag (else 0), the seconds that it takes under load (0), and
+    those that it had until its deadline when it came (infinity)."""
+
+    start: float
+    cost: float
+    whole: float
 
 
 class Entry(NamedTuple, Generic[T]):
@@ -115,17 +124,7 @@ class Line(Generic[T]):
         lane = self._lanes.get(key)
         return len(lane.due) if lane else 0
 
-    def put(
-        self,
-        item: T,
-        key: TailKey,
-        deadline: float,
-        now: float,
-        *,
-        start: float = 0.0,
-        cost: float = 0.0,
-        whole: float = math.inf,
-    ) -> None:
+    def put(self, item: T, key: TailKey, deadline: float, now: float, **tags: Unpack[Tags]) -> None:
         """Let a frame wait.
 
         Args:
@@ -133,14 +132,12 @@ class Line(Generic[T]):
             key: names the tail.
             deadline: see `deadline_at`.
             now: seconds.
-            start: its start tag.
-            cost: seconds that it takes under load.
-            whole: seconds that it had until its deadline when it came.
+            tags: see `Tags`.
         """
         self._arrivals += 1  # breaks ties in order of arrival, and keeps heapq from comparing items
         urgency = deadline if math.isfinite(deadline) else now + PATIENCE_S
-        entry = Entry(urgency, self._arrivals, deadline, now, start, cost, whole, key, item)
-        self.put_back(entry)
+        start, cost, whole = tags.get("start", 0.0), tags.get("cost", 0.0), tags.get("whole", math.inf)
+        self.put_back(Entry(urgency, self._arrivals, deadline, now, start, cost, whole, key, item))
 
     def put_back(self, entry: Entry[T]) -> None:
         """Let a frame that was taken out wait again, in its old place."""
@@ -206,19 +203,9 @@ class Batcher(Generic[T]):
         entry = self._line.first()
         return entry.key if entry is not None else None
 
-    def put(
-        self,
-        item: T,
-        key: TailKey,
-        deadline: float,
-        now: float,
-        *,
-        start: float = 0.0,
-        cost: float = 0.0,
-        whole: float = math.inf,
-    ) -> None:
+    def put(self, item: T, key: TailKey, deadline: float, now: float, **tags: Unpack[Tags]) -> None:
         """Let a decoded frame wait; see `Line.put`."""
-        self._line.put(item, key, deadline, now, start=start, cost=cost, whole=whole)
+        self._line.put(item, key, deadline, now, **tags)
         last, gap = self._gaps.get(key, (-math.inf, math.inf))
         since = now - last
         gap = gap + GAPS * (min(since, 10 * gap) - gap) if math.isfinite(gap) else since

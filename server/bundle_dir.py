@@ -64,6 +64,9 @@ class BundleDir:
             except HeadraceError as error:
                 log.error("a bundle cannot be loaded", folder=str(self._folder / name), error=str(error))
                 continue
+            except Exception:  # whatever it is, the other folders are followed
+                log.exception("a bundle cannot be loaded", folder=str(self._folder / name))
+                continue
             self._fingerprints[name] = served.bundle.fingerprint
         for name in [n for n in self._seen if n not in found]:
             del self._seen[name]

@@ -117,6 +117,12 @@ class Costs:
                 return size, table[size - 1]
         return 1, table[0]
 
+    def full_batch_s(self, key: TailKey, most: int, within_s: float, now: float) -> float:
+        """Seconds from one full batch (see `fitting`) to the next under load: what its frames are decoded and served in
+        counts too, as it does in `frame_s`, by which the queue before a batch is counted."""
+        size, seconds = self.fitting(key, most, within_s, now)
+        return max(seconds, size * self.frame_s(key, now))
+
     def alone_s(self, key: TailKey, now: float) -> float:
         """Seconds from here to the result for a frame that need not wait and is not decoded yet."""
         return self.decode_s(key, now) + self.batch_s(key, 1, now)

@@ -148,7 +148,7 @@ class Dispatcher:
         several batches at a time, which one after the other is no plan for."""
         if self._engine.slots > 1:
             return 0.0
-        return self.costs.fitting(key, self._max_batch, batch_limit_s(left), now)[1]
+        return self.costs.full_batch_s(key, self._max_batch, batch_limit_s(left), now)
 
     async def close(self) -> None:
         """End the worker threads and the batches, when no caller waits any more."""
@@ -176,7 +176,7 @@ class Dispatcher:
         """The frame is answered, or given up."""
         self.running -= 1
         self._decoding_at = 0.0
-        if self._admission.open > 1:  # others came meanwhile
+        if self._admission.waiting:  # others came meanwhile
             self._turn()
 
     async def alone(self, way: Alone) -> Answer:
@@ -198,7 +198,6 @@ class Dispatcher:
 
     async def batched(self, job: Job) -> Answer:
         """Let a frame wait for its turn: line, decode, batch, tail."""
-        job.place.pushed_out = job.fail
         self._line.put(job, job.key, job.deadline, job.received, start=job.place.start, cost=job.place.cost)
         self._turn()
         return await job.answer
@@ -286,8 +285,8 @@ class Dispatcher:
                 self._turn_in(ready_at - now)
                 return
             key = self._batcher.next_key()
-            if key is not None and self._decoding.get(key, 0) > self._batcher.waiting(key):
-                return  # most of its batch is being decoded, and will be here in a moment
+            if key is not None and self._company_comes(key):
+                return
             batch, expired = self._batcher.take(now)
             for job in expired:
                 job.fail(
@@ -300,6 +299,14 @@ class Dispatcher:
                 key = jobs[0].key
                 self._spawn(self._run_batch(key, jobs, self._begin_batch(key, len(jobs))))
             self._start_decoding()  # there is room for the batches after this one, or for this one if nothing was left
+
+    def _company_comes(self, key: TailKey) -> bool:
+        """Whether the next batch of that tail waits for what is being decoded: for a moment, if that is most of it.
+
+        Where there is one core, until the batch is full: beside it decoding would take as much of the core.
+        """
+        decoding, decoded = self._decoding.get(key, 0), self._batcher.waiting(key)
+        return decoding > 0 and decoded < self._max_batch if self._one_core else decoding > decoded
 
     def _turn_in(self, seconds: float) -> None:
         if self._timer is not None:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 
-from ..models.bitstream import MAX_SLICES, Packet
+from ..models.bitstream import MAX_SLICE_BYTES, MAX_SLICES, Packet
 from ..protos.messages import Continuation, Frame
 from .exceptions import InvalidError
 
@@ -66,6 +66,8 @@ class Gathering:
             raise InvalidError(
                 f"{len(self._packet.slices)} slices and {self._missing} to come are more than a packet's {MAX_SLICES}"
             )
+        if self._missing and (largest := max(map(len, self._packet.slices))) > MAX_SLICE_BYTES:
+            raise InvalidError(f"a slice of {largest} bytes is the last one, and {self._missing} are to come")
         self._frame, self._received, self._changed, self._clock = frame, received, received, clock
         self._slices = list(self._packet.slices)
         self._room = max_bytes - len(frame.packet)
@@ -82,7 +84,8 @@ class Gathering:
         if self._ended.is_set():
             return
         self._changed = now
-        fits = len(continuation.slice) <= self._room and zlib.crc32(continuation.slice) == continuation.crc
+        room = min(self._room, MAX_SLICE_BYTES) if self._missing > 1 else self._room
+        fits = len(continuation.slice) <= room and zlib.crc32(continuation.slice) == continuation.crc
         if continuation.cut or not fits or not self._budget.take(len(continuation.slice)):
             self.end()
             return

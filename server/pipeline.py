@@ -139,6 +139,7 @@ class Pipeline:
         how = decoder.bundle.preprocessing
         answer = asyncio.get_running_loop().create_future()
         job = Job(place, frame, packet.frame_id, received, deadline, key, how, answer)
+        place.pushed_out = job.fail
         keeps = references is not None and references.keep > 0
         job.decode = partial(self._decode, job, decoder, packet, point, now - reading, earlier, keeps)
         self._dispatcher.begin_alone(job)

@@ -91,7 +91,7 @@ class VirtualServer(Generic[T]):
                 cost=costs.frame_s(key, now),
                 alone=costs.alone_s(key, now),
                 busy=max(0.0, self._planned_at - now) if self._running else 0.0,
-                batch=costs.fitting(key, self._max_batch, batch_limit_s(deadline - now), now)[1],
+                batch=costs.full_batch_s(key, self._max_batch, batch_limit_s(deadline - now), now),
             )
         except FrameError as error:
             self._count(error)

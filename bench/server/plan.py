@@ -15,7 +15,7 @@ from .systems import spread
 
 POINT = "blocks.2.0@3"
 """What devices of the simulated fleet (docs/scale.md) send most of all cuts."""
-PARTS = ("compare", "overload", "heed", "greed", "idle", "drain", "swap")
+PARTS = ("compare", "bare", "overload", "heed", "greed", "idle", "drain", "swap")
 KEYS = (
     "over_bare_loop",
     "over_litserve",
@@ -122,7 +122,9 @@ class Found:
             read = json.loads(keep.read_text())
             figures = dict.fromkeys(KEYS) | {key: read["figures"][key] for key in KEYS}
             complete = int(read["complete"])
-            rounds = {str(name): [float(value) for value in each][:complete] for name, each in read["rounds"].items()}
+            rounds = {str(name): [float(value) for value in each] for name, each in read["rounds"].items()}
+            # What a round that was not completed left is measured again.
+            rounds = {name: each if name in KEYS else each[:complete] for name, each in rounds.items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise HeadraceError(f"{keep} does not hold what `bench server --keep` writes; take another file") from error
         return cls(rounds, figures, complete, keep)

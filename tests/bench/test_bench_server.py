@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import itertools
 import json
 from pathlib import Path
 
 import pytest
+from headrace.bench.commands import bench_server
 from headrace.bench.cores import all_cores
 from headrace.bench.server import cells
 from headrace.bench.server.clients import HttpDevice
 from headrace.bench.server.load import SETTLE_S, Load, Tally, offer, schedule
-from headrace.bench.server.plan import KEYS, Found, Plan
+from headrace.bench.server.plan import KEYS, PARTS, Found, Plan
 from headrace.bench.server.run import run, smallest
 from headrace.bench.server.search import capacity
 from headrace.bench.server.systems import Place, devices, host, spread
@@ -178,6 +180,10 @@ def test_flags_that_cannot_be_used_are_named() -> None:
     for at, value, message in ((5, "burst", "--pattern"), (6, "triton", "'triton'"), (0, 0, "--devices")):
         with pytest.raises(HeadraceError, match=message):
             Plan.of(*(value if n == at else v for n, v in enumerate(good)))  # type: ignore[arg-type]
+
+
+def test_the_command_measures_everything_unless_told_otherwise() -> None:
+    assert tuple(inspect.signature(bench_server).parameters["parts"].default.split(",")) == PARTS
 
 
 @pytest.mark.slow

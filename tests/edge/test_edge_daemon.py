@@ -186,7 +186,8 @@ async def test_a_server_that_hangs_leaves_frames_late_and_the_edge_answers_by_it
         grace_ms=200,
         stall_s=1,
     )
-    late = await edge.until(lambda f: f["outcome"] == "late")
+    # One of the first may be answered, but late, on a busy machine.
+    late = await edge.until(lambda f: f["outcome"] == "late" and f["reason"])
     assert late["reason"] == "no answer"
     assert late["latency_ms"] is None
     await edge.until(lambda f: f["outcome"] == "local")

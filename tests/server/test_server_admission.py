@@ -173,3 +173,12 @@ def test_a_frame_that_was_not_served_is_not_charged() -> None:
     place.leave()
     assert it.shares.next_start("a") > it.shares.virtual
     other.leave()
+
+
+def test_a_frame_that_the_line_takes_for_due_is_expected_to_go_as_early() -> None:
+    it = admission()
+    for _ in range(20):
+        it.admit(0.0, device="greedy", cost=0.010)
+    for _ in range(3):  # as many as `Line` lets go before the greedy one's: see BURST
+        it.admit(0.0, 0.050, device="modest", cost=0.010, alone=0.010)
+    assert refused(it, 0.0, 0.050, device="modest", cost=0.010, alone=0.010).reason is Reason.OVERLOAD

@@ -108,6 +108,20 @@ async def test_whoever_goes_away_leaves_the_server_free(alone: Alone) -> None:
     await alone.pipeline.idle()
 
 
+async def test_who_came_after_one_that_goes_away_is_answered(alone: Alone) -> None:
+    alone.tail.gate.clear()
+    gone = alone.enter(1)
+    await alone.tail_began()
+    waits = alone.enter(2)
+    answer = asyncio.create_task(alone.pipeline.go_on(waits))
+    async with asyncio.timeout(60):
+        while not waits.decoded:  # from here on nothing happens by itself
+            await asyncio.sleep(0.001)
+        alone.pipeline.leave(gone)
+        alone.tail.gate.set()
+        assert (await answer).status is Status.OK
+
+
 async def test_a_packet_that_cannot_be_decoded_is_told_and_the_next_is_answered(alone: Alone) -> None:
     whole = alone._make_packet(1)
     longer = Packet(whole.operating_point, 1, (*whole.slices, b"\0"))

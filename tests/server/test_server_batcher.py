@@ -299,6 +299,18 @@ def test_a_size_not_seen_lately_is_as_much_slower_as_the_one_seen_last() -> None
     assert known.fitting(DEEP, 8, 0.001, 69.0)[0] == 1
 
 
+def test_a_full_batch_takes_as_long_as_its_frames_cost_under_load() -> None:
+    known = costs(n1=0.010, n4=0.020, n8=0.040)
+    assert known.full_batch_s(DEEP, 8, 1.0, 0.0) == pytest.approx(0.040)
+    known.paced(DEEP, 0.007, 1.0)
+    assert known.full_batch_s(DEEP, 8, 1.0, 1.0) == pytest.approx(0.056), "decoding and serving, too"
+    assert known.full_batch_s(DEEP, 8, 0.025, 1.0) == pytest.approx(5 * 0.007), "five fit into 25 ms"
+    known.paced(DEEP, 0.001, 1.0)
+    for _ in range(50):
+        known.paced(DEEP, 0.001, 1.0)
+    assert known.full_batch_s(DEEP, 8, 1.0, 1.0) == pytest.approx(0.040), "never less than the tail alone"
+
+
 def test_batches_leave_time_for_a_frame_that_just_missed_one() -> None:
     batcher: Batcher[int] = Batcher(8, 0.0, costs(n1=0.020, n8=0.160))
     for name in range(8):

@@ -7,6 +7,7 @@ import shutil
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -114,7 +115,9 @@ async def test_a_bundle_is_swapped_without_losing_a_frame(
     second = another_version(bundle, tmp_path / "second")
     old = await server.stream(hello(bundle))
     server.engine.gate.clear()
-    for frame_id in range(6):
+    await old.send(make_packet(0))
+    await server.engine.began.get()  # it is a batch of its own
+    for frame_id in range(1, 6):
         await old.send(make_packet(frame_id))
     await server.waiting(5)
     put(tmp_path / "second", watched, "a")
@@ -168,6 +171,32 @@ async def test_a_damaged_bundle_is_not_served_and_the_old_one_is(
     assert (await server.stream(hello(bundle))).welcome is not None
     (watched / "a" / TENSORS).write_bytes(whole)  # mended where it lies
     await until(lambda: second.fingerprint in server.engine.bundles)
+
+
+async def test_a_bundle_that_fails_unforeseen_keeps_no_other_from_coming_or_going(
+    watched: Path,
+) -> None:
+    shutil.copytree(SHIPPED_BUNDLE, watched / "b")
+    served: list[str] = []
+
+    class Loads:
+        async def load(self, folder: Path) -> Any:
+            if not (folder / "good").exists():
+                raise MemoryError(folder.name)
+            served.append(folder.name)
+            return SimpleNamespace(bundle=SimpleNamespace(fingerprint=folder.name.encode()))
+
+        async def retire(self, fingerprint: bytes) -> None:
+            served.remove(fingerprint.decode())
+
+    (watched / "b" / "good").touch()
+    folder = bundle_dir.BundleDir(watched, Loads())  # type: ignore[arg-type]
+    await folder.scan()
+    assert served == ["b"], "a fails first"
+    shutil.rmtree(watched / "b")
+    (watched / "a" / "new").touch()  # tried again, and fails again
+    await folder.scan()
+    assert served == []
 
 
 async def test_a_bundle_measured_anew_is_exchanged_under_its_streams(

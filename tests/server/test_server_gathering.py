@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from headrace.models.bitstream import Packet
+from headrace.models.bitstream import MAX_SLICE_BYTES, Packet
 from headrace.models.bundle import Bundle
 from headrace.models.codec import Codec
 from headrace.protos import messages
@@ -147,3 +147,19 @@ async def test_what_remains_of_the_deadline_is_counted_from_the_last_slice() -> 
     gathering.add(slice_of(packet, 1), clock.now + 0.12)
     frame, complete = await gathering.whole()
     assert (frame.remaining_ms, round(complete - clock.now, 3)) == (130, 0.12)
+
+
+async def test_slices_that_no_packet_could_hold_end_the_frame_before_them() -> None:
+    small, large = b"s", b"l" * (MAX_SLICE_BYTES + 1)
+
+    async def gathered(*slices: bytes) -> tuple[bytes, ...]:
+        packet = Packet(1, 9, (small,))
+        it = Gathering(Frame(packet.to_bytes(), 0, 3, 60_000), 0.0, 2**20, lambda: 0.0)
+        for each in slices:
+            it.add(Continuation(9, each, zlib.crc32(each)), 0.0)
+        return Packet.from_bytes((await it.whole())[0].packet).slices
+
+    assert await gathered(small, small, large) == (small, small, small, large), "the last one may be that large"
+    assert await gathered(small, large, small) == (small, small)
+    with pytest.raises(InvalidError, match="a slice of 16384 bytes is the last one"):
+        Gathering(Frame(Packet(1, 9, (large,)).to_bytes(), 0, 1), 0.0, 2**20, lambda: 0.0)

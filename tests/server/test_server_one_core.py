@@ -41,6 +41,25 @@ async def test_what_waits_is_decoded_between_batches_and_after_the_answers(
     assert [len(inputs) for _, inputs in server.engine.batches] == [1, 3]
 
 
+async def test_a_batch_waits_for_the_packets_that_are_being_decoded(
+    start: Any, make_packet: Callable[..., Packet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headrace.server.dispatch.one_core", lambda: True)
+    monkeypatch.setattr("headrace.server.dispatch.CHUNK", 1)  # each is decoded by itself
+    monkeypatch.setattr(HeldEngine, "on_our_cores", True)
+    server = await start(max_batch=3)
+    stream = await server.stream()
+    server.engine.gate.clear()
+    await stream.send(make_packet(1))
+    await server.engine.began.get()
+    for frame_id in (2, 3, 4, 5, 6):
+        await stream.send(make_packet(frame_id))
+    await server.waiting(5)
+    server.engine.gate.set()
+    assert {(await stream.result()).frame_id for _ in range(6)} == {1, 2, 3, 4, 5, 6}
+    assert [len(inputs) for _, inputs in server.engine.batches] == [1, 3, 2], "no longer than until it is full"
+
+
 PROGRAM = """
 import os, threading
 from headrace.server.one_core import one_core, take_turns

@@ -105,7 +105,7 @@ def simulate(rates: dict[str, float], seconds: float = SECONDS, deadline_s: floa
                     cost=costs.frame_s(KEY, now),
                     alone=costs.alone_s(KEY, now),
                     busy=max(0.0, done_at - now),
-                    batch=costs.fitting(KEY, 8, batch_limit_s(deadline_s), now)[1],
+                    batch=costs.full_batch_s(KEY, 8, batch_limit_s(deadline_s), now),
                 )
             except FrameError as error:
                 answer(frame, error.status.name.lower(), now)
