@@ -25,6 +25,7 @@ from ..models.exceptions import OperatingPointError
 from ..models.operating_point import Kind, OperatingPoint
 from .choice import Choice, ControlSettings
 from .fallback import Fallback
+from .hoped import Hoped
 from .link_view import LinkView
 from .lookahead import Lookahead
 from .measurement import ComputeTimes, Floats, PacketSizes
@@ -39,8 +40,6 @@ __all__ = ["Choice", "ControlLoop", "ControlSettings"]
 LEAST_P = 0.02
 """A chance smaller than this is none: better to leave the core idle until the next frame."""
 ROUNDING_S = 1e-9
-MOST_EXPECTED = 256
-"""Answers that are waited for at once; those of more frames than that never came."""
 STEADY_Z = 0.5
 """What a point would have come to is worked out with packets this many standard deviations over their median."""
 
@@ -91,7 +90,7 @@ class ControlLoop:
         self._index = {point.id: index for index, point in enumerate(points)}
         self._accuracy = np.array([point.accuracy for point in points])
         is_local = np.array([point.kind is Kind.LOCAL for point in points])
-        self._local = [index for index, point in enumerate(points) if point.kind is Kind.LOCAL]
+        self._local = np.flatnonzero(is_local).tolist()
         self._compute = ComputeTimes(start)
         self._sizes = PacketSizes(points, self._stage_of, len(stages))
         sent_sizes = [point.bytes_median for point in points if point.kind is not Kind.LOCAL]
@@ -113,16 +112,12 @@ class ControlLoop:
             bytes_scale=float(np.median(sent_sizes or [1.0])),
             seconds_scale=frame_interval_s,
         )
-        self._steady = SteadyExperts(
-            self._accuracy,
-            is_local,
-            deadline_s=deadline_s,
-            frame_interval_s=frame_interval_s,
-        )
+        self._steady = SteadyExperts(self._accuracy, is_local, deadline_s=deadline_s, frame_interval_s=frame_interval_s)
         self._shares = np.full(settings.scenarios, 1.0 / settings.scenarios)
         self._captured_at = -math.inf  # of the frame that was chosen for last
         self._chosen = self.points[0]
-        self._expected: dict[int, tuple[float, float]] = {}  # frame id -> due, accuracy
+        self._hoped = Hoped()
+        self._most_in_flight = settings.max_in_flight or math.ceil(deadline_s / frame_interval_s) + 1
         # A probe that is computed in half of the deadline can be an answer, too.
         self._probe_limit_s = min(frame_interval_s, deadline_s / 2)
         self._probe_index = smallest_probe(points, start, self._probe_limit_s)
@@ -161,7 +156,7 @@ class ControlLoop:
 
     def on_fallback(self, reserve: OperatingPoint, frame_id: int) -> None:
         """Such an answer was given to a frame: the server's, should it still come, counts for the link alone."""
-        self._expected.pop(frame_id, None)
+        self._hoped.came(frame_id, math.inf)
         self._answered(reserve.accuracy)
 
     def on_kept(self, accuracy: float, now: float) -> None:
@@ -183,16 +178,13 @@ class ControlLoop:
         """A packet was handed to the stream."""
         self.link.written(frame_id, size_bytes, now)
         self._prices.sent(size_bytes + self.settings.overhead_bytes)
-        if len(self._expected) >= MOST_EXPECTED:
-            self._expected.pop(next(iter(self._expected)))
-        self._expected[frame_id] = (self._captured_at + self.deadline_s, self._chosen.accuracy)
+        self._hoped.add(frame_id, self._captured_at + self.deadline_s, self._chosen.accuracy)
 
     def on_result(self, frame_id: int, now: float, *, server_s: float, queue_depth: int) -> None:
         """A result came, whatever its status. `server_s`: how long the server held the frame."""
         heard = self.link.acknowledged(frame_id, now, server_s)
         self.server_queue_depth = queue_depth
-        due, accuracy = self._expected.pop(frame_id, (-math.inf, 0.0))
-        if now <= due:
+        if (accuracy := self._hoped.came(frame_id, now)) is not None:
             self._answered(accuracy)
         if heard is not None:
             self._probing.heard(now, after_outage=heard.after_outage, often=self._prices.free and heard.useful)
@@ -204,21 +196,16 @@ class ControlLoop:
     def on_connected(self, now: float) -> None:  # noqa: ARG002
         """The stream is up (again)."""
         self.link.connect()
-        self._expected.clear()
+        self._hoped.clear()
         self._probing.restart()
 
     def on_disconnected(self, now: float) -> None:  # noqa: ARG002
         """The stream is down: only local answers until `on_connected`; what was in flight is lost."""
         self.link.disconnect()
-        self._expected.clear()
+        self._hoped.clear()
         self._sizes.forget_predictions()
 
     # What the pipeline asks ----------------------------------------------------------------------------------------
-
-    @property
-    def in_flight(self) -> int:
-        """Frames that were written and are not answered."""
-        return self.link.in_flight
 
     def rate_bps(self, now: float) -> float:
         """Median estimate of the link's rate, the censored bound applied; infinite while unknown. For display."""
@@ -331,13 +318,10 @@ class ControlLoop:
             return False
         if self._probing.frame == captured_at:
             return True
-        if size_bytes + self.settings.overhead_bytes > self._prices.affordable_bytes:
+        sent_bytes = size_bytes + self.settings.overhead_bytes
+        if sent_bytes > self._prices.affordable_bytes:
             return False
-        due = captured_at + self.deadline_s
-        bits = 8.0 * (size_bytes + self.settings.overhead_bytes)
-        if self.link.sent_if_slow(now, now, bits) + self.link.there_and_back_s <= due:
-            return True
-        if self.link.answer_if_fast(now, size_bytes + self.settings.overhead_bytes) <= due:
+        if self.link.may_answer(now, sent_bytes, captured_at + self.deadline_s):
             return True
         # A packet that is ready costs nothing but its bytes. If the link has not been heard of for a while, they are
         # well spent: who drops every frame for being late at an old estimate never learns a new one.
@@ -356,12 +340,6 @@ class ControlLoop:
         return max(ready, float(free[middle])) + transmit + self.link.there_and_back_s
 
     # ---------------------------------------------------------------------------------------------------------------
-
-    @property
-    def _most_in_flight(self) -> int:
-        if self.settings.max_in_flight > 0:
-            return self.settings.max_in_flight
-        return math.ceil(self.deadline_s / self.frame_interval_s) + 1
 
     def _answered(self, accuracy: float) -> None:
         self._prices.answered(accuracy)
@@ -416,6 +394,6 @@ class ControlLoop:
             return False
         if not self._probing.is_due(now, instead_of_nothing=p_on_time <= 0 and is_newest, oldest=self.link.oldest):
             return False
-        # Where a local answer costs the next frame nothing, no link could do better: there is nothing to learn.
+        # Where a local answer costs the next frame nothing, no link could do better.
         free = best in self._local and float(self._menu.seconds[self._stage_of[best]]) <= self.frame_interval_s
         return not (free and float(self._accuracy[best]) >= float(self._accuracy.max()))

@@ -186,6 +186,12 @@ class LinkView:
             free = np.maximum(free, now) + held * per_bit
         return free
 
+    def may_answer(self, now: float, size_bytes: int, due: float) -> bool:
+        """Whether a packet written now can be answered by `due`: even if the link is slow, or if it is fast."""
+        if self.sent_if_slow(now, now, 8.0 * size_bytes) + self.there_and_back_s <= due:
+            return True
+        return self.answer_if_fast(now, size_bytes) <= due
+
     def answer_if_fast(self, now: float, size_bytes: int) -> float:
         """When a packet written now is answered at about the best rate that may be hoped for."""
         per_bit = 1.0 / self.scenarios(now)[-2:-1]

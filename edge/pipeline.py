@@ -19,7 +19,6 @@ captured frame one outcome.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -40,6 +39,7 @@ from .rescue import Rescue
 from .reserve import Reserve
 from .taking_up import decide
 from .unanswered import Unanswered
+from .waiting import Waiting
 
 if TYPE_CHECKING:
     from .engine import Encoded, LocalAnswer
@@ -76,7 +76,7 @@ class Pipeline:
         self._ledger, self.limits, self.connected = ledger, limits, False
         self.trace_of: Callable[[int], bytes] | None = None
         """Where frames are traced: a frame's ids, which are sent with it."""
-        self._waiting: deque[Frame] = deque()
+        self._waiting, self._most_in_flight = Waiting(ledger, limits.most_waiting), limits.max_in_flight
         self._computing: Frame | None = None
         self._outbox = Outbox()
         self._unanswered = Unanswered()
@@ -108,17 +108,12 @@ class Pipeline:
     # A frame's way, in order.
 
     def captured(self, picture: Image.Image | None, captured_at: float, problem: str = "") -> None:
-        """A frame was captured, or could not be because of `problem`. Of those
-        that wait, the oldest makes room where there are too many, or where it is too late for it."""
+        """A frame was captured, or could not be because of `problem`."""
         frame = self._ledger.enter(captured_at, self.limits.deadline_s, picture)
         if picture is None:
             self._ledger.close(frame, Outcome.ERROR, problem)
             return
-        while self._waiting and (
-            len(self._waiting) >= self.limits.most_waiting or self._waiting[0].deadline_at <= captured_at
-        ):
-            self._ledger.close(self._waiting.popleft(), Outcome.DROPPED, BUSY if self.connected else OUTAGE)
-        self._waiting.append(frame)
+        self._waiting.add(frame, BUSY if self.connected else OUTAGE)
 
     def take_up(self, now: float) -> Work | None:
         """The device is free: what it computes next, if there is something. Ask again after every event."""
@@ -130,7 +125,7 @@ class Pipeline:
         if (rescued := self._rescue.next(now)) is not None:
             return self._compute(*rescued, now)
         while self._waiting:
-            frame = self._waiting.popleft()
+            frame = self._waiting.pop()
             if now >= frame.deadline_at and not self.limits.lossless:
                 self._ledger.close(frame, Outcome.DROPPED, STALE)
             elif (chosen := self._choose(frame, now)) is not None or frame.outcome is None:
@@ -273,7 +268,7 @@ class Pipeline:
         self.connected = True
         self._holding.connected()
         self._unanswered.connected(now)
-        self._server_in_flight = max_in_flight
+        self._most_in_flight = min(self.limits.max_in_flight, max_in_flight)
         self.limits = replace(self.limits, max_packet_bytes=max_packet_bytes)
         self.control.on_connected(now)
         if round_trip_s is not None:
@@ -335,7 +330,7 @@ class Pipeline:
     def wants_frame(self) -> bool:
         """Whether a frame captured now would be taken up at once; asked when frames are captured on demand."""
         idle = not self._waiting and self._computing is None and not self._rescue
-        return idle and self.in_flight < self._cap and self._ready_to_serve
+        return idle and self.in_flight < self._most_in_flight and self._ready_to_serve
 
     @property
     def has_packets(self) -> bool:
@@ -348,12 +343,6 @@ class Pipeline:
         return len(self._unanswered) + len(self._outbox)
 
     # How it decides.
-
-    _server_in_flight = 2**31
-
-    @property
-    def _cap(self) -> int:
-        return min(self.limits.max_in_flight, self._server_in_flight)
 
     @property
     def _must_wait(self) -> bool:
@@ -368,7 +357,7 @@ class Pipeline:
     def _choose(self, frame: Frame, now: float) -> Work | None:
         if not self.connected and not self._own:
             if self.limits.lossless:
-                self._waiting.appendleft(frame)
+                self._waiting.put_back(frame)
             else:
                 self._ledger.close(frame, Outcome.DROPPED, OUTAGE)
             return None
@@ -383,7 +372,7 @@ class Pipeline:
             self.limits,
             frame.deadline_at - now,
             connected=self.connected,
-            room=self.in_flight < self._cap,
+            room=self.in_flight < self._most_in_flight,
             outage=self.control.in_outage(now),
             held=self._holding.when_ready(now),
         )
@@ -393,7 +382,7 @@ class Pipeline:
         if reason:
             self._ledger.close(frame, Outcome.DROPPED, reason)
         else:
-            self._waiting.appendleft(frame)
+            self._waiting.put_back(frame)
         return None
 
     def _compute(self, frame: Frame, point: OperatingPoint, now: float) -> Work:

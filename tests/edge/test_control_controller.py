@@ -189,7 +189,7 @@ def test_cap_on_what_is_in_flight() -> None:
     loop.on_written(100, 800, now)
     assert choose(loop, now).point.kind is Kind.FEATURE
     loop.on_written(101, 800, now)
-    assert loop.in_flight == 2
+    assert loop.link.in_flight == 2
     assert choose(loop, now).point == LOCAL
     default, now = trained(8e6)
     for frame in range(100, 104):  # ceil(0.25 / 0.1) + 1
@@ -269,14 +269,14 @@ def test_answer_that_never_comes_does_not_end_probing() -> None:
     assert len(probes) <= 4
     loop.on_written(101, 800, now + 20)
     loop.on_result(101, now + 20.05, server_s=HOLD, queue_depth=0)
-    assert loop.in_flight == 0
+    assert loop.link.in_flight == 0
 
 
 def test_disconnected_only_local_and_in_flight_forgotten() -> None:
     loop, now = trained(8e6)
     loop.on_written(100, 800, now)
     loop.on_disconnected(now)
-    assert loop.in_flight == 0
+    assert loop.link.in_flight == 0
     choices = [choose(loop, now + n / 10) for n in range(50)]
     assert {choice.point for choice in choices} == {LOCAL}
     assert not any(choice.probe for choice in choices)
