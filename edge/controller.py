@@ -156,7 +156,7 @@ class ControlLoop:
 
     def on_fallback(self, reserve: OperatingPoint, frame_id: int) -> None:
         """Such an answer was given to a frame: the server's, should it still come, counts for the link alone."""
-        self._hoped.came(frame_id, math.inf)
+        self._hoped.forget(frame_id)
         self._answered(reserve.accuracy)
 
     def on_kept(self, accuracy: float, now: float) -> None:

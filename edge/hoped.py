@@ -22,9 +22,13 @@ class Hoped:
         self._frames[frame_id] = due, accuracy
 
     def came(self, frame_id: int, now: float) -> float | None:
-        """The frame's answer is here, or another one was given: its accuracy; None if it counts for nothing."""
+        """The frame's answer is here: its accuracy, 0..1; None if it is late, or of no frame that is waited for."""
         due, accuracy = self._frames.pop(frame_id, (-math.inf, 0.0))
         return accuracy if now <= due else None
+
+    def forget(self, frame_id: int) -> None:
+        """Another answer was given to the frame: its own counts for nothing any more."""
+        self._frames.pop(frame_id, None)
 
     def clear(self) -> None:
         """Whatever is on its way is lost."""

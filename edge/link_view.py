@@ -180,14 +180,15 @@ class LinkView:
         return free
 
     def free_for(self, now: float, captured_at: float, per_bit: Floats) -> Floats:
-        """The same for a frame captured then, which has to wait for the one before that leaves in parts, too."""
+        """`free`, float64 [scenarios], for a frame captured then, which waits for one that leaves in parts, too."""
         free = self.free(per_bit)
         if (held := self.held(now, captured_at)) > 0:
             free = np.maximum(free, now) + held * per_bit
         return free
 
     def may_answer(self, now: float, size_bytes: int, due: float) -> bool:
-        """Whether a packet written now can be answered by `due`: even if the link is slow, or if it is fast."""
+        """Whether a packet of so many bytes with overhead, written now, is answered by `due` if the link is fast."""
+        # Mostly it is even if the link is slow, which is told without the scenarios.
         if self.sent_if_slow(now, now, 8.0 * size_bytes) + self.there_and_back_s <= due:
             return True
         return self.answer_if_fast(now, size_bytes) <= due
