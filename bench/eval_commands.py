@@ -13,6 +13,8 @@ from ..models.exceptions import DataError
 
 app = typer.Typer(no_args_is_help=True, help="Measure a bundle on labelled photographs.")
 
+NONE = "none"
+
 Limit = Annotated[int, typer.Option(help="At most this many photographs; 0 for all.")]
 
 
@@ -43,7 +45,13 @@ def eval_rd(
         Path | None, typer.Option(help="Folder that keeps what is measured: a run that was stopped goes on from there.")
     ] = None,
     pictures: Annotated[
-        list[str] | None, typer.Option(help="Picture codec to measure; several times for several. [default: all]")
+        list[str] | None, typer.Option(help="Picture codec to measure, or none; several times. [default: all]")
+    ] = None,
+    entropic_student: Annotated[
+        Path | None, typer.Option(help="File or folder that `train-student` wrote, to measure that baseline too.")
+    ] = None,
+    own: Annotated[
+        list[str] | None, typer.Option(help="Split point of ours to measure, or none; several times. [default: all]")
     ] = None,
 ) -> None:
     """Bytes against accuracy for every operating point, beside JPEG, WebP and AVIF on the same photographs.
@@ -69,8 +77,46 @@ def eval_rd(
         others=others,
         output=output,
         work=work,
-        codecs=pictures or tuple(QUALITIES),
+        codecs=_chosen(pictures) if pictures else tuple(QUALITIES),
+        student=entropic_student,
+        own=_chosen(own) if own else None,
     )
+
+
+def _chosen(names: list[str]) -> tuple[str, ...]:
+    return () if names == [NONE] else tuple(names)
+
+
+@app.command("train-student")
+def eval_train_student(
+    photographs: Annotated[list[Path], typer.Option(help="Folder of unlabelled photographs; several times.")],
+    output: Annotated[Path, typer.Option(help="Folder for one file a rate, for `eval rd --entropic-student`.")],
+    bundle: BundleFolder = COMMITTED,
+    views: Annotated[int, typer.Option(help="Parts of photographs to learn from, both stages together.")] = 100_000,
+    target: Annotated[
+        list[int] | None, typer.Option(help="Bytes of a packet; several times. [default: 1000, 2000, 4000]")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Views a step.")] = 64,
+    tuned: Annotated[
+        int, typer.Option(min=0, max=4, help="How many of the tail's four parts are tuned in full, of others biases.")
+    ] = 4,
+    seed: Annotated[int, typer.Option(help="Of views, noise and first weights.")] = 0,
+    work: Annotated[Path | None, typer.Option(help="Folder for checkpoints. [default: OUTPUT/work]")] = None,
+    device: Annotated[str, typer.Option(help="Where to learn: cpu or cuda.")] = "cpu",
+) -> None:
+    """Learn an Entropic Student for the bundle's backbone, one a rate: a baseline to measure beside ours.
+
+    A run that was killed goes on where it was when the same command is given again.
+    """
+    from ..models.baselines.student_lesson import StudentPlan
+    from ..models.baselines.student_train import train_student
+    from ..models.bundle import Bundle
+    from ..models.zoo.catalogue import backbone_of
+
+    plan = StudentPlan(tuple(target) if target else StudentPlan.targets, batch, tuned=tuned, seed=seed)
+    backbone = backbone_of(Bundle.load(bundle))
+    for path in train_student(backbone, photographs, output, work or output / "work", plan, views, device):
+        typer.echo(str(path))
 
 
 @app.command("front")

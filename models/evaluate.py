@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 from .backbones import Backbone
+from .baselines.student_file import LearnedStudent, read_student, student_files
+from .baselines.student_measure import measure_student
 from .bundle import Bundle
 from .evaluation.curves import bjontegaard
 from .evaluation.edge_costs import edge_costs
@@ -33,7 +35,7 @@ from .evaluation.kept import (
 from .evaluation.pictures import QUALITIES, available, encode_picture, measure_pictures, settings
 from .evaluation.plots import need_matplotlib
 from .evaluation.report import print_tables, summary, write_files
-from .evaluation.samples import FEATURE, Measurements, Sample
+from .evaluation.samples import ENTROPIC_STUDENT, FEATURE, Measurements, Sample
 from .evaluation.slices import points_by_slice
 from .evaluation.uncut import UncutInOnnx
 from .exceptions import DataError
@@ -114,6 +116,8 @@ def evaluate_rate_distortion(
     output: Path | None = None,
     work: Path | None = None,
     codecs: Sequence[str] = tuple(QUALITIES),
+    student: Path | None = None,
+    own: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Measure, print tables, and return (and write) what `--json` holds.
 
@@ -127,6 +131,8 @@ def evaluate_rate_distortion(
         output: folder for rate-accuracy.csv, slices.csv and their pictures; None writes none.
         work: folder that keeps every finished stage, so that a run that was stopped goes on; None keeps nothing.
         codecs: of `pictures.QUALITIES`.
+        student: file of a learned Entropic Student, or folder of some, to measure beside ours.
+        own: which of our split points to measure; None for all. What the device computes is told of all.
 
     Returns:
         See `evaluation.report.summary`.
@@ -143,7 +149,7 @@ def evaluate_rate_distortion(
     bjontegaard()
     if output is not None:
         need_matplotlib()
-    found = measure_all(bundle, data, limit, others, work, codecs)
+    found = measure_all(bundle, data, limit, others, work, codecs, student, own)
     result = summary(found)
     print_tables(console, found, result)
     if json_file is not None:
@@ -160,22 +166,27 @@ def measure_all(
     others: Others | None = None,
     work: Path | None = None,
     codecs: Sequence[str] = tuple(QUALITIES),
+    student: Path | None = None,
+    own: Sequence[str] | None = None,
 ) -> Measurements:
     """Every operating point, every picture codec and `others` on the same photographs, and what the edge computes.
 
     Arguments as of `evaluate_rate_distortion`.
     """
     backbone = backbone_of(bundle)
+    students = [read_student(path, backbone) for path in student_files(student)] if student is not None else []
+    splits = _splits(bundle, own, bool(students or codecs or others))
     paths, truth = labelled_pictures(data, backbone.class_ids, limit)
-    points = [p for p in bundle.operating_points if p.kind is Kind.FEATURE]
+    points = [p for p in bundle.operating_points if p.kind is Kind.FEATURE and p.split in splits]
     chosen = [each for each in settings() if each.codec in codecs]
     fingerprint = bundle.fingerprint.hex()
     kept = Kept(work, backbone.spec.sha256, str(backbone.preprocessing), pictures_identity(paths), str(truth))
     with Progress(*bar_columns(), console=Console(stderr=True)) as progress:
 
         def times() -> dict[str, Any]:
-            bar = progress.add_task("times on one core", total=len(bundle.splits) + 1)
-            costs = edge_costs(bundle, backbone, partial(progress.advance, bar))
+            beside = {ENTROPIC_STUDENT: students[0].encoder} if students else {}
+            bar = progress.add_task("times on one core", total=len(bundle.splits) + 1 + len(beside))
+            costs = edge_costs(bundle, backbone, partial(progress.advance, bar), beside)
             size = backbone.preprocessing.size
             there = [codec for codec in QUALITIES if available(codec)]
             picture_ms = {codec: image_milliseconds(codec, size, encode=encode_picture) for codec in there}
@@ -209,39 +220,46 @@ def measure_all(
                 ]
             )
 
-        def beside(split: str) -> list[dict[str, Any]]:
-            found = others.measure(backbone, bundle, split, paths, progress) if others else ()
-            return samples_as_json([_other_sample(each, truth) for each in found])
-
         def exits() -> list[dict[str, Any]]:
             bar = progress.add_task("exits", total=len(paths) * len(bundle.exit_specs))
             told = measure_exits(backbone, bundle, paths, partial(progress.advance, bar))
             rows = exit_rows(backbone, bundle, told, np.array(truth, np.int64), uncut, costs.splits)
             return exits_as_json(rows)
 
-        timed = kept.stage("times", times, fingerprint)
+        timed = kept.stage("times", times, fingerprint, *([ENTROPIC_STUDENT] if students else []))
         costs = costs_from_json(timed)
         uncut = np.array(kept.stage("uncut", uncut_answers), np.int64)
         samples = []
-        for name in (each.name for each in bundle.splits):
+        for name in splits:
             identity = split_digest(bundle, name)
             samples += samples_from_json(kept.stage(f"{name}: points", partial(ours, name), identity))
         samples += samples_from_json(kept.stage("pictures", pictures, str(chosen)))
-        if others is not None:
-            for split in others.splits(bundle):
-                identity = split_digest(bundle, split)
-                samples += samples_from_json(kept.stage(split, partial(beside, split), identity, others.identity))
+        samples += _student_samples(kept, backbone, students, paths, truth, progress)
+        samples += _other_samples(kept, others, backbone, bundle, paths, truth, progress) if others else []
         by_slice = {}
-        for point in points_by_slice(bundle):
+        for point in (p for p in points_by_slice(bundle) if p.split in splits):
             identity = split_digest(bundle, point.split)
             found = kept.stage(f"{point.name}: slices", partial(prefixes, point), identity)
             by_slice[point.name] = samples_from_json(found)
-        told = (
-            exits_from_json(kept.stage("exits", exits, fingerprint, str(bundle.exit_specs)))
-            if bundle.exit_specs
-            else []
-        )
-    return Measurements(samples, uncut == np.array(truth), costs, timed["picture_ms"], told, prefixes=by_slice)
+        with_exits = bundle.exit_specs and splits
+        told = exits_from_json(kept.stage("exits", exits, fingerprint, str(bundle.exit_specs)) if with_exits else [])
+    return Measurements(
+        samples,
+        uncut == np.array(truth),
+        costs,
+        timed["picture_ms"],
+        told,
+        prefixes=by_slice,
+        learned=[each.facts for each in students],
+    )
+
+
+def _splits(bundle: Bundle, own: Sequence[str] | None, others: bool) -> list[str]:
+    if own is None:
+        return [each.name for each in bundle.splits]
+    if not own and not others:
+        raise DataError("nothing is measured; leave some of our split points, a picture codec or a baseline")
+    return [bundle.split(name).name for name in own]
 
 
 def _sample(name: str, family: str, split: str, found: Measured, truth: Sequence[int]) -> Sample:
@@ -254,6 +272,41 @@ def _sample(name: str, family: str, split: str, found: Measured, truth: Sequence
         slice_bytes=float(np.mean(found.slice_bytes)),
         entropy_bytes=float(np.mean(found.entropy_bits)) / 8,
     )
+
+
+def _student_samples(
+    kept: Kept,
+    backbone: Backbone,
+    students: Sequence[LearnedStudent],
+    paths: Sequence[Path],
+    truth: Sequence[int],
+    progress: Progress,
+) -> list[Sample]:
+    def measured(student: LearnedStudent) -> list[dict[str, Any]]:
+        bar = progress.add_task(student.name, total=len(paths))
+        found = measure_student(backbone, student, paths, partial(progress.advance, bar))
+        return samples_as_json([_sample(student.name, ENTROPIC_STUDENT, "", found, truth)])
+
+    stages = [kept.stage(each.name, partial(measured, each), each.digest) for each in students]
+    return [sample for stage in stages for sample in samples_from_json(stage)]
+
+
+def _other_samples(
+    kept: Kept,
+    others: Others,
+    backbone: Backbone,
+    bundle: Bundle,
+    paths: Sequence[Path],
+    truth: Sequence[int],
+    progress: Progress,
+) -> list[Sample]:
+    def measured(split: str) -> list[dict[str, Any]]:
+        found = others.measure(backbone, bundle, split, paths, progress)
+        return samples_as_json([_other_sample(each, truth) for each in found])
+
+    identities = {split: split_digest(bundle, split) for split in others.splits(bundle)}
+    stages = [kept.stage(s, partial(measured, s), digest, others.identity) for s, digest in identities.items()]
+    return [sample for stage in stages for sample in samples_from_json(stage)]
 
 
 def _other_sample(other: OtherCodec, truth: Sequence[int]) -> Sample:

@@ -7,12 +7,13 @@ graphs take turns. Entropy coding is not in it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..backbones import SIZED, Backbone
 from ..bottleneck import Encoder
@@ -48,10 +49,11 @@ class StageCost:
 
 @dataclass(frozen=True, slots=True)
 class EdgeCosts:
-    """The uncut model, and head and encoder of each split point by its name."""
+    """The uncut model, head and encoder of each split point by its name, and encoders of others by their family."""
 
     uncut: StageCost
     splits: Mapping[str, StageCost]
+    beside: Mapping[str, StageCost] = field(default_factory=dict)
 
     def encoder(self) -> dict[str, Any] | None:
         """The slimmable encoder at its `widest` and `narrowest`, by multiply-accumulates; None where there is none.
@@ -76,13 +78,19 @@ def is_learned(split: str) -> bool:
     return split.startswith(LEARNED)
 
 
-def edge_costs(bundle: Bundle, backbone: Backbone, note: Callable[[], None] = lambda: None) -> EdgeCosts:
+def edge_costs(
+    bundle: Bundle,
+    backbone: Backbone,
+    note: Callable[[], None] = lambda: None,
+    beside: Mapping[str, nn.Module] | None = None,
+) -> EdgeCosts:
     """Count and time every head with its encoder, and the uncut model.
 
     Args:
         bundle: whole bundle.
         backbone: its own.
-        note: called after each graph that was made (one more than there are split points).
+        note: called after each graph that was made (one more than there are split points, and those `beside`).
+        beside: family -> encoder of others, pixels uint8 [B, S, S, 3] -> latent.
     """
     whole = backbone.task.name == CLASSIFICATION
     with TemporaryDirectory() as folder:
@@ -97,12 +105,18 @@ def edge_costs(bundle: Bundle, backbone: Backbone, note: Callable[[], None] = la
             write_onnx(sized, head, "latent", paths[spec.name])
             macs[spec.name] = count_macs(head, _black(sized))
             note()
+        for family, encoder in (beside or {}).items():
+            paths[family] = Path(folder) / f"{family}.onnx"
+            write_onnx(backbone, Only(encoder), "latent", paths[family])
+            macs[family] = count_macs(encoder, _black(backbone))
+            note()
         times = edge_milliseconds(paths)
     if not whole:
         # What chooses boxes does not run in ONNX Runtime; its share is taken from PyTorch.
         times[""] /= backbone.costs.traced_share
     costs = {name: StageCost(macs[name] / 1e9, ms, ms / times[""]) for name, ms in times.items()}
-    return EdgeCosts(costs.pop(""), costs)
+    others = {family: costs.pop(family) for family in beside or {}}
+    return EdgeCosts(costs.pop(""), costs, others)
 
 
 def _black(backbone: Backbone) -> torch.Tensor:

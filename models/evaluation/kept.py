@@ -103,12 +103,18 @@ def samples_from_json(found: Sequence[Mapping[str, Any]]) -> list[Sample]:
 
 def costs_as_json(costs: EdgeCosts) -> dict[str, Any]:
     """For `costs_from_json`."""
-    return {"uncut": asdict(costs.uncut), "splits": {name: asdict(each) for name, each in costs.splits.items()}}
+    several = {"splits": costs.splits, "beside": costs.beside}
+    return {"uncut": asdict(costs.uncut)} | {
+        part: {name: asdict(each) for name, each in there.items()} for part, there in several.items()
+    }
 
 
 def costs_from_json(found: Mapping[str, Any]) -> EdgeCosts:
     """As `costs_as_json` was given them."""
-    return EdgeCosts(StageCost(**found["uncut"]), {name: StageCost(**each) for name, each in found["splits"].items()})
+    splits, beside = (
+        {name: StageCost(**each) for name, each in found.get(part, {}).items()} for part in ("splits", "beside")
+    )
+    return EdgeCosts(StageCost(**found["uncut"]), splits, beside)
 
 
 def exits_as_json(rows: Sequence[exits.ExitRow]) -> list[dict[str, Any]]:

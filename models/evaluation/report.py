@@ -16,7 +16,7 @@ from .exits import exit_summary, print_exits
 from .pictures import QUALITIES
 from .plots import Curve, draw_curves, write_csv
 from .resampling import RESAMPLES
-from .samples import FEATURE, Measurements, Row
+from .samples import ENTROPIC_STUDENT, FEATURE, Measurements, Row
 from .slices import slice_rows, slices_as_json, slices_table, write_slices
 
 CSV_FILE, PNG_FILE = "rate-accuracy.csv", "rate-accuracy.png"
@@ -32,8 +32,10 @@ def summary(found: Measurements) -> dict[str, Any]:
         that reaches it; null where none does) and `at_hull` (the same on the family's convex hull), with 95 % intervals
         `at_ci` and `at_hull_ci`; `at_split` (split point -> ratio -> family -> bytes, as `at`); `splits` (`gmac`, `ms`,
         `share_of_uncut`, `learned` and the four of `at` by ratio, of each split point of the bundle); `encoder`
-        (`widest`, `narrowest` of the learned ones; null where there are none); `bd_rate` (ours -> picture codec ->
-        `percent`, `lowest`, `highest`; null where the curves have no accuracy in common); `coded_over_entropy`;
+        (`widest`, `narrowest` of the learned ones; null where there are none); `entropic_student` (`gmac`, `ms`,
+        `share_of_uncut` of its encoder, `models`: what their files say; null where none was measured); `bd_rate` (ours
+        -> picture codec or baseline -> `percent`, `lowest`, `highest`; null where the curves have no accuracy in
+        common); `coded_over_entropy` (null without points of ours);
         `slices` (operating point -> of the first 1, 2, ... slices `slices`, `bytes`, `top1`, `relative`,
         `relative_ci`); `points`; `exits` (fields of `exits.ExitRow`).
     """
@@ -57,11 +59,14 @@ def summary(found: Measurements) -> dict[str, Any]:
         },
         "picture_ms": {codec: round(ms, 3) for codec, ms in found.picture_ms.items()},
         "encoder": found.costs.encoder(),
+        "entropic_student": _student(found),
         "bd_rate": _rate_differences(found),
         "coded_over_entropy": {
             "total": sum(r.slice_bytes for r in coded) / sum(r.entropy_bytes for r in coded),
             "worst": max(r.slice_bytes / r.entropy_bytes for r in coded),
-        },
+        }
+        if coded
+        else None,
         "slices": slices_as_json(slice_rows(found)),
         "points": [_point(row) for row in rows],
         "exits": exit_summary(found.exits),
@@ -79,10 +84,15 @@ def _rate_differences(found: Measurements) -> dict[str, dict[str, dict[str, floa
     return {
         ours: {
             codec: reported(rate_difference([rows[i] for i in families[ours]], [rows[i] for i in families[codec]]))
-            for codec in QUALITIES
+            for codec in (*QUALITIES, ENTROPIC_STUDENT)
         }
         for ours in LIMITS
     }
+
+
+def _student(found: Measurements) -> dict[str, Any] | None:
+    cost = found.costs.beside.get(ENTROPIC_STUDENT)
+    return None if cost is None else {**cost.to_dict(), "models": [asdict(each) for each in found.learned]}
 
 
 def _point(row: Row) -> dict[str, Any]:
@@ -102,17 +112,17 @@ def print_tables(console: Console, found: Measurements, result: Mapping[str, Any
     ):
         console.print(_bytes_table(found, result, part, title))
     table = _table("head and encoder, one core", "split point", "GMAC", "ms", "/ uncut")
-    for split, cost in found.costs.splits.items():
+    for split, cost in [*found.costs.splits.items(), *found.costs.beside.items()]:
         table.add_row(split, f"{cost.gmac:.4f}", f"{cost.ms:.2f}", f"{cost.share_of_uncut:.3f}")
     console.print(table)
-    table = _table("BD-rate, in brackets the relative accuracies in common", "", *QUALITIES)
+    table = _table("BD-rate, in brackets the relative accuracies in common", "", *QUALITIES, ENTROPIC_STUDENT)
     for ours, against in result["bd_rate"].items():
         table.add_row(ours, *(_difference(each) for each in against.values()))
     console.print(table)
     if found.prefixes:
         console.print(slices_table(slice_rows(found)))
-    over = result["coded_over_entropy"]
-    console.print(f"coded size over the tables' entropy: {over['total']:.3f} in all, {over['worst']:.3f} at worst")
+    if over := result["coded_over_entropy"]:
+        console.print(f"coded size over the tables' entropy: {over['total']:.3f} in all, {over['worst']:.3f} at worst")
 
 
 def _points_table(found: Measurements) -> Table:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..baselines.student_file import StudentFacts
 from .curves import LIMITS, RATIOS, cheapest, cheapest_shared, key, stated
 from .edge_costs import EdgeCosts
 from .exits import ExitRow
@@ -85,6 +86,7 @@ class Measurements:
         exits: of answers on the device.
         seed: of the bootstrap.
         prefixes: operating point -> samples of its first 1, 2, ... slices, all but the whole packet.
+        learned: what the files of Entropic Student say of themselves.
     """
 
     samples: Sequence[Sample]
@@ -94,6 +96,7 @@ class Measurements:
     exits: Sequence[ExitRow] = ()
     seed: int = 0
     prefixes: Mapping[str, Sequence[Sample]] = field(default_factory=dict)
+    learned: Sequence[StudentFacts] = ()
 
     @property
     def uncut_top1(self) -> float:
@@ -162,7 +165,7 @@ class Measurements:
 
     def _row(self, index: int, sample: Sample) -> Row:
         top1 = float(sample.right.mean())
-        cost = self.costs.splits.get(sample.split) if sample.family == FEATURE else None
+        cost = self.costs.splits.get(sample.split) if sample.family == FEATURE else self.costs.beside.get(sample.family)
         head_ms = cost.ms if cost else self.picture_ms.get(sample.family)
         low, high = interval(self.resampled.relative[:, index])
         return Row(

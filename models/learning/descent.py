@@ -30,6 +30,7 @@ def descend(
     state: Mapping[str, Tensor] | None = None,
     exchange: Callable[[], None] = lambda: None,
     keeps: bool = True,
+    rates: Callable[[str], float] = lambda _: 1.0,
 ) -> None:
     """Descend along a loss, from the checkpoint on where there is one of the same identity.
 
@@ -45,13 +46,19 @@ def descend(
         state: what else the loss changes in place and a checkpoint has to hold, such as running statistics, by name.
         exchange: called between gradients and step, where several processes learn together.
         keeps: whether this process writes checkpoints.
+        rates: name of a parameter -> its learning rate as a multiple of `rate`.
     """
-    optimiser = torch.optim.AdamW(parameters.values(), lr=rate, weight_decay=1e-4)
+    alike: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in parameters.items():
+        alike.setdefault(rates(name), []).append(parameter)
+    groups = [{"params": each, "times": times} for times, each in alike.items()]
+    optimiser = torch.optim.AdamW(groups, lr=rate, weight_decay=1e-4)
     done = _restore(checkpoint, identity, parameters, state or {}, optimiser)
     saved = time.monotonic()
     while done < steps:
+        now = rate * min(1.0, (done + 1) / WARM_UP) * (0.505 + 0.495 * math.cos(math.pi * done / steps))
         for group in optimiser.param_groups:
-            group["lr"] = rate * min(1.0, (done + 1) / WARM_UP) * (0.505 + 0.495 * math.cos(math.pi * done / steps))
+            group["lr"] = group["times"] * now
         loss = loss_of(done)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]

@@ -1,0 +1,320 @@
+"""Entropic Student: its parts are the published ones, packets decode exactly, files are checked, training resumes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage.data
+import torch
+from headrace.cli import app
+from headrace.models.baselines import student_file, student_train
+from headrace.models.baselines.entropic_student import ANCHOR, Gdn, Student, StudentEncoder, frozen
+from headrace.models.baselines.student_file import (
+    StudentFacts,
+    read_student,
+    student_files,
+    student_tensors,
+    write_student,
+)
+from headrace.models.baselines.student_lesson import StudentPlan, tail_parts
+from headrace.models.baselines.student_measure import StudentCodec, measure_student
+from headrace.models.baselines.student_train import train_student
+from headrace.models.bitstream import Packet
+from headrace.models.cutting.costs import count_macs
+from headrace.models.exceptions import BitstreamError, DataError
+from headrace.models.zoo.catalogue import load_backbone
+from headrace.models.zoo.sources import Source
+from PIL import Image
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return load_backbone("efficientnet_lite0")
+
+
+def untrained(seed: int = 3, spread: float = 4.0) -> Student:
+    """Random weights, and an encoder whose latents are a few steps wide."""
+    torch.manual_seed(seed)
+    student = Student(24)
+    with torch.no_grad():
+        student.encoder.last.weight *= spread / 0.15
+        student.prior.matrices[0] += torch.linspace(-1, 1, 24)[:, None, None]
+        student.prior.biases[0] += torch.linspace(-2, 2, 24)[:, None, None]
+    student.prior.find_quantiles()
+    return student
+
+
+def facts(backbone, target: int = 1234) -> StudentFacts:
+    return StudentFacts(backbone.spec.name, backbone.spec.sha256, target, 1e-5, 640, "not at all")
+
+
+@pytest.fixture
+def written(backbone, tmp_path) -> Path:
+    path = tmp_path / "student.safetensors"
+    write_student(path, student_tensors(untrained(), {}), facts(backbone))
+    return path
+
+
+@pytest.fixture
+def labelled(tmp_path) -> Path:
+    folder = tmp_path / "labelled"
+    for wnid, name in {"n02124075": "chelsea", "n07920052": "coffee"}.items():
+        (folder / wnid).mkdir(parents=True)
+        Image.fromarray(getattr(skimage.data, name)()).save(folder / wnid / f"{name}.png")
+    return folder
+
+
+def test_the_prior_is_compressai_s():
+    """Under the same parameters the same likelihoods, and tables that cost what CompressAI's do."""
+    from compressai.entropy_models import EntropyBottleneck
+
+    prior = untrained().prior
+    theirs = EntropyBottleneck(24).eval()
+    missing, unexpected = theirs.load_state_dict(prior.state_dict(), strict=False)
+    assert not unexpected and all("quantiles" not in name and "matri" not in name for name in missing)
+    symbols = torch.randint(-6, 7, (2, 24, 5, 5)).float()
+    latent = symbols + prior.medians
+    with torch.inference_mode():
+        _, likelihoods = theirs(latent)
+        assert torch.allclose(prior.bits(latent), -likelihoods.log2(), atol=2e-3)
+    theirs.update()
+    tables, where = prior.tables(), np.arange(24)[:, None, None].repeat(25, 1).reshape(24, 5, 5)
+    for row, length, low, mine in zip(
+        theirs._quantized_cdf, theirs._cdf_length, theirs._offset, tables.cdf, strict=True
+    ):
+        at = -int(low)
+        expected = -np.log2(float(row[at + 1] - row[at]) / 65536)
+        channel = int(np.flatnonzero((tables.cdf == mine).all(1))[0])
+        zero = -int(tables.offsets[channel])
+        assert -np.log2(float(mine[zero + 1] - mine[zero]) / 65536) == pytest.approx(expected, abs=0.01)
+        assert int(length) >= 3
+    whole = tables.bits(symbols[0].numpy().astype(np.int32), where)
+    assert whole.sum() == pytest.approx(float(prior.bits(latent)[0].sum()), rel=0.02)
+
+
+def test_quantiles_are_where_the_mass_is():
+    prior = untrained().prior
+    low, median, high = prior.quantiles[:, 0].unbind(1)
+    with torch.inference_mode():
+        middle = torch.sigmoid(prior._logits(median[:, None, None]))
+        tails = torch.sigmoid(prior._logits(low[:, None, None])), torch.sigmoid(-prior._logits(high[:, None, None]))
+    assert torch.allclose(middle, torch.full_like(middle, 0.5), atol=1e-4)
+    assert all((tail < 1e-8).all() for tail in tails) and (low < median).all() and (median < high).all()
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+def test_normalisation_is_compressai_s(inverse):
+    from compressai.layers import GDN1
+
+    torch.manual_seed(0)
+    mine, theirs = Gdn(6, inverse), GDN1(6, inverse=inverse)
+    with torch.no_grad():
+        for name in ("beta", "gamma"):
+            getattr(mine, name).copy_(getattr(mine, name) + 0.3 * torch.randn_like(getattr(mine, name)))
+            getattr(theirs, name).copy_(getattr(mine, name))
+    x = torch.randn(2, 6, 4, 5, requires_grad=True)
+    y = x.detach().clone().requires_grad_()
+    mine(x).square().sum().backward()
+    theirs(y).square().sum().backward()
+    assert torch.allclose(mine(x), theirs(y), rtol=1e-5) and torch.allclose(x.grad, y.grad, rtol=1e-4, atol=1e-6)
+    assert torch.allclose(mine.gamma.grad, theirs.gamma.grad, rtol=1e-4, atol=1e-6)
+    assert torch.allclose(frozen(torch.nn.Sequential(mine))(x), theirs(y), rtol=1e-5)
+
+
+def test_encoder_is_the_published_one():
+    """0.59 GMAC at 224 pixels, of which normalisations are a fifth; latent of 24 x 55 x 55."""
+    encoder = frozen(StudentEncoder())
+    assert encoder(torch.zeros(1, 3, 224, 224)).shape == (1, 24, 55, 55)
+    convolutions = 112**2 * 3 * 96 * 25 + 56**2 * 96 * 48 * 25 + 55**2 * 48 * 24 * 4
+    normalisations = 112**2 * 96**2 + 56**2 * 48**2
+    assert count_macs(encoder, torch.zeros(1, 3, 224, 224)) == convolutions + normalisations
+    assert 0.58e9 < convolutions + normalisations < 0.60e9
+
+
+def test_packets_decode_to_the_symbols_that_were_coded(backbone, written):
+    student = read_student(written, backbone)
+    codec = StudentCodec(student, 55)
+    with torch.inference_mode():
+        (latent,) = student.encoder(torch.from_numpy(skimage.data.chelsea()[None, :224, :224].copy()))
+    for values in (latent[0].numpy(), 40 * latent[0].numpy(), np.zeros((24, 55, 55), np.float32)):
+        symbols = codec.symbols(values)
+        data = codec.packet(symbols)
+        assert (codec.received(data) == symbols).all()
+        assert np.abs(codec.rounded(symbols) - values).max() <= 0.5 + 1e-4 * np.abs(values).max()
+    symbols = codec.symbols(latent[0].numpy())
+    assert np.abs(symbols).max() >= 2, "there is something to code"
+    assert len(codec.packet(symbols)) - codec.bits(symbols) / 8 == pytest.approx(20, abs=6), "header and coder's state"
+    two = Packet(0, 0, (b"ab", b"c")).to_bytes()
+    with pytest.raises(BitstreamError, match="one slice"):
+        codec.received(two)
+
+
+def test_photographs_are_coded_and_answered(backbone, written, labelled):
+    """Of a student whose decoder gives the mean of the features the answer is the tail's for it."""
+    student = read_student(written, backbone)
+    paths = sorted(labelled.rglob("*.png"))
+    found = measure_student(backbone, student, paths)
+    assert len(found.packet_bytes) == len(found.answers) == 2
+    for whole, coded, bits in zip(found.packet_bytes, found.slice_bytes, found.entropy_bits, strict=True):
+        assert 9 <= whole - coded <= 24, "the header of our own packets"
+        assert coded == pytest.approx(bits / 8, rel=0.02, abs=12)
+
+
+def test_the_tail_s_parts_are_the_tail_and_take_changes(backbone, tmp_path):
+    with torch.inference_mode():
+        features = backbone.head(ANCHOR)(torch.from_numpy(skimage.data.chelsea()[None, :224, :224].copy()))
+        values = features
+        for part in tail_parts(backbone):
+            values = part(*values)
+        assert torch.allclose(values[0], backbone.tail(ANCHOR)(*features)[0], atol=1e-6)
+    last = student_file.weights(tail_parts(backbone)[-1])
+    name = next(k for k, v in last.items() if v.shape == (1000,))
+    change = torch.zeros(1000)
+    change[7] = 100.0
+    path = tmp_path / "changed.safetensors"
+    write_student(path, student_tensors(untrained(), {f"3/{name.replace('.', '/')}": change}), facts(backbone))
+    with torch.inference_mode():
+        (scores,) = read_student(path, backbone).answer(torch.zeros(1, 24, 55, 55))
+    assert int(scores.argmax()) == 7
+
+
+def test_what_is_no_student_is_refused(backbone, written, tmp_path):
+    bad = tmp_path / "bad.safetensors"
+    bad.write_bytes(b"garbage" * 10)
+    with pytest.raises(DataError, match=r"bad\.safetensors is not an Entropic Student"):
+        read_student(bad, backbone)
+    save_file({"a": torch.zeros(2)}, bad)
+    with pytest.raises(DataError, match="not an Entropic Student of version 1; give a file that"):
+        read_student(bad, backbone)
+    with pytest.raises(DataError, match=r"is not an Entropic Student: .*No such file"):
+        read_student(tmp_path / "none.safetensors", backbone)
+    with pytest.raises(DataError, match="holds no Entropic Student"):
+        student_files(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="holds no Entropic Student"):
+        student_files(tmp_path / "empty")
+    write_student(bad, student_tensors(untrained(), {}), replace(facts(backbone), weights="ab" * 32))
+    with pytest.raises(DataError, match="with weights abababababababab, this bundle's"):
+        read_student(bad, backbone)
+    tensors = student_tensors(untrained(), {})
+    for name, other in {
+        "tables/cdf": torch.zeros_like(tensors["tables/cdf"]),
+        "encoder/last.weight": torch.zeros(3),
+        "prior/quantiles": torch.zeros(1, 1, 3),
+    }.items():
+        write_student(bad, {**tensors, name: other}, facts(backbone))
+        with pytest.raises(DataError, match="is damaged or of another version"):
+            read_student(bad, backbone)
+
+
+def test_training_goes_on_and_ends_the_same(noise_pictures, tmp_path, monkeypatch):
+    """Both stages on 32 pixels; a run that is killed in the second one ends as one that was not."""
+    backbone = load_backbone("efficientnet_lite0").at(f"{ANCHOR}-32px")[0]
+    plan = StudentPlan(targets=(40, 80), batch=4, first=0.5, tuned=1)
+    how = {"plan": plan, "views": 24}
+    torch.set_num_threads(1)
+    whole = train_student(backbone, [noise_pictures], tmp_path / "a", tmp_path / "a-work", **how)
+    first = student_train.descend
+    calls = []
+
+    def killed(named, loss, rate, steps, *rest, **more):
+        calls.append(steps)
+        if len(calls) == 2:
+
+            def dying(step):
+                if step == 1:
+                    raise KeyboardInterrupt
+                return loss(step)
+
+            return first(named, dying, rate, steps, *rest, **more)
+        return first(named, loss, rate, steps, *rest, **more)
+
+    monkeypatch.setattr(student_train, "descend", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train_student(backbone, [noise_pictures], tmp_path / "b", tmp_path / "b-work", **how)
+    monkeypatch.undo()
+    resumed = train_student(backbone, [noise_pictures], tmp_path / "b", tmp_path / "b-work", **how)
+    assert calls == [3, 3] and [p.name for p in whole] == ["student-40.safetensors", "student-80.safetensors"]
+    for a, b in zip(whole, resumed, strict=True):
+        found = read_student(a, backbone)
+        assert a.read_bytes() == b.read_bytes() and found.facts.views == 24
+        assert "tuned: decoder, the tail up to blocks.2, and its biases" in found.facts.said
+    assert whole[0].read_bytes() != whole[1].read_bytes()
+    with pytest.raises(DataError, match="8 views are too few"):
+        train_student(backbone, [noise_pictures], tmp_path / "c", tmp_path / "c", plan, 8)
+
+
+def test_the_loss_falls_and_beta_moves(noise_pictures):
+    from headrace.models.baselines.student_lesson import StudentLesson
+    from headrace.models.learning.album import Album
+    from headrace.models.measure import find_pictures
+
+    backbone = load_backbone("efficientnet_lite0").at(f"{ANCHOR}-32px")[0]
+    device = torch.device("cpu")
+    album = Album(find_pictures(noise_pictures)[:40], backbone, ANCHOR, device)
+    lesson = StudentLesson(backbone, StudentPlan(targets=(60,), batch=4), album, device)
+    named = lesson.parameters(0)
+    optimiser = torch.optim.Adam(named.values(), lr=2e-3)
+    errors = []
+    for step in range(12):
+        loss = lesson.loss(0, step, step / 12)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        errors.append(float(loss))
+    assert np.mean(errors[-3:]) < 0.9 * errors[0]
+    assert float(lesson.log_betas) != float(lesson.first_betas)
+    lesson.begin_second()
+    before = float(lesson.loss(1, 0, 0.0))
+    optimiser = torch.optim.Adam(lesson.parameters(1).values(), lr=2e-3)
+    for _ in range(5):
+        optimiser.zero_grad()
+        lesson.loss(1, 0, 0.0).backward()
+        optimiser.step()
+    assert float(lesson.loss(1, 0, 0.0)) < before
+    assert {name.split(".")[1] for name in lesson.parameters(1)} == {"decoder", "tail"}
+
+
+def test_eval_rd_measures_it_beside_the_rest(backbone, written, labelled, tmp_path):
+    out, work = tmp_path / "rd.json", tmp_path / "work"
+    command = ["eval", "rd", "--data", str(labelled), "--entropic-student", str(written), "--own", "slim-25"]
+    command += ["--pictures", "none", "--json", str(out), "--work", str(work), "--output", str(tmp_path / "out")]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    result = json.loads(out.read_text())
+    point = next(p for p in result["points"] if p["family"] == "entropic_student")
+    told = result["entropic_student"]
+    assert point["name"] == "entropic-student-1234" and point["gmac"] == told["gmac"] == pytest.approx(0.588, abs=0.01)
+    assert point["head_ms"] == told["ms"] > 0 and told["models"][0]["views"] == 640
+    expected = measure_student(backbone, read_student(written, backbone), sorted(labelled.rglob("*.png")))
+    assert point["bytes"] == pytest.approx(np.mean(expected.packet_bytes), abs=0.05)
+    assert {p["split"] for p in result["points"]} == {"slim-25", ""}
+    assert set(result["at"]["0.90"]) >= {"deep", "light", "entropic_student"}
+    assert "entropic_student" in result["bd_rate"]["light"]
+    assert "entropic-student-1234" in (tmp_path / "out" / "rate-accuracy.csv").read_text()
+    before = sorted((p.name, p.stat().st_mtime_ns) for p in work.iterdir())
+    assert CliRunner().invoke(app, command).exit_code == 0
+    assert sorted((p.name, p.stat().st_mtime_ns) for p in work.iterdir()) == before, "nothing was measured again"
+    assert json.loads(out.read_text()) == result
+
+
+def test_eval_rd_refuses_what_is_no_student(labelled, tmp_path):
+    bad = tmp_path / "bad.safetensors"
+    bad.write_bytes(b"\0" * 100)
+    command = ["eval", "rd", "--data", str(labelled)]
+    done = CliRunner().invoke(app, [*command, "--entropic-student", str(bad)])
+    assert done.exit_code != 0 and isinstance(done.exception, DataError) and "train-student" in str(done.exception)
+    done = CliRunner().invoke(app, [*command, "--own", "none", "--pictures", "none"])
+    assert "nothing is measured" in str(done.exception)
+
+
+def test_other_backbones_have_no_baseline(noise_pictures, tmp_path):
+    other = load_backbone(Source("timm/test_resnet", seed=3, size=64))
+    with pytest.raises(DataError, match=r"has no stages blocks\.1, .*EfficientNet-Lite"):
+        train_student(other, [noise_pictures], tmp_path, tmp_path, StudentPlan(batch=4), 100)
