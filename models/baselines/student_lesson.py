@@ -46,10 +46,12 @@ HELD = 0.8
 """... and from this one on it stays as it is."""
 GAIN = 20.0
 """How fast beta moves: its logarithm, for a rate off by a factor of e, in all of the stage."""
-WORTH = 0.2
-"""Beta at first times the bits that are asked for."""
-FARTHEST = math.log(100.0)
+WORTH = 0.03
+"""Beta at first times the bits that are asked for: little, for where bits cost much from the first step none are used."""
+FARTHEST = math.log(300.0)
 """Most that beta moves from there, as a logarithm."""
+LONGEST = 0.02
+"""Share of the stage that a step counts for at most; a process that stood still has not learned meanwhile."""
 RUNNING = 0.95
 
 
@@ -229,7 +231,7 @@ class StudentLesson:
         moved, self._share = share - (share if self._share is None else self._share), share
         if FREE < share < HELD:
             allowed = self._wanted * COARSER ** (1 - min(share / REACHED, 1))
-            self.log_betas += GAIN * moved * (rates / allowed).log().clamp(-1, 1)
+            self.log_betas += GAIN * min(moved, LONGEST) * (rates / allowed).log().clamp(-1, 1)
             self.log_betas.clamp_(self.first_betas - FARTHEST, self.first_betas + FARTHEST)
 
     def _levels(self, features: Tensor) -> list[Tensor]:
