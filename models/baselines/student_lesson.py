@@ -47,7 +47,7 @@ HELD = 0.8
 GAIN = 20.0
 """How fast beta moves: its logarithm, for a rate off by a factor of e, in all of the stage."""
 WORTH = 0.03
-"""Beta at first times the bits that are asked for: little, for where bits cost much from the first step none are used."""
+"""Beta at first times the bits that are asked for. Little: where bits cost much from the first step, none are used."""
 FARTHEST = math.log(300.0)
 """Most that beta moves from there, as a logarithm."""
 LONGEST = 0.02
