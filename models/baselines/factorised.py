@@ -58,7 +58,7 @@ class FactorisedPrior(nn.Module):
         ends = self._logits(torch.cat([flat - 0.5, flat + 0.5], 2))
         lower, upper = ends[..., :count], ends[..., count:]
         # Of two numbers near 1 the difference is lost; of the same two near 0 it is not.
-        sign = -torch.sign(lower + upper).detach()
+        sign = torch.where(lower + upper > 0, -1.0, 1.0)
         likelihood = (torch.sigmoid(sign * upper) - torch.sigmoid(sign * lower)).abs()
         bits = -torch.log2(likelihood.clamp_min(LEAST))
         return bits.reshape(latent.shape[1], latent.shape[0], *latent.shape[2:]).transpose(0, 1)
