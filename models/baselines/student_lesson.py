@@ -92,16 +92,7 @@ class StudentLesson:
     """Students, the uncut model's stages, and the losses."""
 
     def __init__(self, backbone: Backbone, plan: StudentPlan, views: Views, device: torch.device) -> None:
-        """Students with random weights.
-
-        Raises:
-            DataError: the backbone is not one whose stages are known.
-        """
-        names = set(backbone.split_points)
-        if backbone.task.name != CLASSIFICATION or not names >= set(STAGES):
-            raise DataError(
-                f"{backbone.spec.name} has no stages {', '.join(STAGES)}; the baseline is for EfficientNet-Lite models"
-            )
+        """Students with random weights, for a backbone that `check` lets pass."""
         self._plan, self._views, self._device = plan, views, device
         channels = backbone.shape(ANCHOR)[0]
         torch.manual_seed(plan.seed)
@@ -268,6 +259,18 @@ class StudentLesson:
             known = self.running[name]
             keep = torch.where(known > 0, RUNNING, 0.0)
             known.copy_(keep * known + (1 - keep) * value)
+
+
+def check(backbone: Backbone) -> None:
+    """See that a backbone has the stages that are known here.
+
+    Raises:
+        DataError: it has not.
+    """
+    if backbone.task.name != CLASSIFICATION or not set(backbone.split_points) >= set(STAGES):
+        raise DataError(
+            f"{backbone.spec.name} has no stages {', '.join(STAGES)}; the baseline is for EfficientNet-Lite models"
+        )
 
 
 def tail_parts(backbone: Backbone) -> Sequence[nn.Module]:

@@ -21,7 +21,7 @@ from ..measure import find_pictures
 from ..split import bar_columns
 from .entropic_student import ANCHOR
 from .student_file import SUFFIX, StudentFacts, student_tensors, write_student
-from .student_lesson import STAGES, StudentLesson, StudentPlan
+from .student_lesson import STAGES, StudentLesson, StudentPlan, check
 
 SMOOTHED = 0.98
 
@@ -57,6 +57,7 @@ def train_student(
     steps = [int(views * share / plan.batch) for share in (plan.first, 1 - plan.first)]
     if min(steps) < 1:
         raise DataError(f"{views} views are too few for both stages of batches of {plan.batch}; give more")
+    check(backbone)
     paths = [path for folder in folders for path in find_pictures(folder)]
     where = torch.device(device)
     identity = _identity(backbone, plan, paths, views)

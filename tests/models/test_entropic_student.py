@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,16 +19,18 @@ from headrace.models.baselines.student_file import (
     student_tensors,
     write_student,
 )
-from headrace.models.baselines.student_lesson import StudentPlan, tail_parts
+from headrace.models.baselines.student_lesson import StudentLesson, StudentPlan, tail_parts
 from headrace.models.baselines.student_measure import StudentCodec, measure_student
 from headrace.models.baselines.student_train import train_student
 from headrace.models.bitstream import Packet
 from headrace.models.cutting.costs import count_macs
 from headrace.models.exceptions import BitstreamError, DataError
+from headrace.models.learning.album import Album
+from headrace.models.measure import find_pictures
 from headrace.models.zoo.catalogue import load_backbone
 from headrace.models.zoo.sources import Source
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 
@@ -243,65 +244,36 @@ def test_training_goes_on_and_ends_the_same(noise_pictures, tmp_path, monkeypatc
     assert calls == [3, 3] and [p.name for p in whole] == ["student-40.safetensors", "student-80.safetensors"]
     for a, b in zip(whole, resumed, strict=True):
         found = read_student(a, backbone)
-        assert a.read_bytes() == b.read_bytes() and found.facts.views == 24
+        mine, theirs = load_file(a), load_file(b)
+        assert mine.keys() == theirs.keys() and all(torch.equal(v, theirs[k]) for k, v in mine.items())
+        assert found.facts == read_student(b, backbone).facts and found.facts.views == 24
         assert "tuned: decoder, the tail up to blocks.2, and its biases" in found.facts.said
-    assert whole[0].read_bytes() != whole[1].read_bytes()
+    assert not torch.equal(*(load_file(path)["encoder/last.weight"] for path in whole))
     with pytest.raises(DataError, match="8 views are too few"):
         train_student(backbone, [noise_pictures], tmp_path / "c", tmp_path / "c", plan, 8)
 
 
-def test_the_loss_falls_and_beta_moves(noise_pictures):
-    from headrace.models.baselines.student_lesson import StudentLesson
-    from headrace.models.learning.album import Album
-    from headrace.models.measure import find_pictures
-
+def test_both_losses_fall_and_beta_moves(noise_pictures):
     backbone = load_backbone("efficientnet_lite0").at(f"{ANCHOR}-32px")[0]
-    device = torch.device("cpu")
-    album = Album(find_pictures(noise_pictures)[:40], backbone, ANCHOR, device)
-    lesson = StudentLesson(backbone, StudentPlan(targets=(60,), batch=4), album, device)
-    named = lesson.parameters(0)
-    optimiser = torch.optim.Adam(named.values(), lr=2e-3)
-    errors = []
-    for step in range(12):
-        loss = lesson.loss(0, step, step / 12)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        errors.append(float(loss))
-    assert np.mean(errors[-3:]) < 0.9 * errors[0]
+    album = Album(find_pictures(noise_pictures)[:40], backbone, ANCHOR, torch.device("cpu"))
+    lesson = StudentLesson(backbone, StudentPlan(targets=(60,), batch=4), album, torch.device("cpu"))
+    for stage, name in enumerate(("errors", "nats")):
+        named = lesson.parameters(stage)
+        optimiser = torch.optim.Adam(named.values(), lr=1e-3)
+        seen = []
+        for step in range(8):
+            # The same step and so the same views and noise; beta moves between the last two alone.
+            share = step == 7
+            lesson.running[name].zero_()
+            optimiser.zero_grad()
+            lesson.loss(stage, 0, 0.5 if share else 0.0).backward()
+            optimiser.step()
+            seen.append(float(lesson.running[name]))
+        assert seen[-1] < 0.95 * seen[0], (name, seen)
+        lesson.begin_second()
     assert float(lesson.log_betas) != float(lesson.first_betas)
-    lesson.begin_second()
-    before = float(lesson.loss(1, 0, 0.0))
-    optimiser = torch.optim.Adam(lesson.parameters(1).values(), lr=2e-3)
-    for _ in range(5):
-        optimiser.zero_grad()
-        lesson.loss(1, 0, 0.0).backward()
-        optimiser.step()
-    assert float(lesson.loss(1, 0, 0.0)) < before
+    assert {name.split(".")[1] for name in lesson.parameters(0)} == {"encoder", "prior", "decoder"}
     assert {name.split(".")[1] for name in lesson.parameters(1)} == {"decoder", "tail"}
-
-
-def test_eval_rd_measures_it_beside_the_rest(backbone, written, labelled, tmp_path):
-    out, work = tmp_path / "rd.json", tmp_path / "work"
-    command = ["eval", "rd", "--data", str(labelled), "--entropic-student", str(written), "--own", "slim-25"]
-    command += ["--pictures", "none", "--json", str(out), "--work", str(work), "--output", str(tmp_path / "out")]
-    done = CliRunner().invoke(app, command)
-    assert done.exit_code == 0, done.output
-    result = json.loads(out.read_text())
-    point = next(p for p in result["points"] if p["family"] == "entropic_student")
-    told = result["entropic_student"]
-    assert point["name"] == "entropic-student-1234" and point["gmac"] == told["gmac"] == pytest.approx(0.588, abs=0.01)
-    assert point["head_ms"] == told["ms"] > 0 and told["models"][0]["views"] == 640
-    expected = measure_student(backbone, read_student(written, backbone), sorted(labelled.rglob("*.png")))
-    assert point["bytes"] == pytest.approx(np.mean(expected.packet_bytes), abs=0.05)
-    assert {p["split"] for p in result["points"]} == {"slim-25", ""}
-    assert set(result["at"]["0.90"]) >= {"deep", "light", "entropic_student"}
-    assert "entropic_student" in result["bd_rate"]["light"]
-    assert "entropic-student-1234" in (tmp_path / "out" / "rate-accuracy.csv").read_text()
-    before = sorted((p.name, p.stat().st_mtime_ns) for p in work.iterdir())
-    assert CliRunner().invoke(app, command).exit_code == 0
-    assert sorted((p.name, p.stat().st_mtime_ns) for p in work.iterdir()) == before, "nothing was measured again"
-    assert json.loads(out.read_text()) == result
 
 
 def test_eval_rd_refuses_what_is_no_student(labelled, tmp_path):

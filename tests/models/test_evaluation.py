@@ -16,6 +16,9 @@ import skimage.data
 import torch
 from headrace.cli import app
 from headrace.models import evaluate, measure
+from headrace.models.baselines.entropic_student import Student
+from headrace.models.baselines.student_file import StudentFacts, read_student, student_tensors, write_student
+from headrace.models.baselines.student_measure import measure_student
 from headrace.models.bundle import Bundle
 from headrace.models.cutting.costs import count_macs
 from headrace.models.evaluation import curves, pictures
@@ -324,12 +327,17 @@ def test_macs_of_the_uncut_model_are_those_of_its_graph():
 
 
 def test_the_commands_on_real_photographs(tmp_path, monkeypatch):
-    """Two photographs through the committed bundle, two qualities a codec; the front from what was written."""
+    """Two photographs through the committed bundle, two qualities a codec, and an Entropic Student that has learned
+    nothing; the front from what was written."""
     monkeypatch.setattr(evaluate, "settings", lambda: settings({c: q[3:5] for c, q in pictures.QUALITIES.items()}))
     for wnid, name in LABELLED.items():
         Image.fromarray(getattr(skimage.data, name)()).save(tmp_path / f"{wnid}_{name}.png")
-    rd, out = tmp_path / "rd.json", tmp_path / "out"
+    rd, out, student = tmp_path / "rd.json", tmp_path / "out", tmp_path / "student.safetensors"
+    backbone = load_backbone("efficientnet_lite0")
+    facts = StudentFacts("lite0", backbone.spec.sha256, 1234, 1e-5, 640, "not at all")
+    write_student(student, student_tensors(Student(24), {}), facts)
     command = ["eval", "rd", "--data", str(tmp_path), "--json", str(rd), "--work", str(tmp_path / "work")]
+    command += ["--entropic-student", str(student)]
     done = CliRunner().invoke(app, [*command, "--output", str(out)])
     assert done.exit_code == 0, (done.output, done.exception)
     found = json.loads(rd.read_text())
@@ -345,7 +353,12 @@ def test_the_commands_on_real_photographs(tmp_path, monkeypatch):
     assert list(found["at"]) == ["0.98", "0.95", "0.90"]
     assert set(found["at"]["0.95"]) == {"deep", "mid", "light", *pictures.QUALITIES, "entropic_student"}
     assert found["at"]["0.95"]["deep"] < found["at"]["0.95"]["webp"] / 3
-    assert {p["family"] for p in found["points"]} == {"deep", *pictures.QUALITIES}
+    assert {p["family"] for p in found["points"]} == {"deep", *pictures.QUALITIES, "entropic_student"}
+    told, point = found["entropic_student"], next(p for p in found["points"] if p["family"] == "entropic_student")
+    assert point["name"] == "entropic-student-1234" and point["gmac"] == told["gmac"] == pytest.approx(0.588, abs=0.002)
+    assert point["head_ms"] == told["ms"] > 0 and told["models"][0]["views"] == 640
+    packets = measure_student(backbone, read_student(student, backbone), sorted(tmp_path.glob("*.png"))).packet_bytes
+    assert point["bytes"] == pytest.approx(np.mean(packets), abs=0.05) and point["slice_bytes"] < point["bytes"]
     assert all(p["slice_bytes"] <= p["bytes"] for p in found["points"])
     with (out / "rate-accuracy.csv").open() as file:
         assert [r["name"] for r in csv.DictReader(file)] == [p["name"] for p in found["points"]]
@@ -362,12 +375,19 @@ def test_the_commands_on_real_photographs(tmp_path, monkeypatch):
         assert len(list(csv.DictReader(file))) == 4 * len(bundle.splits)
     assert Image.open(out / "slices.png").size[0] > 500
     # The same command again finds everything in its folder, and says the same.
-    for name in ("edge_costs", "measure", "measure_pictures", "measure_prefixes"):
+    for name in ("edge_costs", "measure", "measure_pictures", "measure_prefixes", "measure_student"):
         monkeypatch.setattr(evaluate, name, None)
     rd.rename(tmp_path / "first.json")
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, (done.output, done.exception)
     assert json.loads(rd.read_text()) == found
+    alone = [*command, "--own", "none", "--pictures", "none"]
+    done = CliRunner().invoke(app, alone)
+    assert done.exit_code == 0, (done.output, done.exception)
+    shown = json.loads(rd.read_text())
+    assert [p["name"] for p in shown["points"]] == [point["name"]] and shown["coded_over_entropy"] is None
+    assert shown["at"]["0.90"]["deep"] is None and shown["uncut_top1"] == found["uncut_top1"]
+    rd.write_text(json.dumps(found))
     front_json = tmp_path / "front.json"
     done = CliRunner().invoke(app, ["eval", "front", "--from", str(rd), "--json", str(front_json)])
     assert done.exit_code == 0, (done.output, done.exception)
