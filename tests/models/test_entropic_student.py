@@ -249,8 +249,8 @@ def test_training_goes_on_and_ends_the_same(noise_pictures, tmp_path, monkeypatc
         assert found.facts == read_student(b, backbone).facts and found.facts.views == 24
         assert "tuned: decoder, the tail up to blocks.2, and its biases" in found.facts.said
     assert not torch.equal(*(load_file(path)["encoder/last.weight"] for path in whole))
-    with pytest.raises(DataError, match="8 views are too few"):
-        train_student(backbone, [noise_pictures], tmp_path / "c", tmp_path / "c", plan, 8)
+    with pytest.raises(DataError, match="6 views are too few"):
+        train_student(backbone, [noise_pictures], tmp_path / "c", tmp_path / "c", plan, 6)
 
 
 def test_both_losses_fall_and_beta_moves(noise_pictures):
