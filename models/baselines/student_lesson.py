@@ -165,7 +165,7 @@ class StudentLesson:
         return self._second(pixels, outputs[0].to(self._device))
 
     def _first(self, pixels: Tensor, features: Tensor, generator: torch.Generator, row: int, share: float) -> Tensor:
-        bits, decoded = [], []
+        bits, coded, decoded = [], [], []
         with self._half():
             with torch.no_grad():
                 wanted = self._levels(features)
@@ -177,8 +177,10 @@ class StudentLesson:
                 decoded.append(student.decoder(noisy))
                 with torch.autocast(self._device.type, enabled=False):
                     some = noisy[:, :, row::ROWS]
-                    each = student.prior.bits(some).sum() * (noisy.shape[2] / some.shape[2])
-                bits.append(each / len(x))
+                    each = noisy.shape[2] / some.shape[2] / len(x)
+                    bits.append(student.prior.bits(some).sum() * each)
+                    with torch.no_grad():
+                        coded.append(student.prior.bits(latent[:, :, row::ROWS].round()).sum() * each)
             made = self._levels(torch.cat(decoded))
         rates = torch.stack(bits)
         errors = torch.stack(
@@ -188,9 +190,10 @@ class StudentLesson:
                 for mine, theirs, spread in zip(made, wanted, self.spreads, strict=True)
             ]
         ).sum(0)  # fmt: skip
-        self._remember(errors=errors, bytes=rates / 8 + HEADER)
+        self._remember(errors=errors, bytes=torch.stack(coded) / 8 + HEADER)
         loss = (errors + self.log_betas.exp() * rates).sum()
-        self._steer(rates.detach(), share)
+        # Noise costs bits that rounding does not: where most latents are small, several times what is then coded.
+        self._steer(torch.stack(coded), share)
         return loss
 
     def _second(self, pixels: Tensor, wanted: Tensor) -> Tensor:
