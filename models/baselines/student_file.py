@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from ..backbones import Backbone, Chain, Pixels
 from ..entropy_coder import EntropyTables
 from ..exceptions import BundleError, DataError
-from ..repair.tail import weights
+from ..repair.deltas import weights
 from .entropic_student import ANCHOR, LATENT, Student, StudentDecoder, StudentEncoder, frozen
 from .student_lesson import tail_parts
 

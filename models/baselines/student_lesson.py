@@ -26,7 +26,7 @@ from torch.func import functional_call
 
 from ..backbones import Backbone, Pixels
 from ..exceptions import DataError
-from ..repair.tail import weights
+from ..repair.deltas import weights
 from ..tasks import CLASSIFICATION
 from .entropic_student import ANCHOR, Student
 
