@@ -132,7 +132,7 @@ def evaluate_rate_distortion(
         work: folder that keeps every finished stage, so that a run that was stopped goes on; None keeps nothing.
         codecs: of `pictures.QUALITIES`.
         student: file of a learned Entropic Student, or folder of some, to measure beside ours.
-        own: which of our split points to measure; None for all. What the device computes is told of all.
+        own: which of our split points to measure; None for all, and exits. What the device computes is told of all.
 
     Returns:
         See `evaluation.report.summary`.
@@ -233,7 +233,7 @@ def measure_all(
         for name in splits:
             identity = split_digest(bundle, name)
             samples += samples_from_json(kept.stage(f"{name}: points", partial(ours, name), identity))
-        samples += samples_from_json(kept.stage("pictures", pictures, str(chosen)))
+        samples += samples_from_json(kept.stage("pictures", pictures, str(chosen))) if chosen else []
         samples += _student_samples(kept, backbone, students, paths, truth, progress)
         samples += _other_samples(kept, others, backbone, bundle, paths, truth, progress) if others else []
         by_slice = {}
@@ -241,7 +241,7 @@ def measure_all(
             identity = split_digest(bundle, point.split)
             found = kept.stage(f"{point.name}: slices", partial(prefixes, point), identity)
             by_slice[point.name] = samples_from_json(found)
-        with_exits = bundle.exit_specs and splits
+        with_exits = bundle.exit_specs and own is None
         told = exits_from_json(kept.stage("exits", exits, fingerprint, str(bundle.exit_specs)) if with_exits else [])
     return Measurements(
         samples,
