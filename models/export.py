@@ -17,7 +17,8 @@ from .backbones import Backbone, Chain
 from .bottleneck import Encoder
 from .bundle import FEATURES, PRESENCE, UNCUT, Bundle, head_file
 from .bundle_files import exit_file
-from .detection.filter import Presence, WithFilter
+from .detection.filter import WithFilter
+from .detection.presence import Presence
 from .edge_half import has_local, write_edge_manifest
 from .zoo.catalogue import backbone_of
 

@@ -16,10 +16,11 @@ from headrace.cli import app
 from headrace.models.bundle import PRESENCE, Bundle, head_file
 from headrace.models.detection import filter as neural_filter
 from headrace.models.detection.evaluate import FAMILIES, Row, cheapest, evaluate_detection, without_bars
-from headrace.models.detection.filter import FilterPlan, Presence, audit, conformal_threshold, learn_filter
+from headrace.models.detection.filter import FilterPlan, audit, conformal_threshold, learn_filter
 from headrace.models.detection.labelled import COCO, Labelled, class_indexes, known_classes, labelled_boxes
 from headrace.models.detection.mosaic import mosaic
 from headrace.models.detection.precision import Judge
+from headrace.models.detection.presence import Presence
 from headrace.models.edge_half import load_edge_half
 from headrace.models.evaluation.curves import shared_of
 from headrace.models.evaluation.pictures import QUALITIES, Setting, through
