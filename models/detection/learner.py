@@ -46,8 +46,8 @@ class Learner:
             confident: score from which a box counts.
         """
         self.presence, self._confident, self._steps = presence, confident, 0
-        presence.mean.copy_(sample.mean((0, 2, 3)))
-        presence.deviation.copy_(sample.std((0, 2, 3)).clamp_min(1e-3))
+        presence.mean = sample.mean((0, 2, 3))
+        presence.deviation = sample.std((0, 2, 3)).clamp_min(1e-3)
         presence.to(memory_format=torch.channels_last).train()
         self._parameters = list(presence.parameters())
         groups = [

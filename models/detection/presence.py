@@ -3,10 +3,9 @@
 features [B, C, H, W] --pool to at most 16x16, normalise, 1x1, three blocks, 1x1--> a logit a place
                                                                  logits --log-sum-exp--> score [B]
 
-A block sees 5x5 places of every channel by itself and the whole frame's means and maxima (Hu et al.,
-"Squeeze-and-Excitation Networks", 2018, though added and not multiplied), and then mixes channels twice (Liu et al.,
-"A ConvNet for the 2020s", 2022): at a hundredth of a detector's cost it sees as far as the detector does. While it is
-learned its convolutions are normalised by the batch; what is stored has that folded into them.
+A block adds to what is known of a place what it finds around it and in the whole frame, whose means and maxima it sees
+(as Hu et al., "Squeeze-and-Excitation Networks", 2018, but added and not multiplied). While it is learned its
+convolutions are normalised by the batch; what is stored has that folded into them, and the input's normalisation too.
 """
 
 from __future__ import annotations
@@ -22,10 +21,8 @@ from ..bundle import Bundle
 
 PLACES = 16
 """Most rows and columns that are looked at; larger maps are pooled."""
-WIDTH, MIXED = 96, 192
-"""Channels between the blocks, and within them."""
+WIDTH = 64
 DEPTH = 3
-KERNEL = 5
 PRIOR = -10.0
 """Logit of a place to begin with; most hold nothing."""
 
@@ -33,36 +30,25 @@ PRIOR = -10.0
 class Block(nn.Module):
     """float32 [B, W, h, w] -> the same shape."""
 
-    def __init__(self, width: int, mixed: int, kernel: int) -> None:
-        """`mixed` channels inside, which see `kernel` x `kernel` places."""
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.around = nn.Conv2d(width, width, kernel, padding=kernel // 2, groups=width)
+        self.around = nn.Conv2d(width, width, 3, padding=1)
         self.around_norm: nn.Module = nn.BatchNorm2d(width)
-        self.mix = nn.Conv2d(width, mixed, 1)
-        self.mix_norm: nn.Module = nn.BatchNorm2d(mixed)
-        self.frame = nn.Linear(2 * width, mixed)
-        self.back = nn.Conv2d(mixed, width, 1)
-        self.back_norm: nn.Module = nn.BatchNorm2d(width)
-        # Half of what a block adds is enough to begin with.
-        nn.init.constant_(self.get_parameter("back_norm.weight"), 0.5)
+        self.frame = nn.Linear(2 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        seen = self.around_norm(self.around(x))
-        whole = self.frame(torch.cat((seen.mean((2, 3)), seen.amax((2, 3))), 1))
-        hidden = functional.relu(self.mix_norm(self.mix(seen)) + whole[:, :, None, None])
-        found: Tensor = x + self.back_norm(self.back(hidden))
+        whole = self.frame(torch.cat((x.mean((2, 3)), x.amax((2, 3))), 1))
+        found: Tensor = x + functional.relu(self.around_norm(self.around(x)) + whole[:, :, None, None])
         return found
 
 
 class Presence(nn.Module):
     """features float32 [B, C, H, W] -> score float32 [B], higher the likelier something of interest is there."""
 
-    mean: Tensor
-    deviation: Tensor
+    mean: Tensor | None
+    deviation: Tensor | None
 
-    def __init__(
-        self, channels: int, side: int, width: int = WIDTH, mixed: int = MIXED, depth: int = DEPTH, kernel: int = KERNEL
-    ) -> None:
+    def __init__(self, channels: int, side: int, width: int = WIDTH, depth: int = DEPTH) -> None:
         """For maps of `channels` and at most `side` rows or columns; `depth` blocks of `width` channels."""
         super().__init__()
         self.factor = -(-side // PLACES)
@@ -71,7 +57,7 @@ class Presence(nn.Module):
         self.register_buffer("deviation", torch.ones(seen))
         self.stem = nn.Conv2d(seen, width, 1)
         self.stem_norm: nn.Module = nn.BatchNorm2d(width)
-        self.blocks = nn.ModuleList(Block(width, mixed, kernel) for _ in range(depth))
+        self.blocks = nn.ModuleList(Block(width) for _ in range(depth))
         self.out = nn.Conv2d(width, 1, 1)
         nn.init.constant_(self.get_parameter("out.bias"), PRIOR)
 
@@ -83,17 +69,15 @@ class Presence(nn.Module):
             (functional.max_pool2d(features, self.factor), functional.avg_pool2d(features, self.factor)), 1
         )
 
-    def hidden(self, pooled: Tensor) -> Tensor:
-        """What is known of every place, float32 [B, W, h, w]."""
-        known = (pooled - self.mean[:, None, None]) / self.deviation[:, None, None]
+    def places(self, pooled: Tensor) -> Tensor:
+        """A logit a place, float32 [B, h, w]."""
+        known = pooled
+        if self.mean is not None and self.deviation is not None:
+            known = (pooled - self.mean[:, None, None]) / self.deviation[:, None, None]
         known = functional.relu(self.stem_norm(self.stem(known)))
         for block in self.blocks:
             known = block(known)
-        return functional.relu(known)
-
-    def places(self, pooled: Tensor) -> Tensor:
-        """A logit a place, float32 [B, h, w]."""
-        logits: Tensor = self.out(self.hidden(pooled))
+        logits: Tensor = self.out(known)
         return logits[:, 0]
 
     def score(self, pooled: Tensor) -> Tensor:
@@ -111,7 +95,7 @@ class Presence(nn.Module):
     def fold(self) -> Presence:
         """Put the normalisations into the convolutions, and round to what is stored; it learns no more."""
         self.requires_grad_(False).eval()
-        for owner, name in ((self, "stem"), *((b, n) for b in self.blocks for n in ("around", "mix", "back"))):
+        for owner, name in ((self, "stem"), *((block, "around") for block in self.blocks)):
             convolution, norm = getattr(owner, name), getattr(owner, f"{name}_norm")
             if isinstance(norm, nn.BatchNorm2d):
                 assert norm.running_var is not None and norm.running_mean is not None
@@ -119,7 +103,11 @@ class Presence(nn.Module):
                 convolution.weight *= scale[:, None, None, None]
                 convolution.bias.copy_((convolution.bias - norm.running_mean) * scale + norm.bias)
                 setattr(owner, f"{name}_norm", nn.Identity())
-        for value in (*self.parameters(), *self.buffers()):
+        if self.mean is not None and self.deviation is not None:
+            self.stem.weight /= self.deviation[:, None, None]
+            self.stem.bias -= self.stem.weight.flatten(1) @ self.mean
+            self.mean = self.deviation = None
+        for value in self.parameters():
             value.copy_(value.half().float())
         return self
 
@@ -141,8 +129,7 @@ class Presence(nn.Module):
     @classmethod
     def from_state(cls, state: dict[str, Tensor], features: tuple[int, int, int]) -> Presence:
         """The folded filter whose tensors are given, float32, for features [C, H, W]."""
-        depth = sum(key.endswith(".mix.weight") for key in state)
-        width, kernel = len(state["stem.weight"]), state["blocks.0.around.weight"].shape[-1]
-        made = cls(features[0], max(features[1:]), width, len(state["blocks.0.mix.weight"]), depth, kernel).fold()
+        depth = sum(key.endswith(".around.weight") for key in state)
+        made = cls(features[0], max(features[1:]), len(state["stem.weight"]), depth).fold()
         made.load_state_dict(state)
         return made
