@@ -16,8 +16,10 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -83,6 +85,7 @@ class Collage:
         self.device, self._fill = device, torch.tensor(fill, dtype=torch.float32, device=device)
         # Height and width of each, [N, 2].
         self._extent = np.array([p.shape[:2] for p in pictures], np.float32)
+        self._extent_there = send(self._extent, device)
         packed = torch.zeros(len(pictures), LONG * LONG + (LONG // 2) ** 2, dtype=torch.int32, device=device)
         for at, picture in enumerate(pictures):
             packed[at] = _packed(torch.from_numpy(picture).to(device))
@@ -121,15 +124,15 @@ class Collage:
         gain = np.exp(rng.normal(0, 0.15, (number, 1)) + rng.normal(0, 0.05, (number, 3)))
         offset = rng.normal(0, 10, (number, 1)) + 127 * (1 - gain)
         share = np.where(rng.random(number) < BLENDED, uniform(0.15, 0.5), 0.0)
-        to = lambda values: torch.from_numpy(np.asarray(values, np.float32)).to(self.device)  # noqa: E731
-        indexes = lambda values: torch.from_numpy(values.astype(np.int64)).to(self.device)  # noqa: E731
+        to = lambda values: send(np.asarray(values, np.float32), self.device)  # noqa: E731
+        indexes = lambda values: send(values.astype(np.int64), self.device)  # noqa: E731
         return Layouts(
             to(np.concatenate([corner, corner + sides], 1)),
             to(middle),
             indexes(which),
             to(scale),
             to(rng.random(spare.shape) * spare),
-            torch.from_numpy(rng.random((number, TILES)) < 0.5).to(self.device),
+            send(rng.random((number, TILES)) < 0.5, self.device),
             to(np.stack([gain, offset], 2)),
             (indexes(rng.permutation(number)), to(share)),
         )
@@ -142,7 +145,7 @@ class Collage:
         # Where a tile begins, and where it ends, across and down.
         after_x, after_y = at >= x_middle, at >= y_middle
         inside = ((at >= top) & (at < bottom))[:, :, None] & ((at >= left) & (at < right))[:, None]
-        extent = torch.from_numpy(self._extent).to(self.device)[layouts.photograph]
+        extent = self._extent_there[layouts.photograph]
         coarse = layouts.scale > size / HALVED
         sides = torch.where(coarse, LONG // 2, LONG)
         start = layouts.photograph * self._stride + torch.where(coarse, LONG * LONG, 0)
@@ -177,6 +180,12 @@ class Collage:
         """Pixels at indexes [...], float32 [..., 3]."""
         found = self._packed[index]
         return torch.stack([found & 255, (found >> 8) & 255, (found >> 16) & 255], -1).float()
+
+
+def send(values: npt.NDArray[Any], device: torch.device) -> Tensor:
+    """The array on the device; to a GPU without waiting for what it is doing."""
+    tensor = torch.from_numpy(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 _TILES = ((0, 0), (0, 1), (1, 0), (1, 1))

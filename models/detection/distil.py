@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..backbones import Backbone
-from .collage import Collage
+from .collage import Collage, send
 from .learner import Learner
 from .presence import Presence
 from .scenes import Watcher
@@ -72,7 +72,7 @@ class Views:
 
     def batch(self, rng: np.random.Generator, number: int) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
         """Any of them, by split point: what is looked at [B, C, h, w], scores of places [B, h, w], of frames [B]."""
-        chosen = torch.from_numpy(rng.integers(0, min(self.made, self._latest), number)).to(self._collage.device)
+        chosen = send(rng.integers(0, min(self.made, self._latest), number), self._collage.device)
         best = self._arrays["best"][chosen]
         return {
             name: (self._arrays[name][chosen].permute(0, 3, 1, 2), self._arrays[f"{name}/places"][chosen], best)
