@@ -200,6 +200,9 @@ def learn_filter(
     classes: Annotated[list[str], typer.Option(help="A class of interest, such as person; several times for more.")],
     output: BundleOutput,
     bundle: BundleFolder = COMMITTED_DETECTION,
+    at: Annotated[
+        list[str] | None, typer.Option(help="Split point that gets a filter; several times for several. All of them.")
+    ] = None,
     miss_rate: Annotated[float, typer.Option(help="Most that may be missed of the frames that hold one, 0..1.")] = 0.02,
     epochs: Annotated[int, typer.Option(help="Passes over the photographs, on a CPU.")] = 20,
     views: Annotated[int, typer.Option(help="Views to learn from, on a GPU, where each is a new one.")] = 300_000,
@@ -222,7 +225,7 @@ def learn_filter(
     from .zoo.catalogue import write_weights
 
     loaded, bars = Bundle.load(bundle), dict[str, Any]()
-    plan = neural_filter.FilterPlan(tuple(classes), miss_rate, epochs, views, seed)
+    plan = neural_filter.FilterPlan(tuple(classes), miss_rate, epochs, views, seed, tuple(at or ()))
     with Progress(*bar_columns(), console=Console(stderr=True)) as progress:
 
         def note(what: str, done: int, of: int) -> None:

@@ -41,7 +41,7 @@ def export_edge_half(bundle: Bundle, folder: Path, note: Callable[[str], None] =
         encoder: nn.Module = Encoder.of(bundle, spec.name)
         path, outputs = folder / head_file(spec.name), ["latent"]
         sized, _ = backbone.at(spec.name)
-        if bundle.filter is not None:
+        if bundle.filters(spec.name):
             encoder = WithFilter(encoder, Presence.of(bundle, spec.name))
             outputs.append(PRESENCE)
         if (found := bundle.exit(spec.name)) is not None:

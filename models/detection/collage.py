@@ -98,7 +98,10 @@ class Collage:
 
     def layouts(self, rng: np.random.Generator, number: int) -> Layouts:
         """Draw what will be seen: kinds in turn by their shares, all else at random."""
-        uniform = lambda low, high, *shape: rng.uniform(low, high, (number, *shape))  # noqa: E731
+
+        def uniform(low: float, high: float, *shape: int) -> npt.NDArray[np.float64]:
+            return rng.uniform(low, high, (number, *shape))
+
         kind = rng.choice(len(KINDS), number, p=KINDS)
         which = rng.integers(0, len(self), (number, TILES))
         extent = self._extent[which]
@@ -124,17 +127,19 @@ class Collage:
         gain = np.exp(rng.normal(0, 0.15, (number, 1)) + rng.normal(0, 0.05, (number, 3)))
         offset = rng.normal(0, 10, (number, 1)) + 127 * (1 - gain)
         share = np.where(rng.random(number) < BLENDED, uniform(0.15, 0.5), 0.0)
-        to = lambda values: send(np.asarray(values, np.float32), self.device)  # noqa: E731
-        indexes = lambda values: send(values.astype(np.int64), self.device)  # noqa: E731
+
+        def to(values: npt.NDArray[Any]) -> Tensor:
+            return send(values.astype(np.float32), self.device)
+
         return Layouts(
             to(np.concatenate([corner, corner + sides], 1)),
             to(middle),
-            indexes(which),
+            send(which, self.device),
             to(scale),
             to(rng.random(spare.shape) * spare),
             send(rng.random((number, TILES)) < 0.5, self.device),
             to(np.stack([gain, offset], 2)),
-            (indexes(rng.permutation(number)), to(share)),
+            (send(rng.permutation(number), self.device), to(share)),
         )
 
     def draw(self, layouts: Layouts, size: int) -> Tensor:

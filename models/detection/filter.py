@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import random
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate
@@ -71,6 +71,7 @@ class FilterPlan:
         epochs: passes over the photographs; on a CPU.
         views: views to learn from; on a GPU.
         seed: of their division and order.
+        at: split points; none for all. Others have no filter then.
     """
 
     classes: tuple[str, ...]
@@ -78,6 +79,7 @@ class FilterPlan:
     epochs: int = EPOCHS
     views: int = VIEWS
     seed: int = 0
+    at: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +114,7 @@ def learn_filter(
     work: Path | None = None,
     device: torch.device | None = None,
 ) -> tuple[Backbone, Bundle, list[Report]]:
-    """The backbone, its bundle with a filter at every split point (and another fingerprint), and how each one does.
+    """The backbone, its bundle with a filter at the split points (and another fingerprint), and how each one does.
 
     Args:
         bundle: of a detector.
@@ -125,6 +127,7 @@ def learn_filter(
     Raises:
         DataError: the bundle is for another task, a class is unknown, the rate is out of range, or too few photographs
             hold one of the classes.
+        OperatingPointError: there is no such split point.
     """
     backbone = backbone_of(bundle)
     if not isinstance(backbone.task, Detection):
@@ -136,6 +139,7 @@ def learn_filter(
         raise DataError("no class of interest is named; give some with --classes")
     if device is not None and device.type == "cuda" and not torch.cuda.is_available():
         raise DataError("there is no CUDA device here; use --device cpu, or check the driver with nvidia-smi")
+    splits = [bundle.split(name) for name in plan.at] or bundle.splits
     paths = [path for folder in folders for path in find_pictures(folder)]
     random.Random(plan.seed).shuffle(paths)
     between, last, learned = division(paths, SHARES)
@@ -143,7 +147,7 @@ def learn_filter(
         raise DataError(f"{len(paths)} photographs are too few to learn from; give at least {LEAST}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(plan.seed)
-        filters = {s.name: Presence(s.features[0], max(s.features[1:])) for s in bundle.splits}
+        filters = {s.name: Presence(s.features[0], max(s.features[1:])) for s in splits}
     parts = [Part(between, 2), Part(last, 2)]
     fresh = device is not None and device.type != "cpu"
     if not fresh:
@@ -168,23 +172,49 @@ def learn_filter(
         show = lambda made, _, __: note("learning", min(made, plan.views), plan.views)  # noqa: E731
         learners = distil(views, there, confident, lambda made: made / plan.views, rng, show)
         filters = {name: learner.finish() for name, learner in learners.items()}
-    tensors, reports = dict(_without_filter(bundle)), []
-    for name, presence in filters.items():
-        if not fresh:
+    else:
+        for name, presence in filters.items():
             _learn(presence, seen, name, slices[2], confident, plan, partial(note, f"{name}: filter"))
+    how = f"--device {device} --views {plan.views}" if fresh else f"--epochs {plan.epochs}"
+    said = f"{how} --seed {plan.seed}, from {len(paths)} unlabelled photographs"
+    return backbone, *equipped(bundle, backbone, filters, seen, (slices[0], slices[1]), plan, said)
+
+
+def equipped(
+    bundle: Bundle,
+    backbone: Backbone,
+    filters: Mapping[str, Presence],
+    seen: Seen,
+    parts: tuple[slice, slice],
+    plan: FilterPlan,
+    said: str,
+) -> tuple[Bundle, list[Report]]:
+    """A bundle with filters that have learned, and how each one does.
+
+    Args:
+        bundle: any filter of its own is left out.
+        backbone: the bundle's.
+        filters: by split point, folded.
+        seen: views of photographs that were not learned from.
+        parts: the views that give the threshold, and those for the report.
+        plan: what was learned.
+        said: for the provenance, how and from what.
+    """
+    tensors, reports = dict(_without_filter(bundle)), []
+    between, last = parts
+    for name, presence in filters.items():
         scores = _scores(presence, seen.pooled[name])
-        stays = scores < (limit := conformal_threshold(scores[slices[0]][seen.holds[slices[0]]], plan.miss_rate))
-        reports.append(_report(name, presence, bundle, backbone, stays[slices[1]], seen.holds[slices[1]]))
+        limit = conformal_threshold(scores[between][seen.holds[between]], plan.miss_rate)
+        reports.append(_report(name, presence, bundle, backbone, scores[last] < limit, seen.holds[last]))
         stored = presence.tensors() | {"filter/threshold": np.array([limit], np.float32)}
         tensors |= {f"{name}/{key}": value for key, value in stored.items()}
+    named = [f"--classes {shlex.quote(c)}" for c in plan.classes] + [f"--at {name}" for name in plan.at]
     provenance = {
         **bundle.provenance,
-        "filter": f"headrace filter {' '.join(f'--classes {shlex.quote(c)}' for c in plan.classes)} --miss-rate "
-        f"{plan.miss_rate:g} {f'--device {device} --views {plan.views}' if fresh else f'--epochs {plan.epochs}'} "
-        f"--seed {plan.seed}, from {len(paths)} unlabelled photographs",
+        "filter": f"headrace filter {' '.join(named)} --miss-rate {plan.miss_rate:g} {said}",
     }
-    spec = FilterSpec(interest, plan.miss_rate)
-    return backbone, replace(bundle, tensors=tensors, filter=spec, provenance=provenance).check(), reports
+    spec = FilterSpec(class_indexes(bundle.labels, plan.classes), plan.miss_rate)
+    return replace(bundle, tensors=tensors, filter=spec, provenance=provenance).check(), reports
 
 
 def audit(
@@ -202,7 +232,7 @@ def audit(
         A report a split point, by what holds something of interest: for the uncut `detector`, and by the `labels`.
     """
     assert bundle.filter is not None
-    filters = {s.name: Presence.of(bundle, s.name) for s in bundle.splits}
+    filters = {s.name: Presence.of(bundle, s.name) for s in bundle.splits if bundle.filters(s.name)}
     pooled = {name: each.pooled for name, each in filters.items()}
     seen = look(backbone, pooled, [Part(paths)], bundle.filter.classes, 0)
     stays = {name: _scores(each, seen.pooled[name]) < bundle.filter_threshold(name) for name, each in filters.items()}

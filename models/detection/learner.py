@@ -11,6 +11,7 @@ Environments", 2001). What is kept is the average of the weights over the last o
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,7 +51,7 @@ class Learner:
         presence.deviation = sample.std((0, 2, 3)).clamp_min(1e-3)
         presence.to(memory_format=torch.channels_last).train()
         self._parameters = list(presence.parameters())
-        groups = [
+        groups: list[dict[str, Any]] = [
             {"params": [p for p in self._parameters if p.ndim > 1]},
             {"params": [p for p in self._parameters if p.ndim < 2], "weight_decay": 0.0},
         ]

@@ -105,7 +105,7 @@ class Presence(nn.Module):
                 setattr(owner, f"{name}_norm", nn.Identity())
         if self.mean is not None and self.deviation is not None:
             self.stem.weight /= self.deviation[:, None, None]
-            self.stem.bias -= self.stem.weight.flatten(1) @ self.mean
+            self.get_parameter("stem.bias").sub_(self.stem.weight.flatten(1) @ self.mean)
             self.mean = self.deviation = None
         for value in self.parameters():
             value.copy_(value.half().float())

@@ -191,7 +191,8 @@ class Watcher:
         """The module on the device; a copy, if that is another one."""
         if self.device.type == "cpu":
             return module
-        return copy.deepcopy(module).to(self.device, memory_format=torch.channels_last)
+        there: nn.Module = copy.deepcopy(module).to(self.device)
+        return there.to(memory_format=torch.channels_last)
 
     def _places(self, scores: Tensor, corners: Tensor, shape: Sequence[int]) -> Tensor:
         """The best score of a candidate whose centre a place holds, float32 [B, h, w]; before suppression, for a place
