@@ -281,7 +281,7 @@ class Bundle:
                     raise BundleError(f"bundle {self.name}: one of the {part} of {s.name} is not positive")
             check_coding(self, s)
             threshold = self.tensors.get(f"{s.name}/filter/threshold")
-            if threshold is not None and (threshold.shape, threshold.dtype) != ((1,), np.float32):
+            if threshold is not None and (threshold.shape != (1,) or threshold.dtype != np.float32):
                 raise BundleError(f"bundle {self.name} is damaged: the filter of {s.name}; learn it anew")
         if self.filter and not any(self.filters(s.name) for s in self.splits):
             raise BundleError(f"bundle {self.name} is damaged: it has no filter; learn it anew")
