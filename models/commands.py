@@ -205,7 +205,7 @@ def learn_filter(
     ] = None,
     miss_rate: Annotated[float, typer.Option(help="Most that may be missed of the frames that hold one, 0..1.")] = 0.02,
     epochs: Annotated[int, typer.Option(help="Passes over the photographs, on a CPU.")] = 20,
-    views: Annotated[int, typer.Option(help="Views to learn from, on a GPU, where each is a new one.")] = 300_000,
+    views: Annotated[int, typer.Option(help="Views to learn from, on a GPU, where each is a new one.")] = 150_000,
     seed: Annotated[int, typer.Option(help="Of the photographs' division and order.")] = 0,
     device: Device = "cpu",
 ) -> None:

@@ -27,7 +27,7 @@ CHUNK = 128
 LATEST = 24_576
 """Views that are kept, at most; 0.2 MB each for three split points."""
 BATCH = 512
-STEPS = 4
+STEPS = 5
 """Batches that are learned from each time that views are made."""
 
 Note = Callable[[int, float, Mapping[str, Tensor]], None]

@@ -6,7 +6,9 @@ Its network is in `presence`, how it learns in `learner`, the views that it lear
 `collage` and `distil`. It is learned from the uncut detector's own answers to views of unlabelled photographs. The
 threshold comes from photographs that were not learned from: the k-th smallest score of the n views that hold something,
 k = rate (n + 1) rounded down, so that another such view falls below it with a probability of at most the rate (a
-conformal quantile; Vovk, Gammerman and Shafer, "Algorithmic Learning in a Random World", 2005).
+conformal quantile; Vovk, Gammerman and Shafer, "Algorithmic Learning in a Random World", 2005). All that is held out
+gives the threshold. What comes of such a one is said by its two parts in turn, the threshold of each on the other
+(Vovk, "Cross-conformal predictors", 2015).
 """
 
 from __future__ import annotations
@@ -41,9 +43,9 @@ from .scenes import Part, Seen, look
 
 EPOCHS = 20
 BATCH = 64
-VIEWS = 300_000
+VIEWS = 150_000
 SHARES = (0.2, 0.15)
-"""Shares of the photographs that give the threshold, and that are for the report; the rest is learned from."""
+"""Shares of the photographs that are held out, in two parts; the rest is learned from."""
 LEAST = 60
 """Photographs at least."""
 LEAST_HELD = 10
@@ -84,7 +86,7 @@ class FilterPlan:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """How a split point's filter did on photographs that neither it nor its threshold was learned from.
+    """How a split point's filter did on photographs that neither it nor the threshold came from.
 
     Attributes:
         missed: share of the frames with something of interest that it would keep on the device; `held`: their number.
@@ -142,13 +144,13 @@ def learn_filter(
     splits = [bundle.split(name) for name in plan.at] or bundle.splits
     paths = [path for folder in folders for path in find_pictures(folder)]
     random.Random(plan.seed).shuffle(paths)
-    between, last, learned = division(paths, SHARES)
+    first, second, learned = division(paths, SHARES)
     if len(paths) < LEAST:
         raise DataError(f"{len(paths)} photographs are too few to learn from; give at least {LEAST}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(plan.seed)
         filters = {s.name: Presence(s.features[0], max(s.features[1:])) for s in splits}
-    parts = [Part(between, 2), Part(last, 2)]
+    parts = [Part(first, 2), Part(second, 2)]
     fresh = device is not None and device.type != "cpu"
     if not fresh:
         parts.append(Part(learned, 4, mirrored=True))
@@ -196,16 +198,18 @@ def equipped(
         backbone: the bundle's.
         filters: by split point, folded.
         seen: views of photographs that were not learned from.
-        parts: the views that give the threshold, and those for the report.
+        parts: the two parts of them.
         plan: what was learned.
         said: for the provenance, how and from what.
     """
     tensors, reports = dict(_without_filter(bundle)), []
-    between, last = parts
+    both = np.concatenate([np.arange(part.start, part.stop) for part in parts])
     for name, presence in filters.items():
-        scores = _scores(presence, seen.pooled[name])
-        limit = conformal_threshold(scores[between][seen.holds[between]], plan.miss_rate)
-        reports.append(_report(name, presence, bundle, backbone, scores[last] < limit, seen.holds[last]))
+        scores, stays = _scores(presence, seen.pooled[name]), np.zeros(len(seen.holds), bool)
+        for part, other in (parts, parts[::-1]):
+            stays[other] = scores[other] < conformal_threshold(scores[part][seen.holds[part]], plan.miss_rate)
+        limit = conformal_threshold(scores[both][seen.holds[both]], plan.miss_rate)
+        reports.append(_report(name, presence, bundle, backbone, stays[both], seen.holds[both]))
         stored = presence.tensors() | {"filter/threshold": np.array([limit], np.float32)}
         tensors |= {f"{name}/{key}": value for key, value in stored.items()}
     named = [f"--classes {shlex.quote(c)}" for c in plan.classes] + [f"--at {name}" for name in plan.at]
@@ -254,7 +258,7 @@ def conformal_threshold(scores: npt.NDArray[np.float32], rate: float) -> float:
 
 
 def division(paths: Sequence[Path], shares: tuple[float, float]) -> tuple[list[Path], list[Path], list[Path]]:
-    """Photographs in their drawn order -> those for the threshold, for the report, and to learn from."""
+    """Photographs in their drawn order -> two parts that are held out, and those to learn from."""
     ends = (int(shares[0] * len(paths)), int(sum(shares) * len(paths)))
     return list(paths[: ends[0]]), list(paths[ends[0] : ends[1]]), list(paths[ends[1] :])
 

@@ -1,11 +1,10 @@
 """The filter's network: features at a cut -> how likely something of interest is in the frame.
 
-features [B, C, H, W] --pool to at most 16x16, normalise, 1x1, three blocks, 1x1--> a logit a place
-                                                                 logits --log-sum-exp--> score [B]
+features [B, C, H, W] --pool to at most 16x16, normalise, 1x1, three 3x3, 1x1--> a logit a place
+                                                            logits --log-sum-exp--> score [B]
 
-A block adds to what is known of a place what it finds around it and in the whole frame, whose means and maxima it sees
-(as Hu et al., "Squeeze-and-Excitation Networks", 2018, but added and not multiplied). While it is learned its
-convolutions are normalised by the batch; what is stored has that folded into them, and the input's normalisation too.
+While it is learned its convolutions are normalised by the batch (Ioffe and Szegedy, "Batch Normalization", 2015); what
+is stored has that folded into them, and the input's normalisation too.
 """
 
 from __future__ import annotations
@@ -34,12 +33,9 @@ class Block(nn.Module):
         super().__init__()
         self.around = nn.Conv2d(width, width, 3, padding=1)
         self.around_norm: nn.Module = nn.BatchNorm2d(width)
-        self.frame = nn.Linear(2 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        whole = self.frame(torch.cat((x.mean((2, 3)), x.amax((2, 3))), 1))
-        found: Tensor = x + functional.relu(self.around_norm(self.around(x)) + whole[:, :, None, None])
-        return found
+        return functional.relu(self.around_norm(self.around(x)))
 
 
 class Presence(nn.Module):
@@ -90,7 +86,7 @@ class Presence(nn.Module):
     def multiply_accumulates(self, rows: int, columns: int) -> int:
         """Of a frame whose features have that many."""
         places = (rows // self.factor) * (columns // self.factor)
-        return sum(p.numel() * (places if p.ndim == 4 else 1) for p in self.parameters() if p.ndim > 1)
+        return places * sum(p.numel() for p in self.parameters() if p.ndim > 1)
 
     def fold(self) -> Presence:
         """Put the normalisations into the convolutions, and round to what is stored; it learns no more."""

@@ -42,8 +42,8 @@ from own_detector import SIZE, make_scenes
 
 SOURCE = Source("own_detector:Squares", "detection", size=SIZE, labels=("red", "blue"))
 AT = "stem"
-LAST_VIEWS = 72
-"""Two views each of the 36 pictures that a filter's report is of."""
+HELD_VIEWS = 168
+"""Two views each of the 84 pictures that a filter's report is of."""
 
 
 @pytest.fixture(scope="module")
@@ -221,7 +221,7 @@ def filtered(bundle, scenes) -> tuple[Bundle, list[neural_filter.Report]]:
 
 def test_a_filter_learns_what_the_detector_sees(filtered, bundle):
     found, (report,) = filtered
-    assert report.kept > 0.5 and report.missed < 0.2 and report.held + report.empty == LAST_VIEWS
+    assert report.kept > 0.5 and report.missed < 0.2 and report.held + report.empty == HELD_VIEWS
     assert report.cost > 0 and "keeps" in str(report)
     assert found.filter is not None and found.filter.classes == (0,) and found.filter.miss_rate == 0.05
     assert found.fingerprint != bundle.fingerprint
