@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..bundle import Bundle
+from ..exceptions import BundleError
 
 PLACES = 16
 """Most rows and columns that are looked at; larger maps are pooled."""
@@ -113,14 +114,24 @@ class Presence(nn.Module):
 
     @classmethod
     def of(cls, bundle: Bundle, split: str) -> Presence:
-        """The bundle's filter at a split point."""
+        """The bundle's filter at a split point.
+
+        Raises:
+            BundleError: its layers are others.
+        """
         spec, start = bundle.split(split), f"{split}/filter/"
         state = {
             key.removeprefix(start).replace("/", "."): torch.from_numpy(value.copy()).float()
             for key, value in bundle.tensors.items()
             if key.startswith(start) and not key.endswith("/threshold")
         }
-        return cls.from_state(state, spec.features)
+        try:
+            return cls.from_state(state, spec.features)
+        except (KeyError, RuntimeError) as error:
+            raise BundleError(
+                f"bundle {bundle.name}: the filter of {split} has other layers than this version knows; learn it anew "
+                "with `headrace filter`"
+            ) from error
 
     @classmethod
     def from_state(cls, state: dict[str, Tensor], features: tuple[int, int, int]) -> Presence:

@@ -269,6 +269,9 @@ def test_a_damaged_filter_is_refused(filtered):
     tensors = {k: v for k, v in found.tensors.items() if not k.endswith("threshold")}
     with pytest.raises(BundleError, match="has no filter; learn it anew"):
         replace(found, tensors=tensors).check()
+    older = {k.replace("/stem/", "/layers/0/"): v for k, v in found.tensors.items()}
+    with pytest.raises(BundleError, match="other layers than this version knows; learn it anew"):
+        Presence.of(replace(found, tensors=older), AT)
     with pytest.raises(BundleError, match="classes that have no label"):
         replace(found, filter=replace(found.filter, classes=(7,))).check()
 
