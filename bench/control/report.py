@@ -153,13 +153,14 @@ def table(cells: Sequence[Cell]) -> Table:
 def trace_table(cells: Sequence[Cell], most: int = 10) -> Table:
     """The traces on which the loop comes least near to the optimum: all cells of each together."""
     found = Table(title="by trace: the loop's share of the offline optimum, worst first", title_justify="left")
-    for title in ("trace", "set", "cells", "optimum", "mean of shares", "accuracy / optimum's", "worst cell"):
-        found.add_column(title, justify="left" if title in {"trace", "set"} else "right", overflow="fold")
+    for title in ("cells", "optimum", "mean of shares", "accuracy", "worst cell"):
+        found.add_column(title, justify="right")
+    found.add_column("trace", overflow="fold")
     ordered = sorted(by_trace(cells).items(), key=lambda each: _nan_last(accuracy_of_optimum(each[1])))
     for (group, name), part in ordered[:most]:
         best = float(np.mean([cell.optimum for cell in part]))
         shares = mean_of_optimum(part), accuracy_of_optimum(part), worst_of_optimum(part)
-        found.add_row(name, group, str(len(part)), _share(best), *map(_share, shares))
+        found.add_row(str(len(part)), _share(best), *map(_share, shares), f"{group}/{name}")
     return found
 
 
