@@ -24,7 +24,7 @@ DEVIATIONS = 2.0
 """Mean deviations on top of the mean that a frame's time is planned with."""
 LIKELY = 0.5
 """The same where several times are added up, which are not all long at once."""
-TABLE_S = 0.1
+TABLE_S = 0.25
 """How long a table of all sizes is used before it is made anew: a frame that is refused is not worth one."""
 TRUSTED_S = 1.0
 """Age from which a measurement counts for less; it halves in each further second."""
