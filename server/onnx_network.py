@@ -9,6 +9,7 @@ in Python between two layers. What is not proved, or cannot be written as a grap
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import tempfile
 import warnings
@@ -57,16 +58,14 @@ def onnx_runtime(threads: int) -> Lower:
 class OnnxNetwork:
     """A session that is called like the module which it was made from."""
 
-    def __init__(self, module: nn.Module, example: tuple[Tensor, ...], threads: int) -> None:
-        """Trace the module on a batch, of which every input and output may later have any number of frames.
+    def __init__(self, module: nn.Module, example: tuple[Tensor, ...], outputs: int, threads: int) -> None:
+        """Trace the module, which gives so many outputs, on a batch; later batches may have any number of frames.
 
         Raises:
             Exception: it cannot be traced, written, or read. Neither side's errors share a base.
         """
-        with torch.inference_mode():
-            count = len(module(*example))
         self._inputs = [f"input-{i}" for i in range(len(example))]
-        outputs = [f"output-{i}" for i in range(count)]
+        names = [f"output-{i}" for i in range(outputs)]
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         # Threads that spin while they wait take cores from decoding and from the event loop.
@@ -78,7 +77,7 @@ class OnnxNetwork:
         # By way of a file: from memory the weights would be there several times, and leave gaps.
         with tempfile.TemporaryDirectory(prefix="headrace-") as folder:
             path = Path(folder) / "tail.onnx"
-            _write(module, example, self._inputs, outputs, path)
+            _write(module, example, self._inputs, names, path)
             self._session: Any = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -103,9 +102,12 @@ def _write(module: nn.Module, example: tuple[Tensor, ...], inputs: list[str], ou
 
 
 def _lowered(threads: int, name: str, module: nn.Module, examples: Examples) -> Network:
+    batches = [examples(size) for size in PROOF_BATCHES]
     try:
-        network = OnnxNetwork(module, examples(TRACED_BATCH), threads)
-        off = max(_difference(module, network, examples(size)) for size in PROOF_BATCHES)
+        with torch.inference_mode():
+            expected = [module(*batch) for batch in batches]
+        network = OnnxNetwork(module, examples(TRACED_BATCH), len(expected[0]), threads)
+        off = max(_difference(network(*batch), theirs) for batch, theirs in zip(batches, expected, strict=True))
     except Exception as error:
         log.warning("a tail stays with PyTorch", tail=name, why=repr(error)[:300])
         return as_it_is(name, module, examples)
@@ -115,16 +117,15 @@ def _lowered(threads: int, name: str, module: nn.Module, examples: Examples) -> 
     return network
 
 
-def _difference(module: nn.Module, network: Network, batch: tuple[Tensor, ...]) -> float:
-    """How far outputs for a batch are from the module's, relative to its largest; infinity where shapes differ."""
+def _difference(ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...]) -> float:
+    """How far outputs are from the module's, relative to its largest; infinity where shapes differ."""
     found = 0.0
-    with torch.inference_mode():
-        for ours, theirs in zip(network(*batch), module(*batch), strict=True):
-            if ours.shape != theirs.shape:
-                return float("inf")
-            if theirs.numel():
-                largest = float(theirs.abs().max())
-                found = max(found, float((ours - theirs).abs().max()) / max(largest, torch.finfo(torch.float32).tiny))
+    for mine, other in zip(ours, theirs, strict=True):
+        if mine.shape != other.shape:
+            return math.inf
+        if other.numel():
+            apart, largest = (mine.double() - other.double()).abs().max(), other.double().abs().max()
+            found = max(found, float(apart) / max(float(largest), torch.finfo(torch.float32).tiny))
     return found
 
 
