@@ -59,7 +59,8 @@ class Deltas(nn.Module):
         (network,) = self._fixed
         beside, changed = {}, {}
         for name, weight in weights(network).items():
-            if name in self._names and weight.ndim == 4:
+            # On a GPU two more passes over the features take longer than the gradient of a kernel.
+            if name in self._names and weight.ndim == 4 and weight.device.type == "cpu":
                 beside[weight.data_ptr()] = self._factors(name, weight)
             elif name in self._names:
                 changed[name] = weight + self._delta(name, weight)
