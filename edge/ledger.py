@@ -61,7 +61,7 @@ class Frame:
         reserved_by: the local point whose answer is to be kept in reserve, in case the server's is late.
         reserve: that answer; `reserve_comes` until it is there.
         unsent: it was not worth sending when its turn came.
-        fell_back: it was answered with what was in reserve.
+        fell_back: it was answered with what was in reserve; `fell_back_to`: at which local point.
         confidence: how sure the exit is of its answer, 0..1; None where no exit was asked.
         empty: the filter saw nothing in it; if it was sent nevertheless, it was for an audit or to keep the link alive.
         shown: the picture as captured, kept to the end where somebody wants to see it.
@@ -104,6 +104,7 @@ class Frame:
     reserve_comes: bool = False
     unsent: bool = False
     fell_back: bool = False
+    fell_back_to: OperatingPoint | None = None
     confidence: float | None = None
     shown: Image.Image | None = None
 

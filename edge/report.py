@@ -64,6 +64,7 @@ class Report:
                 "predicted": frame.predicted,
                 "coded_again": frame.coded_again,
                 "fallback": frame.fell_back,
+                "fallback_point": frame.fell_back_to.name if frame.fell_back_to else None,
                 "slices": frame.slices,
                 "labels": labels,
                 **self._boxes(frame),

@@ -56,6 +56,7 @@ class Reserve:
             return False
         if (point := frame.reserve.point or frame.reserved_by) is not None:
             self._control.on_fallback(point, frame.id)
+            frame.fell_back_to = point
         frame.labels, frame.confidence, frame.fell_back = frame.reserve.labels, frame.reserve.confidence, True
         self._ledger.answer(frame, Outcome.LOCAL, now)
         return True

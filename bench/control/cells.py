@@ -98,7 +98,7 @@ class Cell:
     """One window, deadline and device.
 
     Attributes:
-        trace, group, cellular: of the window.
+        trace, group, cellular: of the window; its name ends in the second at which it begins, `+60s`.
         mean_bps: its mean rate.
         deadline_s, device_s: of the cell.
         seconds: of the run.
@@ -115,6 +115,12 @@ class Cell:
     seconds: float
     optimum: float
     rows: dict[str, Row] = field(default_factory=dict)
+
+    @property
+    def recording(self) -> str:
+        """Name of the trace that the window is a part of."""
+        name, _, begin = self.trace.rpartition("+")
+        return name if name and begin.endswith("s") and begin[:-1].replace(".", "", 1).isdigit() else self.trace
 
     def of_optimum(self, policy: str) -> float:
         """Share of the optimum that a policy came to; not a number where nothing was possible."""

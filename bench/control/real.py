@@ -3,16 +3,19 @@
     server process <--emulated link (netem, TUN relay or proxy)--> edge process --lines--> on-time accuracy, measured
     the same frames, packets really coded, measured times --> virtual clock          --> on-time accuracy, simulated
 
-Both count an answer in time with the accuracy that the bundle's table states for its point, so that they can be
-compared. The simulation is given what the real run measured and the control loop does not choose: sizes of these very
-frames, compute times by stage and how much longer or shorter than that each frame took, the server's times, and what
-the processes and the emulator add to every frame beside these: a few ms of scheduling, gRPC and relaying.
+Both count an answer in time with the accuracy that the bundle's table states for its point (for an answer in reserve,
+for that point), so that they can be compared. The simulation is given what the real run measured and the control loop
+does not choose: sizes of these very frames; the compute times that the edge began with, those by stage, and how lucky
+each frame was in them; how long a free device takes to notice a frame; the server's times; and what the processes and
+the emulator add to an answer beside these, a few ms of scheduling, gRPC and relaying.
 """
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import math
+import re
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -22,12 +25,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
 from ...models.bundle import Bundle
 from ...models.exceptions import HeadraceError
-from ...models.operating_point import OperatingPoint
+from ...models.operating_point import Kind, OperatingPoint
 from ...server.config import ServerSettings
 from ...server.edge_halves import EdgeHalves
 from .. import material
@@ -42,12 +46,16 @@ from ..workload import Workload
 from .cells import Conditions
 from .simulate import coder_seconds, replay
 
-PORT = 50051
+PORT, EDGE_LOG = 50051, "edge.log"
 DOWN_BPS = 1e8
 MOST_ROUNDS = 12
 """So often at most a run is simulated, each time with more of its packets really coded."""
 ON_TIME = ("ok", "local")
 COMPUTE = ("prepare", "compute", "compress")
+LEAST_AGAIN = 5
+"""From so many frames that were coded anew is known what that takes."""
+MOST_PICK_UP_S = 0.01
+"""A free device takes no longer to notice a frame."""
 
 Line = dict[str, Any]
 Task = tuple[Window, float, float]
@@ -62,7 +70,7 @@ class RealCell:
         trace: name of the window.
         deadline_s, device_s: of the cell; the device by what the uncut model takes on it.
         measured, simulated: on-time accuracy, 0..1.
-        added_s: what the processes and the emulator added to every frame.
+        added_s: what the processes and the emulator added to an answer, median.
         outcomes: of the measured frames.
     """
 
@@ -110,7 +118,8 @@ def run_real(
                 log = Path(scratch) / str(number)
                 log.mkdir()
                 lines = asyncio.run(_measured(chosen, folder, half, sources, task, conditions, frames, log))
-                found.append(_compare(bundle.operating_points, lines, workload, task, conditions))
+                profile_s = profile_in((log / EDGE_LOG).read_text(errors="replace"))
+                found.append(_compare(bundle.operating_points, lines, profile_s, workload, task, conditions))
                 console.print(_told(found[-1]), highlight=False)
     return found
 
@@ -152,7 +161,7 @@ async def _measured(
             "device_uncut_ms": device_s * 1000,
             "cut_short": False,  # the simulation sends whole frames
         }
-        edge = await Process.start("edge", flags, scratch / "edge.log", all_cores(), link.edge_prefix)
+        edge = await Process.start("edge", flags, scratch / EDGE_LOG, all_cores(), link.edge_prefix)
         stack.push_async_callback(edge.stop)
         lines: list[Line] = []
         async for line in edge.lines():
@@ -167,29 +176,37 @@ async def _measured(
 
 
 def _compare(
-    points: Sequence[OperatingPoint], lines: Sequence[Line], workload: Workload, task: Task, conditions: Conditions
+    points: Sequence[OperatingPoint],
+    lines: Sequence[Line],
+    profile_s: Mapping[str, float],
+    workload: Workload,
+    task: Task,
+    conditions: Conditions,
 ) -> RealCell:
     window, deadline_s, device_s = task
     accuracy = {p.name: p.accuracy for p in points}
     outcomes: dict[str, int] = {}
     for line in lines:
         outcomes[line["outcome"]] = outcomes.get(line["outcome"], 0) + 1
-    measured = sum(accuracy[line["point"]] for line in lines if line["outcome"] in ON_TIME) / len(lines)
-    seconds, factors = compute_factors(points, lines, workload.device_seconds(device_s))
+    answers = [line["fallback_point"] or line["point"] for line in lines if line["outcome"] in ON_TIME]
+    measured = sum(accuracy[point] for point in answers) / len(lines)
     added_s = added_seconds(lines, window.trace, conditions)
     for _ in range(MOST_ROUNDS):
         simulated = replay(
             points,
             workload.sizes(),
-            np.multiply.outer(factors, [seconds[p.stage] for p in points]),
+            compute_seconds(points, lines, profile_s or workload.device_seconds(device_s)),
             window.trace,
-            delay_s=conditions.delay_s + added_s / 2,
+            delay_s=conditions.delay_s,
             deadline_s=deadline_s,
             fps=conditions.fps,
             server_s=server_seconds(lines, conditions.server_s),
             overhead_bytes=conditions.overhead_bytes,
             uncut_s=device_s,
-            coder_s=coder_seconds(points, device_s),
+            coder_s=recoding_seconds(points, lines, device_s),
+            seen_s=pick_up_seconds(lines),
+            back_s=added_s,
+            profile_s=profile_s,
         )
         # Sizes are estimates until a frame has been coded at a point. The loop sees only those of its own choices.
         chosen = [(record.frame, record.point) for record in simulated.records if record.point >= 0]
@@ -197,51 +214,97 @@ def _compare(
         if not unknown:
             break
         workload.code(unknown)
-    return RealCell(window.trace.name, deadline_s, device_s, measured, simulated.score, added_s, outcomes)
+    added = statistics.median(added_s)
+    return RealCell(window.trace.name, deadline_s, device_s, measured, simulated.score, added, outcomes)
 
 
-def compute_factors(
+def profile_in(log: str) -> dict[str, float]:
+    """Seconds by stage that the edge measured before it began and its loop started from, as its log tells them; nothing
+    where it tells none."""
+    found = re.search(r"stages_ms=(\{[^}]*\})", log)
+    told = ast.literal_eval(found[1]) if found else {}
+    return {str(stage): float(ms) / 1000 for stage, ms in told.items()}
+
+
+def compute_seconds(
     points: Sequence[OperatingPoint], lines: Sequence[Line], profiled: Mapping[str, float]
-) -> tuple[dict[str, float], list[float]]:
-    """What the emulated device really took.
+) -> NDArray[np.float64]:
+    """What each frame would have taken on the emulated device at each point, as far as the run tells.
+
+    A frame that was slow for its stage is taken to be as slow for any other: of a stage that ran it gets the time that
+    is as far up among those measured as its own is among its stage's. (The same factor for all would make 2 ms that a
+    picture took longer into 30 ms of an exit's.)
 
     Args:
         points: of the bundle.
         lines: the edge's, of all frames.
-        profiled: seconds by stage, for stages that ran fewer than five times.
+        profiled: seconds by stage; stages that never ran take theirs, times what those that did took over theirs.
 
     Returns:
-        Seconds by stage: the median of what was measured. And for each frame how many times its stage's seconds its own
-        compute took; 1 where nothing was computed.
+        Seconds, float64 [frames, points].
     """
     stage_of = {p.name: p.stage for p in points}
-    spent: list[tuple[str, float]] = []
-    for line in lines:
-        each, stage = line["timings_ms"], stage_of.get(line["point"], "")
-        took = sum(each.get(part, 0.0) for part in COMPUTE) / 1000 if "compute" in each else 0.0
-        spent.append((stage if took > 0 else "", took))
-    seconds = dict(profiled)
-    for stage in profiled:
-        measured = [took for ran, took in spent if ran == stage]
-        if len(measured) >= 5:
-            seconds[stage] = statistics.median(measured)
-    return seconds, [took / seconds[stage] if stage in seconds else 1.0 for stage, took in spent]
+    took = [sum(line["timings_ms"].get(part, 0.0) for part in COMPUTE) / 1000 for line in lines]
+    ran = [stage_of.get(line["point"], "") if "compute" in line["timings_ms"] else "" for line in lines]
+    measured = {stage: np.sort([t for t, r in zip(took, ran, strict=True) if r == stage]) for stage in set(ran) - {""}}
+    place = [
+        float(np.searchsorted(measured[r], t)) / (len(measured[r]) - 1) if r and len(measured[r]) > 1 else 0.5
+        for t, r in zip(took, ran, strict=True)
+    ]
+    over = [float(np.median(times)) / profiled[stage] for stage, times in measured.items() if stage in profiled]
+    factor = statistics.median(over) if over else 1.0
+    by_stage = {
+        stage: np.quantile(measured[stage], place)
+        if stage in measured
+        else np.full(len(lines), factor * profiled.get(stage, 0.0))
+        for stage in {p.stage for p in points}
+    }
+    return np.stack([by_stage[p.stage] for p in points], axis=1)
+
+
+def recoding_seconds(points: Sequence[OperatingPoint], lines: Sequence[Line], device_s: float) -> NDArray[np.float64]:
+    """What coding a frame anew takes, float64 [points]; of latents as measured, if that was done five times."""
+    seconds = coder_seconds(points, device_s)
+    again = [line["timings_ms"]["again"] / 1000 for line in lines if "again" in line["timings_ms"]]
+    if len(again) >= LEAST_AGAIN:
+        seconds[[p.kind is Kind.FEATURE for p in points]] = statistics.median(again)
+    return seconds
+
+
+def pick_up_seconds(lines: Sequence[Line]) -> list[float]:
+    """How long after its capture each frame was taken up by a device that was free; the median of these for the others,
+    which waited for the device."""
+    found, free = [math.nan] * len(lines), -math.inf
+    for number, line in enumerate(lines):
+        spent = line["timings_ms"]
+        wait_s = spent.get("wait", math.nan) / 1000
+        if line["captured_s"] >= free and wait_s <= MOST_PICK_UP_S:  # else it may have waited for an answer in reserve
+            found[number] = wait_s
+        if "compute" in spent:
+            free = line["captured_s"] + wait_s + sum(spent.get(part, 0.0) for part in (*COMPUTE, "again")) / 1000
+    return _filled(found, 0.0)
 
 
 def server_seconds(lines: Sequence[Line], otherwise: float) -> list[float]:
     """How long the server held each frame; the median for frames that it did not have, `otherwise` if it had none."""
     found = [line["timings_ms"].get("server", math.nan) / 1000 for line in lines]
+    return _filled(found, otherwise)
+
+
+def _filled(found: Sequence[float], otherwise: float) -> list[float]:
+    """With the median in place of what is not a number; `otherwise` if there is nothing else."""
     known = [seconds for seconds in found if not math.isnan(seconds)]
     middle = statistics.median(known) if known else otherwise
     return [middle if math.isnan(seconds) else seconds for seconds in found]
 
 
-def added_seconds(lines: Sequence[Line], trace: Trace, conditions: Conditions) -> float:
-    """Median of what frames took over the times of their stages, the server and the link, which is reckoned anew from
-    the times at which they were written; at least 0. The first frame's capture is the trace's time 0."""
+def added_seconds(lines: Sequence[Line], trace: Trace, conditions: Conditions) -> list[float]:
+    """What each frame took over the times of its stages, the server and the link, which is reckoned anew from the times
+    at which they were written; at least 0, and the median for frames without an answer. The first frame's capture is
+    the trace's time 0."""
     link = VirtualLink(trace, delay_s=conditions.delay_s, overhead_bytes=conditions.overhead_bytes)
-    over, written_s = [], 0.0
-    for line in lines:
+    over, written_s = [math.nan] * len(lines), 0.0
+    for number, line in enumerate(lines):
         spent = line["timings_ms"]
         if not line["bytes"]:
             continue
@@ -251,8 +314,8 @@ def added_seconds(lines: Sequence[Line], trace: Trace, conditions: Conditions) -
         arrives_s = link.write(line["bytes"], written_s)
         if "server" in spent and line["latency_ms"] is not None:
             answered_s = arrives_s + spent["server"] / 1000 + conditions.delay_s
-            over.append(captured_s + line["latency_ms"] / 1000 - answered_s)
-    return max(statistics.median(over), 0.0) if over else 0.0
+            over[number] = max(captured_s + line["latency_ms"] / 1000 - answered_s, 0.0)
+    return _filled(over, 0.0)
 
 
 def _told(cell: RealCell) -> str:

@@ -31,8 +31,27 @@ def mean_of_optimum(cells: Iterable[Cell], policy: str = LOOP) -> float:
 
 
 def worst_of_optimum(cells: Iterable[Cell]) -> float:
-    """The smallest share of the optimum that the loop came to in any cell."""
+    """The smallest share of the optimum that the loop came to in any cell: one window, deadline and device."""
     return min((cell.of_optimum(LOOP) for cell in cells if cell.optimum > 0), default=math.nan)
+
+
+def accuracy_of_optimum(cells: Iterable[Cell], policy: str = LOOP) -> float:
+    """On-time accuracy summed over the cells, over the optimum's: each cell counts by what was possible in it, where
+    in a mean of shares one in which next to nothing was counts as much as any other."""
+    measured = [cell for cell in cells if policy in cell.rows]
+    possible = sum(cell.optimum for cell in measured)
+    return sum(cell.rows[policy].score for cell in measured) / possible if possible > 0 else math.nan
+
+
+def by_trace(cells: Iterable[Cell]) -> dict[tuple[str, str], list[Cell]]:
+    """The cells of each recorded trace: all its windows, deadlines and devices; by set and name."""
+    return _grouped(cells, lambda cell: (cell.group, cell.recording))
+
+
+def worst_trace(cells: Iterable[Cell], share: Callable[[list[Cell]], float]) -> tuple[str, float]:
+    """The trace whose cells together come to the smallest share, and that; not a number where nothing was possible."""
+    shares = [(name, share(part)) for (_, name), part in by_trace(cells).items()]
+    return min((each for each in shares if math.isfinite(each[1])), key=lambda each: each[1], default=("", math.nan))
 
 
 def minus_best_fixed(cells: Sequence[Cell]) -> float:
@@ -56,13 +75,19 @@ def summary(cells: Sequence[Cell], decision_us: float) -> dict[str, Any]:
     """Everything, as plain values.
 
     Top level: the figures over all cells (`over_adaptive_webp` and the like: those on cellular links;
-    `worst_set_minus_best_fixed`: the trace set on which the loop does worst). `policies`, `sets`, `settings` and
-    `traces` have them by policy, trace set, deadline and device, and window.
+    `worst_set_minus_best_fixed`: the trace set on which the loop does worst; `worst_of_optimum`: the worst single cell;
+    `worst_trace_of_optimum` and `worst_trace_accuracy_of_optimum`: the worst of the traces' `mean_of_optimum` and
+    `accuracy_of_optimum`, each over all cells of a trace). `policies`, `sets`, `settings` and `traces` have them by
+    policy, trace set, deadline and device, and recorded trace.
     """
+    mean, accuracy = worst_trace(cells, mean_of_optimum), worst_trace(cells, accuracy_of_optimum)
     cellular = [cell for cell in cells if cell.cellular]
     sets = {name: _figures(part) for name, part in _grouped(cells, lambda c: c.group).items()}
     return {
         **_figures(cells),
+        "worst_trace_of_optimum": _plain(mean[1]),
+        "worst_trace_accuracy_of_optimum": _plain(accuracy[1]),
+        "worst_traces": {"mean_of_optimum": mean[0], "accuracy_of_optimum": accuracy[0]},
         "over_adaptive_webp": _plain(over_adaptive_webp(cellular)),
         "over_ewma_webp": _plain(over_adaptive_webp(cellular, EWMA_WEBP)),
         "optimum_over_adaptive_webp": _plain(optimum_over_adaptive_webp(cellular)),
@@ -75,10 +100,10 @@ def summary(cells: Sequence[Cell], decision_us: float) -> dict[str, Any]:
             for (deadline, device), part in _grouped(cells, lambda c: (c.deadline_s, c.device_s)).items()
         },
         "traces": [
-            {"trace": name, "set": part[0].group, "mean_mbps": round(part[0].mean_bps / 1e6, 3)}
+            {"trace": name, "set": group, "mean_mbps": round(float(np.mean([c.mean_bps for c in part])) / 1e6, 3)}
             | _figures(part)
             | {"cells": [_cell(cell) for cell in part]}
-            for name, part in _grouped(cells, lambda c: c.trace).items()
+            for (group, name), part in by_trace(cells).items()
         ],
     }
 
@@ -122,6 +147,20 @@ def table(cells: Sequence[Cell]) -> Table:
         add([group, f"{deadline * 1000:g} ms", f"{device * 1000:g} ms"], part)
     found.add_section()
     add(["all", "", ""], cells)
+    return found
+
+
+def trace_table(cells: Sequence[Cell], most: int = 10) -> Table:
+    """The traces on which the loop comes least near to the optimum: all cells of each together."""
+    found = Table(title="by trace: the loop's share of the offline optimum, worst first", title_justify="left")
+    for title in ("cells", "optimum", "mean of shares", "accuracy", "worst cell"):
+        found.add_column(title, justify="right")
+    found.add_column("trace", overflow="fold")
+    ordered = sorted(by_trace(cells).items(), key=lambda each: _nan_last(accuracy_of_optimum(each[1])))
+    for (group, name), part in ordered[:most]:
+        best = float(np.mean([cell.optimum for cell in part]))
+        shares = mean_of_optimum(part), accuracy_of_optimum(part), worst_of_optimum(part)
+        found.add_row(str(len(part)), _share(best), *map(_share, shares), f"{group}/{name}")
     return found
 
 
@@ -184,8 +223,9 @@ def write_json(cells: Sequence[Cell], decision_us: float, path: Path, real: Sequ
 
 def _figures(cells: Sequence[Cell]) -> dict[str, Any]:
     return {
-        "windows": len({cell.trace for cell in cells}),
+        "windows": len({(cell.group, cell.trace) for cell in cells}),
         "mean_of_optimum": _plain(mean_of_optimum(cells)),
+        "accuracy_of_optimum": _plain(accuracy_of_optimum(cells)),
         "worst_of_optimum": _plain(worst_of_optimum(cells)),
         "minus_best_fixed": _plain(minus_best_fixed(cells)),
         "over_adaptive_webp": _plain(over_adaptive_webp(cells)),
@@ -210,6 +250,7 @@ def _policy(cells: Sequence[Cell], name: str) -> dict[str, Any]:
 
 def _cell(cell: Cell) -> dict[str, Any]:
     return {
+        "window": cell.trace,
         "deadline_ms": cell.deadline_s * 1000,
         "device_ms": cell.device_s * 1000,
         "optimum": _plain(cell.optimum),
@@ -230,6 +271,10 @@ def _grouped(cells: Iterable[Cell], key: Callable[[Cell], Key]) -> dict[Key, lis
 
 def _plain(value: float | np.floating[Any]) -> float | None:
     return round(float(value), 4) if math.isfinite(value) else None
+
+
+def _nan_last(value: float) -> float:
+    return value if math.isfinite(value) else math.inf
 
 
 def _share(value: float) -> str:

@@ -19,7 +19,7 @@ from ..links.trace_set import Window, read_windows, square_wave
 from .cells import Cell, Conditions, decision_us, run_cell
 from .kept import KEPT_FILE, KeptCells
 from .real import RealCell, real_table, run_real
-from .report import CSV_FILE, PNG_FILE, summary, table, write_csv, write_json, write_picture
+from .report import CSV_FILE, PNG_FILE, summary, table, trace_table, write_csv, write_json, write_picture
 
 Task = tuple[Window, float, float]
 
@@ -106,12 +106,14 @@ def run(plan: Plan, output: Path, json: Path | None, console: Console | None = N
     cells = list(track(_cells(plan, kept), "replaying", total=_count(plan), console=Console(stderr=True)))
     cost = decision_us(plan.points, plan.windows[0], plan.conditions)
     console.print(table(cells))
+    console.print(trace_table(cells))
     figures = summary(cells, cost)
     for name in (
-        "mean_of_optimum", "worst_of_optimum", "minus_best_fixed", "worst_set_minus_best_fixed", "over_adaptive_webp",
+        "mean_of_optimum", "accuracy_of_optimum", "worst_of_optimum", "worst_trace_of_optimum",
+        "worst_trace_accuracy_of_optimum", "minus_best_fixed", "worst_set_minus_best_fixed", "over_adaptive_webp",
         "over_ewma_webp", "optimum_over_adaptive_webp", "decision_us",
     ):  # fmt: skip
-        console.print(f"{name:28} {figures[name]}")
+        console.print(f"{name:32} {figures[name]}")
     write_csv(cells, output / CSV_FILE)
     write_picture(cells, output / PNG_FILE)
     console.print(f"{output / CSV_FILE}, {output / PNG_FILE}")

@@ -15,7 +15,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,6 +57,9 @@ def replay(
     link: VirtualLink | None = None,
     disconnected_s: Sequence[tuple[float, float]] = (),
     coder_s: ArrayLike = 0.0,
+    seen_s: ArrayLike = 0.0,
+    back_s: ArrayLike = 0.0,
+    profile_s: Mapping[str, float] = {},
 ) -> Replay:
     """Run frames over a link in virtual time.
 
@@ -77,12 +80,15 @@ def replay(
         start_s: the trace's time at which the first frame is captured.
         uncut_s: the loop's start value for the uncut model's time; None: the `local` point's time in `compute_s`, or
             the largest.
+        profile_s: the loop's start values for compute times, by stage, where a device was profiled.
         max_in_flight: most unanswered frames for a fixed point (a further frame is dropped before it is written);
             None: as many as fit into a deadline, and one more, as for the loop.
         settings: the loop's settings; None: its defaults.
         link: the uplink (with losses, or other traffic); None: a plain one over `trace`.
         disconnected_s: (from, until) stretches of virtual time in which the stream is down and the loop knows.
         coder_s: what coding a frame anew takes, of all points or [points]; 0: no frame is (see `edge.second_look`).
+        seen_s: how long after its capture a frame can be taken up, of all frames or [frames].
+        back_s: how much longer than `delay_s` its answer takes, of all frames or [frames].
 
     Raises:
         DataError: shapes don't fit, or an index is out of range.
@@ -106,6 +112,7 @@ def replay(
                 frame_interval_s=interval,
                 uncut_s=uncut_s if uncut_s is not None else table.uncut_s(points),
                 settings=settings or ControlSettings(),
+                compute_s=profile_s,
             )
         )
     link = link or VirtualLink(trace, delay_s=delay_s, start_s=start_s, overhead_bytes=overhead_bytes)
@@ -120,6 +127,8 @@ def replay(
         server_s,
         sorted(disconnected_s),
         coder_s,
+        seen_s,
+        back_s,
     )
     return run.result()
 
@@ -217,7 +226,10 @@ class _Run:
         server_s: ArrayLike,
         disconnected_s: Sequence[tuple[float, float]],
         coder_s: ArrayLike,
+        seen_s: ArrayLike,
+        back_s: ArrayLike,
     ) -> None:
+        self._seen_s, self._back_s = (np.broadcast_to(np.asarray(s), len(table.sizes)) for s in (seen_s, back_s))
         self._points = points
         self._bet = -1  # the local point in reserve for the frame that the core is busy with
         self._reserve: dict[int, int] = {}  # frame -> that point, from when its answer is known
@@ -253,7 +265,8 @@ class _Run:
 
     def _run(self) -> None:
         for frame in range(len(self._records)):
-            heapq.heappush(self._events, (self._captured_at(frame), _CAPTURE, frame, 0.0))
+            seen = self._captured_at(frame) + float(self._seen_s[frame])
+            heapq.heappush(self._events, (seen, _CAPTURE, frame, 0.0))
         while self._events:
             now, kind, frame, held = heapq.heappop(self._events)
             self._apply_changes(now)
@@ -317,7 +330,7 @@ class _Run:
             arrived = self._link.write(size, now)
             begin = max(arrived, self._server_free)
             self._server_free = begin + float(self._server_s[frame])
-            answer = self._server_free + self._delay_s
+            answer = self._server_free + self._delay_s + float(self._back_s[frame])
             heapq.heappush(self._events, (answer, _ANSWER, frame, self._server_free - arrived))
         if self._bet >= 0:
             self._busy = frame, point, now, probe

@@ -23,12 +23,13 @@ from headrace.bench.control.cells import (
     WEBP,
     Cell,
     Conditions,
+    Row,
     decision_us,
     draw_workload,
     run_cell,
     spread_points,
 )  # fmt: skip
-from headrace.bench.control.report import minus_best_fixed, over_adaptive_webp, summary
+from headrace.bench.control.report import minus_best_fixed, over_adaptive_webp, summary, trace_table
 from headrace.bench.control.run import Plan, run
 from headrace.bench.links.trace_set import SQUARE_WAVE, Window, read_windows, square_wave
 from headrace.bench.links.traces import Trace
@@ -146,6 +147,38 @@ def test_figures_are_what_they_say() -> None:
     assert found["decision_us"] == 12.3
     assert found["policies"][ORACLE]["score"] is None
     assert [t["trace"] for t in found["traces"]] == ["fading", SQUARE_WAVE]
+
+
+def test_a_trace_counts_with_all_its_windows_deadlines_and_devices() -> None:
+    """In both ways: the mean of its cells' shares, and its accuracy over the optimum's, by what was possible."""
+
+    def cell(trace: str, group: str, device_s: float, optimum: float, score: float) -> Cell:
+        row = Row(score, 1 - score, 0, 0)
+        return Cell(trace, group, True, 1e6, 0.1, device_s, 6.0, optimum, {LOOP: row, BEST_FIXED: row})
+
+    cells = [
+        cell("ferry.log+0s", "a", 0.15, 0.8, 0.76),
+        cell("ferry.log+0s", "a", 0.5, 0.02, 0.01),  # nothing to speak of was possible
+        cell("ferry.log+60.5s", "a", 0.15, 0.9, 0.81),
+        cell("ferry.log+0s", "b", 0.15, 0.5, 0.45),
+        cell("night+day", "b", 0.15, 0.5, 0.43),
+        cell("dead+0s", "b", 0.15, 0.0, 0.0),
+    ]
+    found = summary(cells, 1.0)
+    traces = {(t["set"], t["trace"]): t for t in found["traces"]}
+    assert list(traces) == [("a", "ferry.log"), ("b", "ferry.log"), ("b", "night+day"), ("b", "dead")]
+    ferry = traces["a", "ferry.log"]
+    assert ferry["windows"] == 2
+    assert [c["window"] for c in ferry["cells"]] == ["ferry.log+0s", "ferry.log+0s", "ferry.log+60.5s"]
+    assert ferry["mean_of_optimum"] == pytest.approx((0.95 + 0.5 + 0.9) / 3, abs=1e-4)
+    assert ferry["accuracy_of_optimum"] == pytest.approx((0.76 + 0.01 + 0.81) / (0.8 + 0.02 + 0.9), abs=1e-4)
+    assert ferry["worst_of_optimum"] == 0.5
+    assert traces["b", "dead"]["mean_of_optimum"] is traces["b", "dead"]["accuracy_of_optimum"] is None
+    assert found["worst_of_optimum"] == 0.5
+    assert found["worst_trace_of_optimum"] == pytest.approx((0.95 + 0.5 + 0.9) / 3, abs=1e-4)
+    assert found["worst_trace_accuracy_of_optimum"] == pytest.approx(0.86)
+    assert found["worst_traces"] == {"mean_of_optimum": "ferry.log", "accuracy_of_optimum": "night+day"}
+    assert list(trace_table(cells, most=2).columns[-1].cells) == ["b/night+day", "b/ferry.log"]
 
 
 def test_the_command_writes_table_csv_picture_and_json(tmp_path: Path) -> None:

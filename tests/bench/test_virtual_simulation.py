@@ -115,6 +115,34 @@ def test_one_fixed_point_in_exact_numbers() -> None:
     assert (result.bytes, result.bytes_per_frame, result.switches) == (5000, 1000, 0)
 
 
+def test_frames_may_be_seen_late_and_their_answers_take_longer() -> None:
+    """As above; the second frame is noticed 7 ms after its capture, the third's answer takes 9 ms more."""
+    points = [OperatingPoint(7, Kind.FEATURE, "cut", bytes_median=1000, bytes_p95=1000, accuracy=0.9, edge_share=0.2)]
+    result = replay(
+        points, np.full((3, 1), 1000), [0.02], Trace.steps([(1.0, 80_000)]),
+        delay_s=0.01, deadline_s=0.2, fps=5, server_s=0.005, fixed=0, seen_s=[0, 0.007, 0], back_s=[0, 0, 0.009],
+    )  # fmt: skip
+    assert [record.latency_s for record in result.records] == pytest.approx([0.145, 0.152, 0.154])
+
+
+def test_the_loop_begins_with_the_devices_profile() -> None:
+    """By the bundle's share the exit takes 40 ms, in truth 120: who was profiled knows at once that it is late."""
+    points = [
+        OperatingPoint(0, Kind.LOCAL, "cut", accuracy=0.6, edge_share=0.2),
+        OperatingPoint(1, Kind.FEATURE, "cut", bytes_median=900, bytes_p95=900, accuracy=0.5, edge_share=0.2),
+    ]
+    arguments = {"delay_s": 0.005, "deadline_s": 0.1, "fps": 8.0, "uncut_s": 0.2}
+    runs = [
+        replay(
+            points, np.tile([0, 900], (4, 1)), [0.12, 0.04], Trace.steps([(1.0, 4e6)]),
+            **arguments, profile_s=profile_s,  # type: ignore[arg-type]
+        )
+        for profile_s in ({}, {"exit@cut": 0.12, "cut": 0.04})
+    ]  # fmt: skip
+    assert runs[0].records[0].point == 0 and runs[0].records[0].outcome == "late"
+    assert [record.outcome for record in runs[1].records] == ["ok"] * 4
+
+
 def test_queue_of_the_link_makes_frames_late_and_the_cap_holds() -> None:
     points = [OperatingPoint(0, Kind.FEATURE, "cut", bytes_median=1000, bytes_p95=1000, accuracy=1.0)]
     arguments = {"delay_s": 0.0, "deadline_s": 0.25, "fps": 10.0, "fixed": 0}

@@ -11,6 +11,7 @@ from headrace.edge.ledger import Frame, Outcome
 from headrace.edge.report import Report
 from headrace.models.bundle import Preprocessing
 from headrace.models.class_map import encode_class_map
+from headrace.models.operating_point import Kind, OperatingPoint
 from headrace.protos.messages import Box, ClassMap, Label
 
 
@@ -27,6 +28,15 @@ def test_labels_alone_leave_the_line_as_it_was():
     line = line_of(Frame(1, 0.0, 1.0, labels=(Label(2, 0.5),)))
     assert line["labels"] == [{"index": 2, "label": "car", "score": 0.5}]
     assert not {"boxes", "class_map"} & line.keys()
+
+
+def test_an_answer_that_was_in_reserve_names_its_point():
+    sent = OperatingPoint(3, Kind.FEATURE, "blocks.3", rate_level=5)
+    own = OperatingPoint(0, Kind.LOCAL, "blocks.2")
+    line = line_of(Frame(1, 0.0, 1.0, point=sent, fell_back=True, fell_back_to=own))
+    assert (line["point"], line["fallback"], line["fallback_point"]) == ("blocks.3@5", True, "exit@blocks.2")
+    line = line_of(Frame(1, 0.0, 1.0, point=sent))
+    assert (line["fallback"], line["fallback_point"]) == (False, None)
 
 
 def test_boxes_are_in_pixels_of_the_captured_frame():

@@ -69,7 +69,8 @@ def test_without_one_by_the_deadline_the_exits_is_given():
     rig.pipeline.tick(due)
     (frame,) = rig.closed
     assert (frame.outcome, frame.labels[0].index, frame.confidence) == (Outcome.LOCAL, 7, 0.7)
-    assert frame.fell_back and frame.point is FEATURE and frame.sent_bytes > 80 and frame.latency_s < 0.25
+    assert frame.fell_back and frame.fell_back_to is EXIT and frame.point is FEATURE
+    assert frame.sent_bytes > 80 and frame.latency_s < 0.25
     assert rig.control.heard[-1] == ("fallback", EXIT.name)
 
 

@@ -6,7 +6,15 @@ import statistics
 
 import pytest
 from headrace.bench.control.cells import Conditions
-from headrace.bench.control.real import added_seconds, compute_factors, run_real, server_seconds
+from headrace.bench.control.real import (
+    added_seconds,
+    compute_seconds,
+    pick_up_seconds,
+    profile_in,
+    recoding_seconds,
+    run_real,
+    server_seconds,
+)
 from headrace.bench.links.trace_set import Window
 from headrace.bench.links.traces import Trace
 from headrace.models.operating_point import Kind, OperatingPoint
@@ -16,18 +24,49 @@ from rich.console import Console
 POINTS = [
     OperatingPoint(0, Kind.LOCAL, accuracy=1.0),
     OperatingPoint(1, Kind.FEATURE, "blocks.3", 1.0, 0, "", 2000, 2400, 0.95, 0.33),
+    OperatingPoint(2, Kind.IMAGE, "", 1.0, 20, "jpeg", 4000, 5000, 0.7, 0.04),
 ]
 
 
-def test_factors_are_each_frames_own_compute_over_its_stages_median() -> None:
-    names = {point.kind: point.name for point in POINTS}
-    took = [50, 52, 48, 50, 150, 50]
-    lines = [{"point": names[Kind.FEATURE], "timings_ms": {"prepare": 1, "compute": ms - 1}} for ms in took]
-    lines += [{"point": None, "timings_ms": {}}, {"point": names[Kind.LOCAL], "timings_ms": {"compute": 300}}]
-    seconds, factors = compute_factors(POINTS, lines, {"local": 0.15, "blocks.3": 0.04})
-    # The stage that ran often takes what it was measured to; the other what it was profiled to.
-    assert seconds == {"local": 0.15, "blocks.3": pytest.approx(0.05)}
-    assert factors == pytest.approx([1.0, 1.04, 0.96, 1.0, 3.0, 1.0, 1.0, 2.0])
+def test_a_slow_frame_would_have_been_as_slow_at_other_points() -> None:
+    """As far up among the times of that stage as it was among its own's; not by the same factor."""
+    names = {point.stage: point.name for point in POINTS}
+    took = {"jpeg": [6, 6, 10, 6, 6], "blocks.3": [50, 52, 48, 49, 80]}
+    lines = [
+        {"point": names[stage], "timings_ms": {"prepare": 1, "compute": ms - 2, "compress": 1}}
+        for stage, times in took.items()
+        for ms in times
+    ]
+    lines.append({"point": None, "timings_ms": {}})
+    seconds = compute_seconds(POINTS, lines, {"local": 0.15, "blocks.3": 0.04, "jpeg": 0.006})
+    by_stage = dict(zip(names, seconds.T * 1000, strict=True))
+    assert by_stage["jpeg"][:5] == pytest.approx(took["jpeg"])
+    assert by_stage["blocks.3"][5:10] == pytest.approx(took["blocks.3"])
+    assert by_stage["blocks.3"][2] == pytest.approx(80)
+    assert by_stage["jpeg"][9] == pytest.approx(10)
+    assert by_stage["blocks.3"][10] == pytest.approx(50)  # nothing was computed: the median
+    # Never ran: what it was profiled at, times the median of what the others took over theirs (1 and 1.25).
+    assert by_stage["local"] == pytest.approx([150 * 1.125] * 11)
+
+
+def test_a_free_device_picks_frames_up_as_soon_as_it_did() -> None:
+    """The third waits for the device, the fourth perhaps for what the device computes in reserve, the last for none."""
+    rows = [(0.0, 2.0, 30.0), (0.1, 4.0, 120.0), (0.2, 24.0, 30.0), (0.3, 40.0, 10.0), (0.4, 3.0, 10.0)]
+    lines = [{"captured_s": at, "timings_ms": {"wait": wait, "compute": ms}} for at, wait, ms in rows]
+    lines.append({"captured_s": 0.5, "timings_ms": {}})
+    assert pick_up_seconds(lines) == pytest.approx([0.002, 0.004, 0.003, 0.003, 0.003, 0.003])
+
+
+def test_coding_anew_takes_what_it_took() -> None:
+    lines = [{"timings_ms": {"again": ms}} for ms in (20, 22, 21, 30, 20)]
+    assert recoding_seconds(POINTS, lines, 0.15) == pytest.approx([0.0, 0.021, 0.04 * 0.15])
+    assert recoding_seconds(POINTS, lines[:2], 0.15) == pytest.approx([0.0, 0.1 * 0.15, 0.04 * 0.15])
+
+
+def test_the_simulation_begins_with_the_edges_own_times() -> None:
+    log = "[info] device is ready  points=3 slowed_down=14.2 stages_ms={'local': 150.1, 'blocks.3': 61.0} measured=now"
+    assert profile_in(log) == pytest.approx({"local": 0.1501, "blocks.3": 0.061})
+    assert profile_in("nothing of the kind") == {}
 
 
 def test_server_holds_each_frame_as_long_as_it_did() -> None:
@@ -45,8 +84,8 @@ def test_what_the_processes_add_is_what_stages_server_and_link_do_not_explain() 
         for n, over in enumerate([4.0, 5.0, 6.0, 90.0, 5.0])
     ]
     lines.append({"captured_s": 5.5, "bytes": 0, "latency_ms": 150.0, "timings_ms": {"compute": 150.0}})
-    assert added_seconds(lines, trace, conditions) == pytest.approx(0.005)
-    assert added_seconds(lines[5:], trace, conditions) == 0.0
+    assert added_seconds(lines, trace, conditions) == pytest.approx([0.004, 0.005, 0.006, 0.09, 0.005, 0.005])
+    assert added_seconds(lines[5:], trace, conditions) == [0.0]
 
 
 @pytest.mark.slow
