@@ -284,7 +284,7 @@ class Backbone:
         """map float32 [B, C, H, W] -> tuple of outputs; gradients reach the map."""
         if split in self.learned:
             cut = self.learned[split]
-            return Chain(cut.synthesis, self.tail(cut.anchor)).eval()
+            return Chain(cut.synthesis, cut.changes.applied(self.tail(cut.anchor))).eval()
         if split == INPUT:
             operations = self.traced.segment((self.traced.input,), self.traced.outputs)
             return Chain(operations, self.parts.rest).eval()

@@ -57,11 +57,14 @@ class Album:
         """Nothing has to be made beforehand."""
         note(self.made)
 
-    def add(self, number: int) -> None:
+    def add(self, number: int, mix: float = 0.0) -> None:
         """Views are always new."""
 
-    def batch(self, rng: np.random.Generator, number: int) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-        """New views: pixels uint8 [B, S, S, 3], features float32 [B, C, H, W], outputs float32 [B, ...]."""
+    def batch(
+        self, rng: np.random.Generator, number: int, mix: float = 0.0
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """New views: pixels uint8 [B, S, S, 3], features float32 [B, C, H, W], outputs float32 [B, ...]. A share `mix`
+        of them is laid over one of the others, evenly from not at all to half and half."""
         pixels = self._views(rng, number, self._size)
         if self._mosaics:
             half = number // 2
@@ -69,6 +72,11 @@ class Album:
             quarters = quarters.reshape(half, 4, *quarters.shape[1:])
             top, bottom = torch.cat([quarters[:, 0], quarters[:, 1]], 2), torch.cat([quarters[:, 2], quarters[:, 3]], 2)
             pixels[:half, : 2 * (self._size // 2), : 2 * (self._size // 2)] = torch.cat([top, bottom], 1)
+        if mix:
+            share = np.where(rng.random(number) < mix, rng.uniform(0, 0.5, number), 0).astype(np.float32)
+            over = torch.from_numpy(share).to(self._device)[:, None, None, None]
+            mixed = torch.lerp(pixels.float(), pixels.roll(1, 0).float(), over)
+            pixels = mixed.round().to(torch.uint8)
         features, outputs = [], []
         with torch.inference_mode(), torch.autocast(self._device.type, torch.bfloat16):
             for part in torch.split(pixels, CHUNK):

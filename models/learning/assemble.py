@@ -62,7 +62,7 @@ def assemble(
         name: LearnedSpec(plan.name, width, tuple(channels), plan.anchor, numbers)
         for name, (width, channels) in zip(split_names(plan), plan.encoder.widths.items(), strict=True)
     }
-    tensors = {**bundle.learned, **tensors_of(plan.name, learned.encoder, learned.synthesis)}
+    tensors = {**bundle.learned, **tensors_of(plan.name, learned.encoder, learned.synthesis, learned.tail)}
     bundle = bundle.with_learned(tensors)
     # The networks that are fitted on are those that the bundle will hold, in half precision.
     unfitted = [SplitSpec(name, shape, shape[0], (), learned=spec) for name, spec in widths.items()]

@@ -4,6 +4,8 @@
                                                 channels of it
     NAME/encoder/STEM/LAYER/WIDTH/scale, .../bias  float16 [channels], a width's normalisation
     NAME/synthesis/LAYER...                     float16, convolutions of the synthesis
+    NAME/tail/TENSOR...                         float16, what is added to the rest of the backbone, if anything: see
+                                                `repair.deltas`
 
 pixels --encoder at a width--> latent ~~~closed form, coder~~~> latent --synthesis--> features --rest of backbone-->
 """
@@ -21,6 +23,8 @@ from torch import Tensor, nn
 
 from ..bundle import Bundle, LearnedSpec, SplitSpec
 from ..exceptions import BundleError
+from ..repair.deltas import Deltas, with_deltas
+from ..repair.lean import lean
 from .slimmable import PlainEncoder, SlimmableEncoder
 from .synthesis import Synthesis, SynthesisShape
 
@@ -39,19 +43,49 @@ class LearnedCut:
         synthesis: latent -> features at the anchor.
         anchor: a stage of the backbone, or its input.
         shape: (K, h, w).
+        changes: of the rest of the backbone.
     """
 
     encoder: PlainEncoder
     synthesis: nn.Module
     anchor: str
     shape: tuple[int, int, int]
+    changes: Changes
 
 
-def tensors_of(name: str, encoder: SlimmableEncoder, synthesis: Synthesis) -> dict[str, npt.NDArray[np.float16]]:
+class Changes:
+    """What is added to the weights behind an anchor, for all widths."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        """Tensors as `Deltas` gives them; none for a tail as it is."""
+        self._tensors = tensors
+        self._changed: nn.Module | None = None
+
+    def applied(self, tail: nn.Module) -> nn.Module:
+        """The changed tail, made once: the widths' tails are one in memory.
+
+        Raises:
+            BundleError: they do not fit.
+        """
+        if not self._tensors:
+            return tail
+        if self._changed is None:
+            try:
+                self._changed = with_deltas(tail, self._tensors)
+            except (KeyError, RuntimeError) as error:
+                raise BundleError(f"what was learned does not fit its backbone: {error}; train it anew") from error
+        return self._changed
+
+
+def tensors_of(
+    name: str, encoder: SlimmableEncoder, synthesis: Synthesis, tail: Deltas | None = None
+) -> dict[str, npt.NDArray[np.float16]]:
     """What a bundle holds of trained networks."""
     found = {f"{name}/encoder/{key}": value for key, value in encoder.parts().items()}
     found |= {f"{name}/synthesis/{key.replace('.', '/')}": v for key, v in synthesis.folded().state().items()}
-    return {key: value.detach().half().cpu().contiguous().numpy() for key, value in found.items()}
+    halved = {key: value.detach().half().cpu().contiguous().numpy() for key, value in found.items()}
+    changes = lean(tail.tensors()) if tail is not None else {}
+    return halved | {f"{name}/tail/{key}": value for key, value in changes.items()}
 
 
 def learned_cuts(bundle: Bundle) -> dict[str, LearnedCut]:
@@ -61,6 +95,7 @@ def learned_cuts(bundle: Bundle) -> dict[str, LearnedCut]:
         BundleError: what was learned is missing or does not fit.
     """
     syntheses: dict[tuple[str, tuple[int, ...]], Synthesis] = {}
+    changes: dict[str, Changes] = {}
     found: dict[str, LearnedCut] = {}
     for spec in bundle.splits:
         if spec.learned is None:
@@ -74,8 +109,11 @@ def learned_cuts(bundle: Bundle) -> dict[str, LearnedCut]:
             key = (spec.learned.name, spec.learned.synthesis)
             if key not in syntheses:
                 syntheses[key] = _synthesis(bundle.learned, spec.learned)
+            name = spec.learned.name
+            if name not in changes:
+                changes[name] = Changes(_under(bundle.learned, f"{name}/tail/"))
             found[spec.name] = LearnedCut(
-                _encoder(bundle.learned, spec), syntheses[key], spec.learned.anchor, spec.features
+                _encoder(bundle.learned, spec), syntheses[key], spec.learned.anchor, spec.features, changes[name]
             )
         except (KeyError, RuntimeError, TypeError) as error:
             raise BundleError(
@@ -96,11 +134,7 @@ def _synthesis_shape(numbers: Sequence[int]) -> SynthesisShape:
 
 
 def _synthesis(tensors: Arrays, spec: LearnedSpec) -> Synthesis:
-    mine = {
-        key.removeprefix(f"{spec.name}/synthesis/").replace("/", "."): _float(value)
-        for key, value in tensors.items()
-        if key.startswith(f"{spec.name}/synthesis/")
-    }
+    mine = {key.replace("/", "."): value for key, value in _under(tensors, f"{spec.name}/synthesis/").items()}
     return Synthesis.of(_synthesis_shape(spec.synthesis), mine)
 
 
@@ -116,6 +150,10 @@ def _encoder(tensors: Arrays, spec: SplitSpec) -> PlainEncoder:
             layer.weight.copy_(_float(tensors[f"{prefix}/{at}/weight"])[:made, :given] * scale[:, None, None, None])
             layer.bias.copy_(_float(tensors[f"{prefix}/{at}/{spec.learned.width}/bias"]))
     return plain
+
+
+def _under(tensors: Arrays, prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): _float(value) for key, value in tensors.items() if key.startswith(prefix)}
 
 
 def _float(array: npt.NDArray[Any]) -> Tensor:

@@ -18,9 +18,9 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ..exceptions import DataError
 from .cut import INPUT
@@ -67,7 +67,9 @@ class Stage(_Part):
     rate: float = Field(2e-3, gt=0, description="Learning rate at its height.")
     ramp: float = Field(0.0, ge=0, le=1, description="Share of the steps over which bits come to their full price.")
     noise: float = Field(0.0, ge=0, le=1, description="Share of the steps in which noise stands for rounding.")
-    encoder: bool = Field(True, description="Whether the encoder learns too, or the synthesis alone.")
+    encoder: bool = Field(True, description="Whether the encoder learns too, or the server's half alone.")
+    tail: bool = Field(False, description="Whether the rest of the backbone learns too, a change of low rank.")
+    mix: float = Field(0.0, ge=0, le=1, description="Share of the views that are two photographs laid over each other.")
 
 
 class TrainPlan(_Part):
@@ -77,7 +79,10 @@ class TrainPlan(_Part):
     name: str = Field("slim", pattern=r"^[a-z][a-z0-9_]{0,15}$")
     anchor: str = INPUT
     seed: int = Field(0, ge=0)
-    batch: int = Field(48, ge=4, description="Views a step; half at the widest width, a quarter each at two others.")
+    batch: int = Field(48, ge=4, description="Views a step.")
+    widest: float = Field(
+        0.5, gt=0, lt=1, description="Share of them at the widest width; two others have a half of what is left each."
+    )
     views: int = Field(8000, ge=16, description="Views kept at a time, 220 KB each for 224 pixels.")
     fresh: int = Field(2, ge=0, description="Views replaced a step by new ones.")
     price: float = Field(
@@ -90,7 +95,14 @@ class TrainPlan(_Part):
     synthesis: tuple[tuple[int, int, int], ...] = Field(
         min_length=1, description="Channels, hidden channels and number of blocks of each level, see `synthesis`."
     )
+    tail_rank: int = Field(0, ge=0, description="Of the change of the rest of the backbone; 0 leaves it as it is.")
     stages: tuple[Stage, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _ranked(self) -> Self:
+        if any(stage.tail for stage in self.stages) and not self.tail_rank:
+            raise ValueError("a stage has tail = true; say of what tail_rank the change may be")
+        return self
 
     @classmethod
     def load(cls, path: Path) -> TrainPlan:

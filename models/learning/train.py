@@ -1,12 +1,15 @@
 """`headrace train`: a slimmable encoder and its synthesis, distilled from the uncut model; labels are not used.
 
 views -> encoder, each part of the batch at another width -> surrogate of quantiser and coder, each view at its own gain
-      -> synthesis -> features, and behind the rest of the backbone scores
+      -> synthesis -> features, and behind the rest of the backbone, which may change a little (`deltas`), scores
 loss = price x gain^2 x nats by which the answer is disturbed + bits
 
 Stage by stage: `features` learns from the metric at the anchor (a dense target from the first step), `answers` from the
-divergence of the scores themselves. Every width is taught by the uncut model, not by the widest one, in each step the
-widest, the narrowest and one between (the sandwich of Yu and Huang, "Universally Slimmable Networks", ICCV 2019).
+divergence of the scores themselves. Photographs may be laid over each other: the uncut model answers anything, and a
+few thousand photographs then teach like many more (Beyer et al., "Knowledge distillation: A good teacher is patient and
+consistent", CVPR 2022, after Zhang et al., "mixup", ICLR 2018). Every width is taught by the uncut model, not by the
+widest one, in each step the widest, the narrowest and one between (the sandwich of Yu and Huang, "Universally Slimmable
+Networks", ICCV 2019).
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ from ..backbones import Backbone, Pixels
 from ..closed_form import fisher_gradients
 from ..exceptions import DataError
 from ..measure import pixel_batches
+from ..repair.deltas import Deltas
 from ..repair.distil import distance
 from ..tasks import CLASSIFICATION, DETECTION
 from .album import Album
@@ -58,11 +62,13 @@ class Learned:
     Attributes:
         encoder: all widths.
         synthesis: of the anchor's features.
+        tail: changes of the rest of the backbone.
         said: what the bundle's provenance says of the training.
     """
 
     encoder: SlimmableEncoder
     synthesis: Synthesis
+    tail: Deltas
     said: str
 
 
@@ -93,12 +99,12 @@ def train(
     shape = synthesis_shape(backbone, plan)
     if len(paths) < FITTED:
         raise DataError(f"{len(paths)} photographs are too few to learn from; give at least {FITTED}")
-    identity = _identity(backbone, plan, paths)
-    folder = work / identity
+    folder = work / _identity(backbone, plan, 0, paths)
     device, mine = team.device, folder / f"rank-{team.rank}"
     share = paths[team.rank :: team.size]  # each of a team takes every so manieth photograph
     views: Album | Views
     if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True  # all batches have one shape, and depthwise kernels differ much in speed
         views = Album(share, backbone, plan.anchor, device)
     else:
         views = Views(share, Teacher(backbone, plan.anchor, mine, device), backbone, plan.views, plan.seed, mine)
@@ -108,14 +114,14 @@ def train(
     for number, stage in enumerate(plan.stages):
         lesson.begin(number, stage)
         note = _noting(progress, f"towards {stage.towards}", stage.steps, plan.batch * team.size, lesson)
-        named, state = lesson.parameters(stage.encoder), lesson.state(stage.encoder)
+        named, state = lesson.parameters(stage), lesson.state(stage)
         descend(
             named,
             lesson.loss,
             stage.rate,
             stage.steps,
             folder / f"stage-{number}.safetensors",
-            identity,
+            _identity(backbone, plan, number + 1, paths),
             note,
             state,
             partial(team.average_gradients, list(named.values())),
@@ -125,7 +131,7 @@ def train(
     stages = ", then ".join(f"{s.steps} steps towards {s.towards}" for s in plan.stages)
     begun = "from the backbone's own first stages" if lesson.started else "from random weights"
     said = f"{begun} {stages}, {plan.batch} views each of {len(paths)} unlabelled photographs, seed {plan.seed}"
-    return Learned(lesson.encoder.eval(), lesson.synthesis.eval(), said)
+    return Learned(lesson.encoder.eval(), lesson.synthesis.eval(), lesson.tail.eval(), said)
 
 
 def synthesis_shape(backbone: Backbone, plan: TrainPlan) -> SynthesisShape:
@@ -168,10 +174,8 @@ class Lesson:
         """The metric at the anchor, and the networks, which start from the backbone where that has their form."""
         device = team.device
         self._plan, self._views, self._device, self._rank = plan, views, device, team.rank
-        self._pixels, self._tail = (
-            Pixels(backbone.preprocessing).to(device),
-            copy.deepcopy(backbone.tail(plan.anchor)).to(device),
-        )
+        self._pixels = Pixels(backbone.preprocessing).to(device)
+        self.tail = Deltas(copy.deepcopy(backbone.tail(plan.anchor)).to(device), plan.tail_rank, plan.seed)
         self._task = backbone.task
         self._widths = list(plan.encoder.widths)
         self._number, self._stage = 0, plan.stages[0]
@@ -203,18 +207,26 @@ class Lesson:
         self.encoder.train(stage.encoder)
         self.synthesis.train()
         self.surrogate.train(stage.encoder)
+        self.tail.requires_grad_(stage.tail)
 
-    def parameters(self, encoder: bool) -> dict[str, torch.nn.Parameter]:
-        """What learns, by name."""
+    def parameters(self, stage: Stage) -> dict[str, torch.nn.Parameter]:
+        """What learns in a stage, by name."""
         named = {f"synthesis.{k}": p for k, p in self.synthesis.named_parameters()}
-        return named | ({f"encoder.{k}": p for k, p in self.encoder.named_parameters()} if encoder else {})
+        if stage.encoder:
+            named |= {f"encoder.{k}": p for k, p in self.encoder.named_parameters()}
+        if stage.tail:
+            named |= {f"tail.{k}": p for k, p in self.tail.named_parameters()}
+        return named
 
-    def state(self, encoder: bool) -> dict[str, Tensor]:
-        """Running statistics, by name; where the encoder does not learn all of it, for the checkpoint to hold."""
+    def state(self, stage: Stage) -> dict[str, Tensor]:
+        """Running statistics, by name, and what does not learn in a stage but had learned before, for the checkpoint to
+        hold."""
         named = {f"synthesis.{k}": b for k, b in self.synthesis.named_buffers()}
         named |= {f"encoder.{k}": b for k, b in self.encoder.named_buffers()}
-        if not encoder:
+        if not stage.encoder:
             named |= {f"encoder.{k}": p.data for k, p in self.encoder.named_parameters()}
+        if not stage.tail and any(s.tail for s in self._plan.stages[: self._number]):
+            named |= {f"tail.{k}": p.data for k, p in self.tail.named_parameters()}
         return named | {"surrogate.scales": self.surrogate.scales}
 
     def loss(self, step: int) -> Tensor:
@@ -222,10 +234,10 @@ class Lesson:
         loss is divided by its gain."""
         plan, stage = self._plan, self._stage
         if step:
-            self._views.add(plan.fresh)
+            self._views.add(plan.fresh, stage.mix)
         rng = np.random.default_rng((plan.seed, self._number, step, self._rank))
         generator = torch.Generator(self._device).manual_seed(int(rng.integers(2**62)))
-        pixels, features, wanted = self._views.batch(rng, plan.batch)
+        pixels, features, wanted = self._views.batch(rng, plan.batch, stage.mix)
         pixels, features = pixels.to(self._device), features.to(self._device)
         gain = torch.from_numpy(np.exp(rng.uniform(0, np.log(plan.gains), plan.batch)).astype(np.float32)).to(
             self._device
@@ -250,7 +262,7 @@ class Lesson:
             nats = self._metric(made - features)
         if stage.towards == "answers":
             with self._half():
-                outputs = tuple(o.float() for o in self._tail(made))
+                outputs = tuple(o.float() for o in self.tail(made))
             divergence = distance(self._task, outputs, tuple(w.to(self._device) for w in wanted))
             nats = ANSWERS_SHARE * divergence + (1 - ANSWERS_SHARE) * nats
         self._remember(nats, rate)
@@ -260,13 +272,14 @@ class Lesson:
         return loss
 
     def _shares(self, rng: np.random.Generator) -> list[tuple[int, int]]:
-        """(width, views): half at the widest, a quarter at the narrowest and at one between."""
+        """(width, views): so many at the widest as the plan says, half of the others at the narrowest and at one
+        between."""
         batch, last = self._plan.batch, len(self._widths) - 1
         if last == 0:
             return [(0, batch)]
         between = int(rng.integers(1, last)) if last > 1 else 0
-        quarter = batch // 4
-        return [(last, batch - 2 * quarter), (between, quarter), (0, quarter)]
+        others = max(1, round(batch * (1 - self._plan.widest) / 2))
+        return [(last, batch - 2 * others), (between, others), (0, others)]
 
     def _half(self) -> torch.autocast:
         return torch.autocast(self._device.type, torch.bfloat16)
@@ -309,11 +322,13 @@ def _fitted(paths: Sequence[Path], seed: int) -> list[Path]:
     return [paths[i] for i in order]
 
 
-def _identity(backbone: Backbone, plan: TrainPlan, paths: Sequence[Path]) -> str:
-    """16 hex digits over everything that a run's result hangs on, by which its files are found again."""
+def _identity(backbone: Backbone, plan: TrainPlan, stages: int, paths: Sequence[Path]) -> str:
+    """16 hex digits over everything that the result of the first stages hangs on, by which files are found again: a
+    plan that gets one more stage goes on from where it ended."""
+    first = plan.model_copy(update={"stages": plan.stages[:stages]})
     parts = [
         backbone.spec.sha256,
-        plan.model_dump(mode="json", exclude={"bundle"}),
+        first.model_dump(mode="json", exclude={"bundle"}),
         [f"{p.parent.name}/{p.name}" for p in paths],
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]

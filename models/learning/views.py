@@ -3,7 +3,8 @@
 Of a detector's views every other one is a mosaic of four photographs, as when it is cut.
 
 A ring on disk holds the last so many; every step replaces a few of them by new ones, so that training sees many crops
-and pays the uncut model for few. View i is drawn from (seed, i) alone. On a GPU `album` takes its place.
+and pays the uncut model for few. View i is drawn from (seed, i) and the share of views that are mixed when it is made.
+On a GPU `album` takes its place.
 """
 
 from __future__ import annotations
@@ -84,29 +85,41 @@ class Views:
             self.add(min(NOTE_EVERY, self.count - self.made))
             note(self.made)
 
-    def add(self, number: int) -> None:
-        """Make new views in place of the oldest."""
+    def add(self, number: int, mix: float = 0.0) -> None:
+        """Make new views in place of the oldest; a share `mix` of them is two photographs laid over each other."""
         for _ in range(number):
-            for array, value in zip(self._arrays, self._make(self.made), strict=True):
+            for array, value in zip(self._arrays, self._make(self.made, mix), strict=True):
                 array[self.made % self.count] = value
             self.made += 1
         if self.made % NOTE_EVERY < number:
             shapes = [list(a.shape) for a in self._arrays]
             (self._folder / PROGRESS).write_text(json.dumps({"made": self.made, "shapes": shapes}))
 
-    def batch(self, rng: np.random.Generator, number: int) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+    def batch(
+        self,
+        rng: np.random.Generator,
+        number: int,
+        mix: float = 0.0,  # noqa: ARG002 - what is mixed was so when it was made
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         """Any of the views: pixels uint8 [B, S, S, 3], features float32 [B, C, H, W], outputs float32 [B, ...]."""
         indexes = rng.choice(self.count, number, replace=False)
         pixels, features, *outputs = (torch.from_numpy(a[indexes]) for a in self._arrays)
         return pixels, features.float(), tuple(o.float() for o in outputs)
 
-    def _make(self, index: int) -> tuple[npt.NDArray[Any], ...]:
+    def _make(self, index: int, mix: float = 0.0) -> tuple[npt.NDArray[Any], ...]:
+        pixels = self._drawn(index)
+        rng = np.random.default_rng((self._seed, 3, index))
+        if rng.random() < mix:
+            share, other = rng.uniform(0, 0.5), self._drawn(int(rng.integers(2**31)))
+            pixels = ((1 - share) * pixels + share * other).round().astype(np.uint8)
+        return pixels, *self._teacher(pixels)
+
+    def _drawn(self, index: int) -> npt.NDArray[np.uint8]:
         if self._mosaics and index % 2:
             drawn = mosaic(self._paths, self._how, self._seed, index)
         else:
             drawn = random_crop(self._paths[index % len(self._paths)], self._how, self._seed, index)
-        pixels = np.array(drawn)  # a picture cannot be written to
-        return pixels, *self._teacher(pixels)
+        return np.array(drawn)  # a picture cannot be written to
 
 
 class _Both(nn.Module):

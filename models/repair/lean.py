@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .tail import LEFT, RIGHT
+from .deltas import LEFT, RIGHT
 
 KEPT = 0.8
 """Share of the sum of squares of a product that is kept; docs/repair.md has what it costs."""

@@ -6,64 +6,34 @@ symbols, gain --Decoder--> features --Denoiser--> features --tail, its weights +
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor, nn
-from torch.func import functional_call
-from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 
-from .tail import DENOISE, LEFT, RESAMPLE, RIGHT, TAIL, Denoiser, weights
-
-_CONVOLUTION: Any = torch.ops.aten.conv2d.default
+from .deltas import Deltas
+from .tail import DENOISE, RESAMPLE, TAIL, Denoiser
 
 
 class Student(nn.Module):
     """Decoder, denoiser and changed tail of one split point: symbols [B, K, H, W], gain [B, K] -> outputs.
 
-    Only the denoiser and the deltas are its parameters. A delta is in units of the tensor that it changes, each
-    output channel's own for matrices, so that one learning rate suits all.
+    Only the denoiser and the deltas are its parameters.
     """
 
     def __init__(self, decoder: nn.Module, tail: nn.Module, denoiser: Denoiser | None, rank: int, seed: int) -> None:
         """Begin as the unrepaired half; the tail stays the backbone's."""
         super().__init__()
-        self._fixed = (decoder, tail)  # in a tuple, so that they are not its submodules
+        self._fixed = (decoder,)  # in a tuple, so that it is not a submodule
         self.denoiser = denoiser
-        self._names = {name: name.replace(".", "/") for name, w in weights(tail).items() if rank and _pays(w, rank)}
-        self._units: dict[str, Tensor] = {}
-        self.deltas = nn.ParameterDict()
-        generator = torch.Generator().manual_seed(seed)
-        for name in self._names:
-            weight = weights(tail)[name]
-            self._units[name] = _unit(weight)
-            if weight.ndim >= 2:
-                rows, columns = len(weight), weight[0].numel()
-                right = torch.randn(rank, columns, generator=generator) / math.sqrt(columns)
-                self.deltas[self._names[name] + LEFT] = nn.Parameter(torch.zeros(rows, rank, device=weight.device))
-                self.deltas[self._names[name] + RIGHT] = nn.Parameter(right.to(weight.device))
-            else:
-                self.deltas[self._names[name]] = nn.Parameter(torch.zeros_like(weight))
+        self.tail = Deltas(tail, rank, seed)
 
     def forward(self, symbols: Tensor, gain: Tensor) -> tuple[Tensor, ...]:
         """The tail's outputs."""
-        decoder, tail = self._fixed
+        (decoder,) = self._fixed
         features = decoder(symbols, gain)
         if self.denoiser is not None:
             features = self.denoiser(features, gain)
-        beside, changed = {}, {}
-        for name, weight in weights(tail).items():
-            if name in self._names and weight.ndim == 4:
-                beside[weight.data_ptr()] = self._factors(name, weight)
-            elif name in self._names:
-                changed[name] = weight + self._delta(name, weight)
-        with _Beside(beside):
-            outputs: tuple[Tensor, ...] = functional_call(tail, changed, (features,))
+        outputs: tuple[Tensor, ...] = self.tail(features)
         return outputs
 
     def tensors(self) -> dict[str, npt.NDArray[np.float16]]:
@@ -75,70 +45,5 @@ class Student(nn.Module):
             found |= {f"{DENOISE}/{key}": getattr(self.denoiser, key).flatten() for key in ("mean", "deviation")}
             if self.denoiser.resample is not None:
                 found |= {f"{RESAMPLE}/{key}": value for key, value in self.denoiser.resample.tensors().items()}
-        for name, short in self._names.items():
-            unit = self._units[name]
-            if short in self.deltas:
-                found[f"{TAIL}/{name}"] = self.deltas[short] * unit
-            else:
-                found[f"{TAIL}/{name}{LEFT}"] = self.deltas[short + LEFT] * unit.reshape(-1, 1)
-                found[f"{TAIL}/{name}{RIGHT}"] = self.deltas[short + RIGHT]
-        return {key: value.detach().half().cpu().contiguous().numpy() for key, value in found.items()}
-
-    def _factors(self, name: str, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """A kernel's product as two kernels, [rank, in, h, w] and then [out, rank, 1, 1]."""
-        short, unit = self._names[name], self._units[name].reshape(-1, 1)
-        left, right = self.deltas[short + LEFT] * unit, self.deltas[short + RIGHT]
-        return right.reshape(-1, *weight.shape[1:]), left[:, :, None, None]
-
-    def _delta(self, name: str, weight: Tensor) -> Tensor:
-        short = self._names[name]
-        if short in self.deltas:
-            delta: Tensor = self.deltas[short]
-        else:
-            delta = (self.deltas[short + LEFT] @ self.deltas[short + RIGHT]).reshape(weight.shape)
-        return delta * self._units[name]
-
-
-class _Beside(TorchFunctionMode):
-    """Convolutions go through the product beside their kernel, too. The sum is the same as with a changed kernel, but
-    no gradient of the kernel is computed, which would take a third of a step's time."""
-
-    def __init__(self, factors: Mapping[int, tuple[Tensor, Tensor]]) -> None:
-        """`factors` by the address of the kernel that they change."""
-        super().__init__()
-        self._factors = factors
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        factors = self._factors.get(args[1].data_ptr()) if func is _CONVOLUTION else None
-        if factors is None:
-            return func(*args, **kwargs)
-        narrow, wide = factors
-        features, kernel, *rest = args
-        bias, how = (rest[0], rest[1:]) if rest else (None, [])
-        # The gradient of a bias that goes with the large kernel would bring that kernel's with it.
-        beside = functional.conv2d(func(features, narrow, None, *how, **kwargs), wide, bias)
-        return func(features, kernel, None, *how, **kwargs) + beside
-
-
-def _pays(weight: Tensor, rank: int) -> bool:
-    """Whether a tensor is changed: vectors are, and matrices and kernels far larger than a product of that rank.
-
-    Kernels of depthwise convolutions are not: their gradients take an eighth of the time, for few numbers.
-    """
-    if weight.ndim < 2:
-        return weight.ndim == 1
-    depthwise = weight.ndim > 2 and weight.shape[1] == 1
-    return not depthwise and min(len(weight), weight[0].numel()) > 2 * rank
-
-
-def _unit(weight: Tensor) -> Tensor:
-    """Root mean square of a tensor, for matrices and kernels that of each output channel, in a shape that broadcasts.
-
-    Where batch normalisations were folded in, channels differ by orders of magnitude.
-    """
-    whole = weight.detach().square().mean().sqrt().clamp_min(1e-6)
-    if weight.ndim < 2:
-        return whole
-    rows = weight.detach().flatten(1).square().mean(1).sqrt().maximum(1e-2 * whole)
-    return rows.reshape(-1, *[1] * (weight.ndim - 1))
+        denoiser = {key: value.detach().half().cpu().contiguous().numpy() for key, value in found.items()}
+        return denoiser | {f"{TAIL}/{name}": value for name, value in self.tail.tensors().items()}

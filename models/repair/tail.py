@@ -10,15 +10,11 @@ serves devices whose half was exported without, and the other way round. The ten
     SPLIT/denoise/mean, .../deviation          of the features' channels [C], by which it normalises
     SPLIT/denoise/resample/weight, .../bias, .../size
                                                of a detector on fewer pixels, to the grid of all: see `resample`
-    SPLIT/tail/NAME                            what is added to the tail's tensor NAME, in full, or
-    SPLIT/tail/NAME/left, .../right            the same as a product [out, r] [r, rest] of low rank
-
-The deltas are added once, when the tail is loaded; they cost no time afterwards.
+    SPLIT/tail/NAME, .../left, .../right       what is added to the tail's tensor NAME, see `deltas`
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 
 import numpy as np
@@ -29,9 +25,10 @@ from torch.nn import functional
 from ..backbones import Backbone
 from ..bundle import Bundle
 from ..exceptions import BundleError
+from .deltas import with_deltas
 from .resample import Resample, own_cut
 
-DENOISE, RESAMPLE, TAIL, LEFT, RIGHT = "denoise", "denoise/resample", "tail", "/left", "/right"
+DENOISE, RESAMPLE, TAIL = "denoise", "denoise/resample", "tail"
 
 
 class Denoiser(nn.Module):
@@ -120,18 +117,12 @@ def repaired(bundle: Bundle, split: str, decoder: nn.Module, tail: nn.Module) ->
             decoder = (
                 DenoisingDecoder(decoder, _denoiser(tensors, mean_gain(bundle, split))).requires_grad_(False).eval()
             )
-        return decoder, _with_deltas(tail, deltas)
+        return decoder, with_deltas(tail, deltas)
     except (KeyError, RuntimeError) as error:
         raise BundleError(
             f"the repair of {split} in bundle {bundle.name} does not fit its backbone: {error}; "
             "learn it anew with `headrace repair`"
         ) from error
-
-
-def weights(module: nn.Module) -> dict[str, Tensor]:
-    """What of a module can be repaired, by name: its parameters, and buffers that hold a folded weight or bias."""
-    buffers = {k: v for k, v in module.named_buffers() if k.endswith(("weight", "bias")) and v.is_floating_point()}
-    return {**dict(module.named_parameters()), **buffers}
 
 
 def mean_gain(bundle: Bundle, split: str) -> float:
@@ -149,13 +140,3 @@ def _denoiser(tensors: Mapping[str, Tensor], gain: float) -> Denoiser:
     state = {f"{i}.{part}": tensors[f"{DENOISE}/{i}/{part}"] for i in layers for part in ("weight", "bias")}
     denoiser.layers.load_state_dict(state)
     return denoiser
-
-
-def _with_deltas(tail: nn.Module, deltas: Mapping[str, Tensor]) -> nn.Module:
-    tail = copy.deepcopy(tail)
-    changed = weights(tail)
-    with torch.no_grad():
-        for name in sorted({key.removesuffix(LEFT).removesuffix(RIGHT) for key in deltas}):
-            delta = deltas[name] if name in deltas else deltas[name + LEFT] @ deltas[name + RIGHT]
-            changed[name] += delta.reshape(changed[name].shape)
-    return tail

@@ -42,6 +42,7 @@ price = 1e9
 fresh = 1
 batch = 8
 synthesis = [[24, 12, 1], [16, 8, 1]]
+tail_rank = 2
 [encoder]
 latent = 12
 widths = { 50 = [4, 8, 4, 8, 8, 8, 8, 8], 100 = [4, 16, 8, 16, 8, 16, 16, 16] }
@@ -55,6 +56,8 @@ ramp = 0.2
 towards = "answers"
 steps = 6
 rate = 5e-4
+tail = true
+mix = 0.5
 [[stages]]
 towards = "answers"
 steps = 3
@@ -156,6 +159,34 @@ def test_the_last_stage_left_the_encoder_alone(plan, learned, work):
         torch.testing.assert_close(before[f"parameter/encoder.{name}"], parameter.detach(), rtol=0, atol=0)
     changed = [not torch.equal(before[f"parameter/synthesis.{n}"], p) for n, p in learned.synthesis.named_parameters()]
     assert all(changed)
+
+
+def test_a_plan_with_one_more_stage_goes_on_from_where_it_ended(base, plan, photographs, learned, work):
+    more = plan.model_copy(update={"stages": (*plan.stages, plan.stages[-1].model_copy(update={"steps": 1}))})
+    began = {file.name: file.stat().st_mtime_ns for file in work.glob("*/stage-*.safetensors")}
+    again = train(backbone_of(base), more, photographs, work, ALONE)
+    (folder,) = work.iterdir()
+    after = {file.name: file.stat().st_mtime_ns for file in folder.glob("stage-*.safetensors")}
+    assert {name: after[name] for name in began} == began and set(after) - set(began) == {"stage-3.safetensors"}
+    for mine, theirs in zip(again.tail.parameters(), learned.tail.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_the_rest_of_the_backbone_is_changed_for_all_widths_alike(bundle, learned):
+    changes = {k: v for k, v in bundle.learned.items() if k.startswith("slim/tail/")}
+    assert changes and any(np.abs(v.astype(np.float32)).max() > 0 for v in changes.values())
+    backbone = backbone_of(bundle)
+    tails = [backbone.tail(name).modules_in_row[1] for name in ("slim-50", "slim-100")]
+    assert tails[0] is tails[1]
+    (channels, height, width) = backbone.shape("input")
+    x = torch.rand(2, channels, height, width)
+    with torch.inference_mode():
+        (as_learned,), (changed,), (unchanged,) = (
+            learned.tail(x),
+            tails[0](x),
+            backbone.tail("input")(x),
+        )
+    assert float((changed - as_learned).abs().max()) < 0.3 * float((unchanged - as_learned).abs().max())
 
 
 def test_a_width_taken_out_is_the_slimmable_one(plan, learned):
@@ -277,6 +308,7 @@ def test_too_many_operating_points_are_refused(bundle, plan, photographs, learne
         (("50 = [4, 8,", "50 = [4, 17,"), "fewer channels"),
         (("50 = [4, 8,", "50 = [3, 8,"), "stride 3"),
         (('towards = "features"', 'towards = "labels"'), "stages.0.towards"),
+        (("tail_rank = 2", "tail_rank = 0"), "tail_rank"),
         (("views = 64", "views = "), "not TOML"),
     ],
 )
