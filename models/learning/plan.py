@@ -69,6 +69,12 @@ class Stage(_Part):
     noise: float = Field(0.0, ge=0, le=1, description="Share of the steps in which noise stands for rounding.")
     encoder: bool = Field(True, description="Whether the encoder learns too, or the server's half alone.")
     tail: bool = Field(False, description="Whether the rest of the backbone learns too, a change of low rank.")
+    worth: float = Field(
+        1.0,
+        gt=0,
+        description="Nats of the metric that a nat of the answers' divergence counts as; a detector's metric is of a "
+        "projection of its answers, and smaller.",
+    )
     mix: float = Field(0.0, ge=0, le=1, description="Share of the views that are two photographs laid over each other.")
 
 
