@@ -9,13 +9,17 @@ from headrace.models.backbones import Backbone, Pixels
 from headrace.models.closed_form import fisher_gradients
 from headrace.models.exceptions import DataError
 from headrace.models.learning.album import Album
+from headrace.models.learning.assemble import assemble
 from headrace.models.learning.metric import Nats
 from headrace.models.learning.plan import TrainPlan
 from headrace.models.learning.refit import Darknet
 from headrace.models.learning.slimmable import SlimmableEncoder
 from headrace.models.learning.start import Narrowing, start
 from headrace.models.learning.synthesis import Synthesis, SynthesisShape
-from headrace.models.measure import find_pictures
+from headrace.models.learning.team import Team
+from headrace.models.learning.train import train
+from headrace.models.measure import find_pictures, load_pixels
+from headrace.models.split import fit
 from headrace.models.zoo.catalogue import load_backbone
 from headrace.models.zoo.sources import Source
 from torch import Tensor
@@ -134,3 +138,29 @@ def test_plans_with_mistakes_are_refused(tmp_path, change, says):
 
 def test_a_network_of_another_form_is_left_alone():
     assert Narrowing.of(load_backbone(Source("timm/test_resnet", seed=3, size=64)), "layer2") is None
+
+
+def test_the_plan_for_yolo_from_pictures_to_a_bundle(noise_pictures, tmp_path, monkeypatch):
+    """Few steps of every stage, and the widths are split points whose heads are the encoder that was learned."""
+    monkeypatch.setattr("headrace.models.learning.train.FITTED", 24)
+    monkeypatch.setattr("headrace.models.learning.train.STARTED", 8)
+    monkeypatch.setattr("headrace.models.split.timed", lambda backbone, bundle, progress: bundle)
+    monkeypatch.setattr("headrace.models.learning.assemble.timed", lambda backbone, bundle, progress: bundle)
+    pictures = find_pictures(noise_pictures)
+    backbone = load_backbone(Source("yolov2_tiny", seed=1, size=64))
+    base = fit(backbone, ("pool5",), pictures[:24], pictures[24:26])
+    plan = TrainPlan.load(PLAN)
+    stages = tuple(s.model_copy(update={"steps": 2}) for s in plan.stages)
+    few = plan.model_copy(update={"views": 16, "batch": 4, "stages": stages, "synthesis": ((16, 8, 1), (8, 4, 1))})
+    learned = train(backbone, few, pictures, tmp_path, Team(0, 1, torch.device("cpu")))
+    assert learned.said.startswith("from the backbone's own first stages")
+    made = assemble(backbone, base, few, learned, pictures[:24], pictures[24:26])
+    assert [s.name for s in made.splits] == ["pool5", "slim-25", "slim-50", "slim-75", "slim-100"]
+    pixels = torch.from_numpy(np.stack([load_pixels(p, backbone.preprocessing) for p in pictures[:4]]))
+    for width in plan.encoder.widths:
+        with torch.inference_mode():
+            (alone,) = backbone.head(f"slim-{width}")(pixels)
+            whole = learned.encoder(Pixels(backbone.preprocessing)(pixels), width)
+            (scores, corners) = backbone.tail(f"slim-{width}")(alone)
+        assert float((alone - whole).abs().max()) < 2e-2 * float(whole.abs().max())  # half precision
+        assert scores.shape == (4, 20, 80) and corners.shape == (4, 20, 4)
