@@ -236,7 +236,7 @@ class Lesson:
         if step:
             self._views.add(plan.fresh, stage.mix)
         rng = np.random.default_rng((plan.seed, self._number, step, self._rank))
-        generator = torch.Generator(self._device).manual_seed(int(rng.integers(2**62)))
+        torch.manual_seed(int(rng.integers(2**62)))
         pixels, features, wanted = self._views.batch(rng, plan.batch, stage.mix)
         pixels, features = pixels.to(self._device), features.to(self._device)
         gain = torch.from_numpy(np.exp(rng.uniform(0, np.log(plan.gains), plan.batch)).astype(np.float32)).to(
@@ -251,8 +251,7 @@ class Lesson:
             at += number
             with self._half(), torch.set_grad_enabled(stage.encoder):
                 latent = self.encoder(x[part], self._widths[width])
-            noise = torch.rand(latent.shape, generator=generator, device=self._device) - 0.5
-            each = self.surrogate(latent, gain[part], width, noise, rounded)
+            each = self.surrogate(latent, gain[part], width, rounded)
             decoded.append(each[0])
             bits.append(each[1])
         rate = torch.cat(bits)
