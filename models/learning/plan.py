@@ -64,6 +64,8 @@ class Stage(_Part):
 
     towards: Literal["features", "answers"] = Field(description="What the loss compares with the uncut model's.")
     steps: int = Field(ge=1, description="Batches.")
+    batch: int | None = Field(None, ge=4, description="Views a step, in place of the plan's.")
+    widest: float | None = Field(None, gt=0, lt=1, description="In place of the plan's.")
     rate: float = Field(2e-3, gt=0, description="Learning rate at its height.")
     ramp: float = Field(0.0, ge=0, le=1, description="Share of the steps over which bits come to their full price.")
     noise: float = Field(0.0, ge=0, le=1, description="Share of the steps in which noise stands for rounding.")

@@ -113,7 +113,7 @@ def train(
     lesson = Lesson(backbone, plan, shape, views, _fitted(paths, plan.seed), team, progress)
     for number, stage in enumerate(plan.stages):
         lesson.begin(number, stage)
-        note = _noting(progress, f"towards {stage.towards}", stage.steps, plan.batch * team.size, lesson)
+        note = _noting(progress, f"towards {stage.towards}", stage.steps, lesson.batch * team.size, lesson)
         named, state = lesson.parameters(stage), lesson.state(stage)
         descend(
             named,
@@ -128,9 +128,11 @@ def train(
             keeps=team.first,
         )
         team.average(state.values())
-    stages = ", then ".join(f"{s.steps} steps towards {s.towards}" for s in plan.stages)
+    stages = ", then ".join(
+        f"{s.steps} steps of {s.batch or plan.batch} views towards {s.towards}" for s in plan.stages
+    )
     begun = "from the backbone's own first stages" if lesson.started else "from random weights"
-    said = f"{begun} {stages}, {plan.batch} views each of {len(paths)} unlabelled photographs, seed {plan.seed}"
+    said = f"{begun} {stages}, of {len(paths)} unlabelled photographs, seed {plan.seed}"
     return Learned(lesson.encoder.eval(), lesson.synthesis.eval(), lesson.tail.eval(), said)
 
 
@@ -209,6 +211,11 @@ class Lesson:
         self.surrogate.train(stage.encoder)
         self.tail.requires_grad_(stage.tail)
 
+    @property
+    def batch(self) -> int:
+        """Views a step of this stage."""
+        return self._stage.batch or self._plan.batch
+
     def parameters(self, stage: Stage) -> dict[str, torch.nn.Parameter]:
         """What learns in a stage, by name."""
         named = {f"synthesis.{k}": p for k, p in self.synthesis.named_parameters()}
@@ -237,9 +244,9 @@ class Lesson:
             self._views.add(plan.fresh, stage.mix)
         rng = np.random.default_rng((plan.seed, self._number, step, self._rank))
         torch.manual_seed(int(rng.integers(2**62)))
-        pixels, features, wanted = self._views.batch(rng, plan.batch, stage.mix)
+        pixels, features, wanted = self._views.batch(rng, self.batch, stage.mix)
         pixels, features = pixels.to(self._device), features.to(self._device)
-        gain = torch.from_numpy(np.exp(rng.uniform(0, np.log(plan.gains), plan.batch)).astype(np.float32)).to(
+        gain = torch.from_numpy(np.exp(rng.uniform(0, np.log(plan.gains), self.batch)).astype(np.float32)).to(
             self._device
         )
         rounded = step >= stage.noise * stage.steps
@@ -273,11 +280,11 @@ class Lesson:
     def _shares(self, rng: np.random.Generator) -> list[tuple[int, int]]:
         """(width, views): so many at the widest as the plan says, half of the others at the narrowest and at one
         between."""
-        batch, last = self._plan.batch, len(self._widths) - 1
+        batch, last = self.batch, len(self._widths) - 1
         if last == 0:
             return [(0, batch)]
         between = int(rng.integers(1, last)) if last > 1 else 0
-        others = max(1, round(batch * (1 - self._plan.widest) / 2))
+        others = max(1, round(batch * (1 - (self._stage.widest or self._plan.widest)) / 2))
         return [(last, batch - 2 * others), (between, others), (0, others)]
 
     def _half(self) -> torch.autocast:

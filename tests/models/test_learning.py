@@ -55,6 +55,8 @@ ramp = 0.2
 [[stages]]
 towards = "answers"
 steps = 6
+batch = 12
+widest = 0.6
 rate = 5e-4
 tail = true
 mix = 0.5
