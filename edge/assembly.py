@@ -138,7 +138,7 @@ def select_points(bundle: Bundle, settings: EdgeSettings) -> tuple[OperatingPoin
     if settings.filter:
         if bundle.filter is None:
             raise ConfigError(f"bundle {bundle.name} has no filter; give it one with `headrace filter`")
-        points = [p for p in points if p.kind is not Kind.IMAGE]
+        points = [p for p in points if p.kind is Kind.LOCAL or (p.split and bundle.filters(p.split))]
     if settings.point is not None:
         named = [p for p in points if p.name == settings.point]
         if not named:

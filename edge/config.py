@@ -124,7 +124,8 @@ class EdgeSettings(BaseSettings):
     filter: bool = Field(
         False,
         description="Send only frames in which the bundle's filter sees something of its classes of interest "
-        "(`headrace filter`), and those of the next two settings. Pictures are not sent then.",
+        "(`headrace filter`), and those of the next two settings. Pictures are not sent then, nor features of "
+        "a split point without a filter.",
     )
     audit_share: float = Field(
         0.02,

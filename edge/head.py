@@ -23,7 +23,7 @@ class Reached(NamedTuple):
 
     Attributes:
         latent: float32 [K, H, W].
-        presence: the filter's score; None where the bundle has no filter.
+        presence: the filter's score; None where the split point has no filter.
         features: float32 [C, H, W]; None where the split point has no exit.
     """
 
@@ -57,7 +57,7 @@ class Head:
         if graph is None:
             graph = self._graphs[split] = Graph(self._folder / head_file(split), "latent", self._threads)
         names = ["latent"]
-        if self._bundle.filter is not None:
+        if self._bundle.filters(split):
             names.append(PRESENCE)
         if self._bundle.exit(split) is not None:
             names.append(FEATURES)

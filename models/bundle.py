@@ -95,8 +95,7 @@ class Bundle:
     rate level `SPLIT/LEVEL/indexes` uint8 [n'], n' <= n, the table of each component in that order.
     Where the bundle can predict frames of a video (see `temporal`), tables of all split points together:
     `temporal/sizes` and `temporal/offsets` as above, and `temporal/cdf` int32 [sum of the sizes], row after row.
-    Where there is a filter, `SPLIT/filter/threshold` float32 [1] and `SPLIT/filter/...` float16, its layers (see
-    `detection.filter`).
+    Where a split point has a filter, `SPLIT/filter/threshold` float32 [1] and `SPLIT/filter/...`, its layers, float16.
     """
 
     name: str
@@ -214,6 +213,10 @@ class Bundle:
         gain: npt.NDArray[np.float32] = self.tensors[f"{split}/gains"][level]
         return gain
 
+    def filters(self, split: str) -> bool:
+        """Whether a split point has a filter; not all need one."""
+        return self.filter is not None and f"{split}/filter/threshold" in self.tensors
+
     def filter_threshold(self, split: str) -> float:
         """The score below which a frame holds nothing of interest; only where there is a filter."""
         return float(self._tensor(f"{split}/filter/threshold")[0])
@@ -278,8 +281,10 @@ class Bundle:
                     raise BundleError(f"bundle {self.name}: one of the {part} of {s.name} is not positive")
             check_coding(self, s)
             threshold = self.tensors.get(f"{s.name}/filter/threshold")
-            if self.filter and (threshold is None or threshold.shape != (1,) or threshold.dtype != np.float32):
-                raise BundleError(f"bundle {self.name} is damaged: {s.name} has no filter; learn it anew")
+            if threshold is not None and (threshold.shape != (1,) or threshold.dtype != np.float32):
+                raise BundleError(f"bundle {self.name} is damaged: the filter of {s.name}; learn it anew")
+        if self.filter and not any(self.filters(s.name) for s in self.splits):
+            raise BundleError(f"bundle {self.name} is damaged: it has no filter; learn it anew")
         if self.filter and not all(0 <= i < len(self.labels) for i in self.filter.classes):
             raise BundleError(f"bundle {self.name}: its filter is for classes that have no label")
         self.temporal_tables()

@@ -200,16 +200,22 @@ def learn_filter(
     classes: Annotated[list[str], typer.Option(help="A class of interest, such as person; several times for more.")],
     output: BundleOutput,
     bundle: BundleFolder = COMMITTED_DETECTION,
+    at: Annotated[
+        list[str] | None, typer.Option(help="Split point that gets a filter; several times for several. All of them.")
+    ] = None,
     miss_rate: Annotated[float, typer.Option(help="Most that may be missed of the frames that hold one, 0..1.")] = 0.02,
-    epochs: Annotated[int, typer.Option(help="Passes over the photographs.")] = 20,
+    epochs: Annotated[int, typer.Option(help="Passes over the photographs, on a CPU.")] = 20,
+    views: Annotated[int, typer.Option(help="Views to learn from, on a GPU, where each is a new one.")] = 150_000,
     seed: Annotated[int, typer.Option(help="Of the photographs' division and order.")] = 0,
+    device: Device = "cpu",
 ) -> None:
     """Teach a detector's bundle to keep frames on the device that hold nothing of the classes of interest.
 
-    A run that was killed goes on where it was when the same command is given again.
+    On a CPU a run that was killed goes on where it was when the same command is given again.
     """
     import shutil
 
+    import torch
     from rich.console import Console
     from rich.progress import Progress
 
@@ -219,7 +225,7 @@ def learn_filter(
     from .zoo.catalogue import write_weights
 
     loaded, bars = Bundle.load(bundle), dict[str, Any]()
-    plan = neural_filter.FilterPlan(tuple(classes), miss_rate, epochs, seed)
+    plan = neural_filter.FilterPlan(tuple(classes), miss_rate, epochs, views, seed, tuple(at or ()))
     with Progress(*bar_columns(), console=Console(stderr=True)) as progress:
 
         def note(what: str, done: int, of: int) -> None:
@@ -228,7 +234,8 @@ def learn_filter(
             progress.update(bars[what], completed=done)
 
         work = output / "filter-work"
-        backbone, learned, reports = neural_filter.learn_filter(loaded, calibration, plan, note, work)
+        there = torch.device(device)
+        backbone, learned, reports = neural_filter.learn_filter(loaded, calibration, plan, note, work, there)
     learned.save(output)
     write_weights(backbone, output)
     shutil.rmtree(work, ignore_errors=True)

@@ -17,7 +17,8 @@ from .backbones import Backbone, Chain
 from .bottleneck import Encoder
 from .bundle import FEATURES, PRESENCE, UNCUT, Bundle, head_file
 from .bundle_files import exit_file
-from .detection.filter import Presence, WithFilter
+from .detection.filter import WithFilter
+from .detection.presence import Presence
 from .edge_half import has_local, write_edge_manifest
 from .zoo.catalogue import backbone_of
 
@@ -40,7 +41,7 @@ def export_edge_half(bundle: Bundle, folder: Path, note: Callable[[str], None] =
         encoder: nn.Module = Encoder.of(bundle, spec.name)
         path, outputs = folder / head_file(spec.name), ["latent"]
         sized, _ = backbone.at(spec.name)
-        if bundle.filter is not None:
+        if bundle.filters(spec.name):
             encoder = WithFilter(encoder, Presence.of(bundle, spec.name))
             outputs.append(PRESENCE)
         if (found := bundle.exit(spec.name)) is not None:

@@ -75,13 +75,19 @@ def extend(
 
 
 def without(bundle: Bundle, names: Collection[str]) -> Bundle:
-    """The bundle without some split points, their operating points, tensors, repairs and exits."""
+    """The bundle without some split points, their operating points, tensors, repairs and exits, and what is said of the
+    repairs."""
 
     def stays(key: str) -> bool:
         return not any(key.startswith(f"{name}/") for name in names)
 
+    provenance = dict(bundle.provenance)
+    said = [part for part in str(provenance.pop("repair", "")).split("; ") if part and part.split()[0] not in names]
+    if said:
+        provenance["repair"] = "; ".join(said)
     return replace(
         bundle,
+        provenance=provenance,
         exit_specs=tuple(s for s in bundle.exit_specs if s.split not in names),
         splits=tuple(s for s in bundle.splits if s.name not in names),
         operating_points=tuple(p for p in bundle.operating_points if p.split not in names),

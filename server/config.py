@@ -21,6 +21,7 @@ from pydantic_settings import (
 )
 
 from ..models.bitstream import MAX_PACKET_BYTES
+from .engine import Runtime
 from .exceptions import SettingsError
 from .security import SecuritySettings
 
@@ -121,7 +122,13 @@ class ServerSettings(SecuritySettings):
     )
     ray_cpus: float = Field(1.0, gt=0, description="Cores that Ray keeps for one replica.")
     device: Literal["cpu", "cuda"] = Field("cpu", description="Where decoders and tails run.")
-    threads: int = Field(0, ge=0, le=1024, description="PyTorch's threads on the CPU; 0 for one a core.")
+    runtime: Runtime = Field(
+        "onnx",
+        description="What computes tails on the CPU: ONNX Runtime, which is faster, or PyTorch (`torch`). A tail that "
+        "ONNX Runtime cannot take, or answers differently, stays with PyTorch, and the log says so. On CUDA always "
+        "PyTorch.",
+    )
+    threads: int = Field(0, ge=0, le=1024, description="Threads of a tail on the CPU; 0 for one a core.")
     decode_threads: int = Field(2, ge=1, le=64, description="Worker threads for entropy and image decoding.")
     drain_s: float = Field(
         10.0, ge=0, le=3600, description="How long admitted frames may take to be answered after SIGTERM, in seconds."

@@ -24,8 +24,10 @@ DEVIATIONS = 2.0
 """Mean deviations on top of the mean that a frame's time is planned with."""
 LIKELY = 0.5
 """The same where several times are added up, which are not all long at once."""
-TABLE_S = 0.1
+TABLE_S = 0.25
 """How long a table of all sizes is used before it is made anew: a frame that is refused is not worth one."""
+ALONE_S = 0.02
+"""The same for one number that every frame asks for, unless something was measured meanwhile."""
 TRUSTED_S = 1.0
 """Age from which a measurement counts for less; it halves in each further second."""
 
@@ -60,6 +62,7 @@ class Costs:
         self._warm_up: dict[TailKey, Mapping[int, float]] = {}
         self._latest: dict[TailKey, int] = {}
         self._tables: dict[TailKey, tuple[float, list[float]]] = {}
+        self._alone: dict[TailKey, tuple[float, float]] = {}
         self._decode: dict[TailKey, Measured] = {}
         self._pace: dict[TailKey, Measured] = {}
 
@@ -67,11 +70,12 @@ class Costs:
         """Begin with what a warm-up measured: seconds by batch size."""
         self._batches[key] = {size: Measured(seconds, 0.0, now) for size, seconds in seconds_of.items()}
         self._warm_up[key] = dict(seconds_of)
+        self._alone.pop(key, None)
 
     def forget(self, fingerprint: bytes) -> None:
         """Drop what is known about the tails of a bundle that is no longer served."""
         tables: tuple[dict[TailKey, Any], ...] = (self._batches, self._warm_up, self._latest, self._tables)
-        for table in (*tables, self._decode, self._pace):
+        for table in (*tables, self._alone, self._decode, self._pace):
             for key in [k for k in table if k.fingerprint == fingerprint]:
                 del table[key]
 
@@ -79,10 +83,12 @@ class Costs:
         """A batch of `size` frames took `seconds` of decoder and tail."""
         _add(self._batches.setdefault(key, {}), size, seconds, now)
         self._latest[key] = size
+        self._alone.pop(key, None)
 
     def decoded(self, key: TailKey, seconds: float, now: float) -> None:
         """Decoding one packet for that tail took `seconds`."""
         _add(self._decode, key, seconds, now)
+        self._alone.pop(key, None)
 
     def paced(self, key: TailKey, seconds: float, now: float) -> None:
         """Under load the server answered one frame of that tail every `seconds`."""
@@ -125,7 +131,11 @@ class Costs:
 
     def alone_s(self, key: TailKey, now: float) -> float:
         """Seconds from here to the result for a frame that need not wait and is not decoded yet."""
-        return self.decode_s(key, now) + self.batch_s(key, 1, now)
+        made, seconds = self._alone.get(key, (-math.inf, 0.0))
+        if now - made > ALONE_S:
+            seconds = self.decode_s(key, now) + self.batch_s(key, 1, now)
+            self._alone[key] = (now, seconds)
+        return seconds
 
     def decode_s(self, key: TailKey, now: float) -> float:
         """Seconds that decoding one packet is planned with."""

@@ -276,6 +276,7 @@ def engine_of(settings: ServerSettings) -> Engine:
                 settings.ray_replicas,
                 settings.ray_cpus,
                 settings.device,
+                settings.runtime,
                 settings.threads,
                 settings.max_batch,
                 settings.decode_threads,
@@ -286,7 +287,7 @@ def engine_of(settings: ServerSettings) -> Engine:
     def load(bundle: Bundle) -> dict[TailKey, Tail]:
         from .tail import tails_of  # imports PyTorch
 
-        return tails_of(bundle, settings.device)
+        return tails_of(bundle, settings.device, settings.runtime, settings.threads)
 
     def set_up() -> None:
         from .tail import set_up_torch

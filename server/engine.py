@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import Literal, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -55,6 +55,8 @@ TailInput: TypeAlias = FeatureInput | ImageInput | PacketInput
 Outputs: TypeAlias = tuple[TailOutput, ...]
 BatchSeconds: TypeAlias = Mapping[int, float]
 """Seconds that a batch took, by its size."""
+Runtime: TypeAlias = Literal["onnx", "torch"]
+"""What computes tails: ONNX Runtime, on the CPU and as far as it can, or PyTorch."""
 
 
 class Tail(Protocol):

@@ -111,12 +111,15 @@ class Pipeline:
         received: float,
         device: str = "",
         references: References | None = None,
+        *,
+        asked: bool = False,
     ) -> Job | Result:
         """The beginning of the way, at once: admit and read.
 
         Args:
             decoder, frame, received, device: as for `answer`.
             references: what is kept of its stream's frames; None where every frame is a key frame.
+            asked: `turn_away` was asked about it just now, and did not refuse it.
 
         Returns:
             The admitted frame, which has to `go_on` or to `leave`, or the result of a refused one.
@@ -128,7 +131,7 @@ class Pipeline:
             packet, point = decoder.read(frame.packet, self._max_packet_bytes)
             earlier = _earlier(packet, references)
             key = TailKey(decoder.bundle.fingerprint, point.split)
-            if (error := self._refusal(key, deadline, device)) is not None:
+            if not asked and (error := self._refusal(key, deadline, device)) is not None:
                 raise error
             now = self.clock()
             place = self.admission.take(device, len(frame.packet), self._dispatcher.costs.frame_s(key, now))
@@ -179,7 +182,7 @@ class Pipeline:
 
     def turn_away(
         self, decoder: PacketDecoder, packet: bytes, remaining_ms: int, received: float, device: str
-    ) -> tuple[int, FrameError] | None:
+    ) -> tuple[int, FrameError] | bool:
         """Refuse a frame before its bytes are read, as far as its first ones say that it would be: under overload most
         frames come no further than this.
 
@@ -189,14 +192,14 @@ class Pipeline:
             remaining_ms: of its deadline.
 
         Returns:
-            Its id, and why it is refused; None: it has to `enter`.
+            Its id, and why it is refused; True: it is not; False: that cannot be told so early.
         """
         seen = peek(packet)
         if seen is None or (key := decoder.keys.get(seen[0])) is None:
-            return None
+            return False
         error = self._refusal(key, deadline_at(received, remaining_ms), device)
         if error is None:
-            return None
+            return True
         self._metrics.received(len(packet))
         self._metrics.answered(error.status)
         if error.reason is not None:

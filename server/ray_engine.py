@@ -21,7 +21,7 @@ import structlog
 from ..models.bundle import Bundle
 from ..protos import messages
 from ..protos.messages import Status
-from .engine import BatchSeconds, Engine, EngineResult, Outputs, PacketInput, TailInput, TailKey
+from .engine import BatchSeconds, Engine, EngineResult, Outputs, PacketInput, Runtime, TailInput, TailKey
 from .exceptions import FrameError, InferenceError, InvalidError, StartError
 
 log = structlog.get_logger(__name__)
@@ -45,6 +45,7 @@ class RaySettings:
     max_replicas: int
     cpus: float
     device: str
+    runtime: Runtime
     threads: int
     max_batch: int
     decode_threads: int
@@ -163,7 +164,7 @@ class RayEngine(Engine):
             graceful_shutdown_timeout_s=20,
             **scaling,
         )
-        application = deployment.bind(s.device, s.threads, s.max_batch, s.decode_threads, s.max_packet_bytes)
+        application = deployment.bind(s.device, s.runtime, s.threads, s.max_batch, s.decode_threads, s.max_packet_bytes)
         self._serve.run(application, name=APPLICATION, route_prefix=None)
         self._handle = self._serve.get_deployment_handle("tail", APPLICATION)
 

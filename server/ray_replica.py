@@ -18,20 +18,30 @@ from ..models.bundle import Bundle, short
 from ..protos import messages
 from ..protos.messages import Result, Status
 from .decoder import PacketDecoder
-from .engine import LocalEngine, TailInput, TailKey
+from .engine import LocalEngine, Runtime, TailInput, TailKey
 from .exceptions import FrameError, StartError
 
 
 class TailReplica:
     """Holds the tails of the bundles that its configuration names."""
 
-    def __init__(self, device: str, threads: int, max_batch: int, decode_threads: int, max_packet_bytes: int) -> None:
+    def __init__(
+        self,
+        device: str,
+        runtime: Runtime,
+        threads: int,
+        max_batch: int,
+        decode_threads: int,
+        max_packet_bytes: int,
+    ) -> None:
         """See `ServerSettings` for what each one means; nothing is loaded yet."""
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         from .tail import set_up_torch, tails_of
 
         self._engine = LocalEngine(
-            lambda bundle: tails_of(bundle, device), lambda: set_up_torch(device, threads), max_batch
+            lambda bundle: tails_of(bundle, device, runtime, threads),
+            lambda: set_up_torch(device, threads),
+            max_batch,
         )
         self._threads = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
         self._max_packet_bytes = max_packet_bytes

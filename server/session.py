@@ -129,8 +129,9 @@ class Session:
                 for gathering in self._gathering.values():
                     gathering.end()
                 return None
-            if (refusal := self._turn_away(request, received)) is not None:
-                await self._send(refusal)
+            early = self._turn_away(request, received)
+            if not isinstance(early, bool):
+                await self._send(early)
                 self._room.release()
                 continue
             frame = messages.read_request(request)
@@ -142,8 +143,9 @@ class Session:
             if not isinstance(frame, Frame):
                 return grpc.StatusCode.INVALID_ARGUMENT, "after Hello a stream carries frames, one a request"
             self.frames += 1
-            frame = replace(frame, remaining_ms=self._remaining_ms(frame, received))
-            entered = self._enter(frame, received)
+            if (remaining_ms := self._remaining_ms(frame, received)) != frame.remaining_ms:
+                frame = replace(frame, remaining_ms=remaining_ms)
+            entered = self._enter(frame, received, asked=early)
             if isinstance(entered, Result):  # refused: that needs no task
                 await self._write(entered, received)
                 self._room.release()
@@ -157,17 +159,17 @@ class Session:
                 await asyncio.sleep(0)
                 await asyncio.sleep(0)
 
-    def _turn_away(self, request: messages.StreamRequest, received: float) -> messages.StreamResponse | None:
-        """The refusal of a frame that is not worth being read, ready to be sent; None for all others."""
+    def _turn_away(self, request: messages.StreamRequest, received: float) -> messages.StreamResponse | bool:
+        """The refusal of a frame that is not worth being read, ready to be sent; else whether it was looked at."""
         if not self._pipeline.admission.waiting:
-            return None
+            return False
         message = messages.whole_frame(request)
         if message is None or self._served.stop.is_set() or self._in_flight >= self._limits.in_flight:
-            return None
+            return False
         pipeline, remaining_ms = self._pipeline, self._remaining_ms(message, received)
         found = pipeline.turn_away(self._served.decoder, message.packet, remaining_ms, received, self._device)
-        if found is None:
-            return None
+        if isinstance(found, bool):
+            return found
         self.frames += 1
         (frame_id, error), total_us = found, micros(pipeline.clock() - received)
         waiting = pipeline.admission.waiting
@@ -180,7 +182,7 @@ class Session:
             max(1, frame.remaining_ms - late_ms) if frame.remaining_ms and late_ms > JITTER_MS else frame.remaining_ms
         )
 
-    def _enter(self, frame: Frame, received: float) -> Job | Gathering | Result:
+    def _enter(self, frame: Frame, received: float, *, asked: bool) -> Job | Gathering | Result:
         """Admit a frame, or begin to gather it, or refuse it: known before more is read."""
         try:
             if self._served.stop.is_set():
@@ -195,13 +197,13 @@ class Session:
                 return self._gather(frame, received)
         except FrameError as error:
             return self._pipeline.refuse(frame, error)
-        entered = self._enter_whole(frame, received)
+        entered = self._enter_whole(frame, received, asked=asked)
         if not isinstance(entered, Result):
             self._in_flight += 1
         return entered
 
-    def _enter_whole(self, frame: Frame, received: float) -> Job | Result:
-        return self._pipeline.enter(self._served.decoder, frame, received, self._device, self._references)
+    def _enter_whole(self, frame: Frame, received: float, *, asked: bool = False) -> Job | Result:
+        return self._pipeline.enter(self._served.decoder, frame, received, self._device, self._references, asked=asked)
 
     def _gather(self, frame: Frame, received: float) -> Gathering:
         """Whoever collects the slices that follow."""

@@ -6,12 +6,13 @@ pixels ────────────────────────�
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping, Sequence
 from typing import cast
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..models.backbones import Backbone
 from ..models.bottleneck import Decoder
@@ -22,15 +23,18 @@ from ..models.tasks import Answer, Answers, Boxes, Labels, Several, Task
 from ..models.tasks import ClassMap as Classes
 from ..models.zoo.catalogue import backbone_of
 from ..protos.messages import Box, ClassMap, Label, TailOutput
-from .engine import FeatureInput, ImageInput, Tail, TailInput, TailKey
+from .engine import FeatureInput, ImageInput, Runtime, Tail, TailInput, TailKey
 from .exceptions import StartError
+from .onnx_network import Lower, as_it_is, give_memory_back, onnx_runtime
 
 
 class FeatureTail:
     """Decoder and tail of one split point."""
 
-    def __init__(self, bundle: Bundle, split: str, backbone: Backbone, device: torch.device) -> None:
-        """Put decoder and tail on the device, repaired where the bundle has learned how.
+    def __init__(
+        self, bundle: Bundle, split: str, backbone: Backbone, device: torch.device, lower: Lower = as_it_is
+    ) -> None:
+        """Put decoder and tail on the device, repaired where the bundle has learned how; `lower` says what runs them.
 
         Raises:
             StartError: the backbone's cut has another shape than the bundle says.
@@ -42,10 +46,18 @@ class FeatureTail:
                 "the installed package's version differs, split anew"
             )
         decoder, tail = repaired(bundle, split, Decoder.of(bundle, split), tail_of(bundle, split, backbone))
-        self._decoder, self._tail = decoder.to(device), tail.to(device)
         self._task = backbone.task
         self._device = device
         self._latent_shape = spec.latent_shape
+        gains = torch.from_numpy(bundle.tensors[f"{split}/gains"].copy()).float()
+
+        def frames(count: int) -> tuple[Tensor, Tensor]:
+            random = torch.Generator().manual_seed(count)
+            symbols = torch.randint(-2, 3, (count, *spec.latent_shape), generator=random, dtype=torch.int32)
+            levels = torch.randint(len(gains), (count,), generator=random)
+            return symbols, gains[levels]
+
+        self._network = lower(split, _Joined(decoder, tail).eval().to(device), frames)
 
     def __call__(self, inputs: Sequence[TailInput], /) -> list[tuple[TailOutput, ...]]:
         """Answer a batch of `FeatureInput`."""
@@ -53,7 +65,7 @@ class FeatureTail:
         with torch.inference_mode():
             symbols = torch.from_numpy(np.stack([f.symbols for f in frames])).to(self._device)
             gain = torch.from_numpy(np.stack([f.gain for f in frames])).to(self._device)
-            return outputs_of(self._task, self._task.answers(self._tail(self._decoder(symbols, gain))))
+            return outputs_of(self._task, self._task.answers(self._network(symbols, gain)))
 
     def example(self) -> FeatureInput:
         """All zeros."""
@@ -63,20 +75,41 @@ class FeatureTail:
 class UncutTail:
     """The whole backbone, for image packets."""
 
-    def __init__(self, size: int, uncut: nn.Module, task: Task, device: torch.device) -> None:
-        """`uncut` takes pixels uint8 [B, size, size, 3] and gives the task's outputs."""
-        self._size, self._uncut, self._task, self._device = size, uncut.to(device), task, device
+    def __init__(self, size: int, uncut: nn.Module, task: Task, device: torch.device, lower: Lower = as_it_is) -> None:
+        """`uncut` takes pixels uint8 [B, size, size, 3] and gives the task's outputs; `lower` says what runs it."""
+        self._size, self._task, self._device = size, task, device
+
+        def frames(count: int) -> tuple[Tensor]:
+            random = torch.Generator().manual_seed(count)
+            return (torch.randint(0, 256, (count, size, size, 3), generator=random, dtype=torch.uint8),)
+
+        self._network = lower("uncut", _Joined(uncut).eval().to(device), frames)
 
     def __call__(self, inputs: Sequence[TailInput], /) -> list[tuple[TailOutput, ...]]:
         """Answer a batch of `ImageInput`."""
         frames = cast(Sequence[ImageInput], inputs)
         with torch.inference_mode():
             pixels = torch.from_numpy(np.stack([f.pixels for f in frames])).to(self._device)
-            return outputs_of(self._task, self._task.answers(self._uncut(pixels)))
+            return outputs_of(self._task, self._task.answers(self._network(pixels)))
 
     def example(self) -> ImageInput:
         """A black picture."""
         return ImageInput(np.zeros((self._size, self._size, 3), np.uint8))
+
+
+class _Joined(nn.Module):
+    """Modules in a row, of which the last gives a tuple; as one, that a runtime can take."""
+
+    def __init__(self, first: nn.Module, *others: nn.Module) -> None:
+        super().__init__()
+        self.first, self.others = first, nn.ModuleList(others)
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        values = self.first(*inputs)
+        for module in self.others:
+            values = module(values)
+        outputs: tuple[Tensor, ...] = values
+        return outputs
 
 
 def outputs_of(task: Task, answers: Sequence[Answer]) -> list[tuple[TailOutput, ...]]:
@@ -99,20 +132,23 @@ def _output(tail: str, answer: Answer) -> TailOutput:
     return TailOutput(tail, class_map=ClassMap(width, height, encode_class_map(answer.classes)))
 
 
-def load_tails(bundles: Sequence[Bundle], device: str, threads: int) -> Mapping[TailKey, Tail]:
+def load_tails(
+    bundles: Sequence[Bundle], device: str, threads: int, runtime: Runtime = "torch"
+) -> Mapping[TailKey, Tail]:
     """Build the tails of every bundle.
 
     Args:
         bundles: any number; what each one's backbone is built from must be installed.
         device: "cpu" or "cuda".
         threads: see `set_up_torch`, which is called first.
+        runtime: see `tails_of`.
 
     Raises:
         BackboneError: a backbone's weights are missing or are not the bundle's.
         StartError: there is no such device, or a backbone's cut differs from the bundle's.
     """
     set_up_torch(device, threads)
-    return {key: tail for bundle in bundles for key, tail in tails_of(bundle, device).items()}
+    return {key: tail for bundle in bundles for key, tail in tails_of(bundle, device, runtime, threads).items()}
 
 
 def set_up_torch(device: str, threads: int) -> None:
@@ -131,17 +167,28 @@ def set_up_torch(device: str, threads: int) -> None:
         torch.set_num_threads(threads)
 
 
-def tails_of(bundle: Bundle, device: str) -> dict[TailKey, Tail]:
+def tails_of(bundle: Bundle, device: str, runtime: Runtime = "torch", threads: int = 0) -> dict[TailKey, Tail]:
     """Build the tails of one bundle: one a split point, and the uncut model.
+
+    Args:
+        bundle: what its backbone is built from must be installed.
+        device: "cpu" or "cuda", where PyTorch runs them whatever `runtime` says.
+        runtime: what runs them on the CPU. Which tails stay with PyTorch is logged.
+        threads: of ONNX Runtime, for a batch; 0 for one a core.
 
     Raises:
         BackboneError, StartError: as `load_tails`.
     """
     backbone, where = backbone_of(bundle), torch.device(device)
+    lower = onnx_runtime(threads) if runtime == "onnx" and device == "cpu" else as_it_is
     tails: dict[TailKey, Tail] = {
-        TailKey(bundle.fingerprint, spec.name): FeatureTail(bundle, spec.name, backbone, where)
+        TailKey(bundle.fingerprint, spec.name): FeatureTail(bundle, spec.name, backbone, where, lower)
         for spec in bundle.splits
     }
-    uncut = UncutTail(bundle.preprocessing.size, backbone.uncut, backbone.task, where)
+    uncut = UncutTail(bundle.preprocessing.size, backbone.uncut, backbone.task, where, lower)
     tails[TailKey(bundle.fingerprint)] = uncut
+    if lower is not as_it_is:
+        del backbone
+        gc.collect()  # modules refer to each other
+        give_memory_back()
     return tails

@@ -54,7 +54,7 @@ def compute(bundle: Bundle) -> tuple[dict[str, dict[int, float]], dict[str, floa
     from ...server.tail import load_tails
 
     torch.set_num_threads(1)
-    tails = load_tails([bundle], "cpu", 1)
+    tails = load_tails([bundle], "cpu", 1, "onnx")  # as a server does that is told nothing else
     decoder, codec, rng = PacketDecoder(bundle), Codec(bundle), np.random.default_rng(0)
     side = bundle.preprocessing.size
     batch_s: dict[str, dict[int, float]] = {}

@@ -2,13 +2,14 @@
 
     python -m headrace.bench.server.hosts KIND PORT BATCH
 
-`bare`      decodes and answers batches in a loop, without any network, and says frames a second for each line it reads
+`bare`      decodes and answers batches in a loop, without any network, and says frames a second for each line it reads;
+            `bare-torch` is the same with eager PyTorch in place of our server's runtime
 `null`      our server with an engine that decodes and computes nothing
 `litserve`  LitServe, packets as base64 in JSON, which is how it takes bytes; an empty packet is not computed
 `ray`       plain Ray Serve with `serve.batch`, packets as bytes over HTTP; the same
 
-All of them decode with our entropy decoder and answer with our tail, in one thread. A line of JSON says when each is
-ready.
+All of them decode with our entropy decoder and answer with our tail in our server's runtime, in one thread. A line of
+JSON says when each is ready.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import Any
 from ...models.bitstream import Packet
 from ...models.bundle import Bundle
 from ...server.config import SHIPPED_BUNDLE
+from ...server.engine import Runtime
 
 LABELS = [[0, 0.0]]
 """What is answered where nothing is computed."""
@@ -33,7 +35,7 @@ LABELS = [[0, 0.0]]
 class Tail:
     """Packets in, best labels out, as our server makes them."""
 
-    def __init__(self) -> None:
+    def __init__(self, runtime: Runtime = "onnx") -> None:
         """Load and warm up, with one thread."""
         from ...server.decoder import PacketDecoder
         from ...server.engine import TailKey
@@ -42,7 +44,7 @@ class Tail:
         self._bundle = Bundle.load(SHIPPED_BUNDLE)
         self._decoder = PacketDecoder(self._bundle)
         self._decoder.warm_up()
-        self._tails = load_tails([self._bundle], "cpu", 1)
+        self._tails = load_tails([self._bundle], "cpu", 1, runtime)
         self._key = TailKey
 
     def __call__(self, packets: Sequence[bytes]) -> list[list[list[float]]]:
@@ -65,9 +67,9 @@ def say(**what: Any) -> None:
     sys.stdout.flush()
 
 
-def bare(batch: int) -> None:
+def bare(batch: int, runtime: Runtime) -> None:
     """For each line `SECONDS HEX[,HEX...]`: frames a second of batches of these packets."""
-    tail = Tail()
+    tail = Tail(runtime)
     say(event="ready")
     for line in sys.stdin:
         seconds, _, texts = line.strip().partition(" ")
@@ -149,8 +151,8 @@ def main(arguments: Sequence[str]) -> int:
     kind, port, batch = arguments[0], int(arguments[1]), int(arguments[2])
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ["OMP_NUM_THREADS"] = "1"
-    if kind == "bare":
-        bare(batch)
+    if kind in ("bare", "bare-torch"):
+        bare(batch, "torch" if kind == "bare-torch" else "onnx")
     elif kind == "null":
         null(batch)
     elif kind == "litserve":

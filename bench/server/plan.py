@@ -18,6 +18,7 @@ POINT = "blocks.2.0@3"
 PARTS = ("compare", "bare", "overload", "heed", "greed", "idle", "drain", "swap")
 KEYS = (
     "over_bare_loop",
+    "over_bare_loop_same_runtime",
     "over_litserve",
     "over_ray_serve",
     "null_over_litserve",
@@ -120,7 +121,7 @@ class Found:
             return cls(keep=keep)
         try:
             read = json.loads(keep.read_text())
-            figures = dict.fromkeys(KEYS) | {key: read["figures"][key] for key in KEYS}
+            figures = dict.fromkeys(KEYS) | {key: read["figures"].get(key) for key in KEYS}
             complete = int(read["complete"])
             rounds = {str(name): [float(value) for value in each] for name, each in read["rounds"].items()}
             # What a round that was not completed left is measured again.

@@ -30,6 +30,7 @@ NAMES = {
     "litserve": "LitServe",
     "ray": "Ray Serve",
     "bare": "bare loop",
+    "bare-torch": "bare loop in eager PyTorch",
     "null": "Headrace without a tail",
 }
 READY_S = 180.0

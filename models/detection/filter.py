@@ -2,14 +2,13 @@
 of the classes of interest (Matsubara and Levorato, "Neural Compression and Filtering for Edge-assisted Real-time Object
 Detection in Challenged Networks", ICPR 2020).
 
-features [B, C, H, W] --pool to at most 16x16, normalise, 1x1, three 3x3, 1x1--> a logit a place
-                                                            logits --log-sum-exp--> score [B]
-
-It is learned from the uncut detector's own answers to views of unlabelled photographs (see `scenes`): every place is
-told the best score of the candidates whose centre it holds, the frame the best of all. The threshold comes from
-photographs that were not learned from: the k-th smallest score of the n views that hold something, k = rate (n + 1)
-rounded down, so that another such view falls below it with a probability of at most the rate (a conformal quantile;
-Vovk, Gammerman and Shafer, "Algorithmic Learning in a Random World", 2005).
+Its network is in `presence`, how it learns in `learner`, the views that it learns from in `scenes`, and on a GPU in
+`collage` and `distil`. It is learned from the uncut detector's own answers to views of unlabelled photographs. The
+threshold comes from photographs that were not learned from: the k-th smallest score of the n views that hold something,
+k = rate (n + 1) rounded down, so that another such view falls below it with a probability of at most the rate (a
+conformal quantile; Vovk, Gammerman and Shafer, "Algorithmic Learning in a Random World", 2005). All that is held out
+gives the threshold. What comes of such a one is said by its two parts in turn, the threshold of each on the other
+(Vovk, "Cross-conformal predictors", 2015).
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from __future__ import annotations
 import math
 import random
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate
@@ -28,7 +27,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ..backbones import Backbone
 from ..bundle import Bundle, FilterSpec
@@ -36,81 +34,22 @@ from ..exceptions import DataError
 from ..measure import find_pictures
 from ..tasks import Detection
 from ..zoo.catalogue import backbone_of
+from .collage import Collage
+from .distil import Views, distil
 from .labelled import class_indexes
+from .learner import Learner
+from .presence import Presence
 from .scenes import Part, Seen, look
 
-PLACES = 16
-"""Most rows and columns that are looked at; larger maps are pooled."""
-HIDDEN = 64
-DEPTH = 3
 EPOCHS = 20
 BATCH = 64
-RATE = 3e-3
-DECAY = 0.02
-PLACES_WEIGHT = 0.3
-"""Of the places' losses, beside that of the frame."""
-SHARPNESS = 2.0
-"""Of a frame's score over that which is learned: 1 would let many doubtful places add up to a sure one."""
+VIEWS = 150_000
 SHARES = (0.2, 0.15)
-"""Shares of the photographs that give the threshold, and that are for the report; the rest is learned from."""
+"""Shares of the photographs that are held out, in two parts; the rest is learned from."""
 LEAST = 60
 """Photographs at least."""
 LEAST_HELD = 10
 """Frames with and without something of interest that each part of the photographs needs at least."""
-
-
-class Presence(nn.Module):
-    """features float32 [B, C, H, W] -> score float32 [B], higher the likelier something of interest is there."""
-
-    mean: Tensor
-    deviation: Tensor
-
-    def __init__(self, channels: int, side: int, hidden: int = HIDDEN, depth: int = DEPTH) -> None:
-        """For maps of `channels` and at most `side` rows or columns; `depth` convolutions of `hidden` channels."""
-        super().__init__()
-        self.factor = -(-side // PLACES)
-        wide = channels * (2 if self.factor > 1 else 1)
-        self.register_buffer("mean", torch.zeros(wide))
-        self.register_buffer("deviation", torch.ones(wide))
-        between = [nn.Conv2d(hidden, hidden, 3, padding=1) for _ in range(depth)]
-        self.layers = nn.ModuleList([nn.Conv2d(wide, hidden, 1), *between, nn.Conv2d(hidden, 1, 1)])
-
-    def pooled(self, features: Tensor) -> Tensor:
-        """What is looked at: maxima and means of `factor` x `factor` places."""
-        if self.factor == 1:
-            return features
-        return torch.cat(
-            (functional.max_pool2d(features, self.factor), functional.avg_pool2d(features, self.factor)), 1
-        )
-
-    def places(self, pooled: Tensor) -> Tensor:
-        """A logit a place, float32 [B, h, w]."""
-        hidden = (pooled - self.mean[:, None, None]) / self.deviation[:, None, None]
-        for layer in self.layers[:-1]:
-            hidden = functional.relu(layer(hidden))
-        logits: Tensor = self.layers[-1](hidden)
-        return logits[:, 0]
-
-    def forward(self, features: Tensor) -> Tensor:
-        return self.places(self.pooled(features)).flatten(1).logsumexp(1)
-
-    def tensors(self) -> dict[str, npt.NDArray[Any]]:
-        """What a bundle holds of it, float16, without the split point's name."""
-        return {f"filter/{k.replace('.', '/')}": v.detach().half().numpy() for k, v in self.state_dict().items()}
-
-    @classmethod
-    def of(cls, bundle: Bundle, split: str) -> Presence:
-        """The bundle's filter at a split point."""
-        spec, start = bundle.split(split), f"{split}/filter/"
-        state = {
-            key.removeprefix(start).replace("/", "."): torch.from_numpy(value.copy()).float()
-            for key, value in bundle.tensors.items()
-            if key.startswith(start) and not key.endswith("/threshold")
-        }
-        depth = sum(key.endswith(".weight") for key in state) - 2
-        made = cls(spec.features[0], max(spec.features[1:]), len(state["layers.0.weight"]), depth)
-        made.load_state_dict(state)
-        return made.requires_grad_(False).eval()
 
 
 class WithFilter(nn.Module):
@@ -131,19 +70,23 @@ class FilterPlan:
     Attributes:
         classes: names of the classes of interest.
         miss_rate: most that may be missed of the frames that hold one of them, 0..1.
-        epochs: passes over the photographs.
+        epochs: passes over the photographs; on a CPU.
+        views: views to learn from; on a GPU.
         seed: of their division and order.
+        at: split points; none for all. Others have no filter then.
     """
 
     classes: tuple[str, ...]
     miss_rate: float = 0.02
     epochs: int = EPOCHS
+    views: int = VIEWS
     seed: int = 0
+    at: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """How a split point's filter did on photographs that neither it nor its threshold was learned from.
+    """How a split point's filter did on photographs that neither it nor the threshold came from.
 
     Attributes:
         missed: share of the frames with something of interest that it would keep on the device; `held`: their number.
@@ -171,8 +114,9 @@ def learn_filter(
     plan: FilterPlan,
     note: Callable[[str, int, int], None] = lambda *_: None,
     work: Path | None = None,
+    device: torch.device | None = None,
 ) -> tuple[Backbone, Bundle, list[Report]]:
-    """The backbone, its bundle with a filter at every split point (and another fingerprint), and how each one does.
+    """The backbone, its bundle with a filter at the split points (and another fingerprint), and how each one does.
 
     Args:
         bundle: of a detector.
@@ -180,10 +124,12 @@ def learn_filter(
         plan: what to learn.
         note: called with what is done, how far, and how far there is to go.
         work: folder for what has been looked at; a run that was killed goes on from there. None keeps it in memory.
+        device: where all is computed; on a GPU every view that is learned from is a new one. None for a CPU.
 
     Raises:
         DataError: the bundle is for another task, a class is unknown, the rate is out of range, or too few photographs
             hold one of the classes.
+        OperatingPointError: there is no such split point.
     """
     backbone = backbone_of(bundle)
     if not isinstance(backbone.task, Detection):
@@ -193,39 +139,86 @@ def learn_filter(
     interest = class_indexes(bundle.labels, plan.classes)
     if not interest:
         raise DataError("no class of interest is named; give some with --classes")
+    if device is not None and device.type == "cuda" and not torch.cuda.is_available():
+        raise DataError("there is no CUDA device here; use --device cpu, or check the driver with nvidia-smi")
+    splits = [bundle.split(name) for name in plan.at] or bundle.splits
     paths = [path for folder in folders for path in find_pictures(folder)]
     random.Random(plan.seed).shuffle(paths)
-    filters = {s.name: Presence(s.features[0], max(s.features[1:])) for s in bundle.splits}
-    ends = (int(SHARES[0] * len(paths)), int(sum(SHARES) * len(paths)))
-    parts = (Part(paths[: ends[0]], 2), Part(paths[ends[0] : ends[1]], 2), Part(paths[ends[1] :], 4, mirrored=True))
+    first, second, learned = division(paths, SHARES)
     if len(paths) < LEAST:
         raise DataError(f"{len(paths)} photographs are too few to learn from; give at least {LEAST}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(plan.seed)
+        filters = {s.name: Presence(s.features[0], max(s.features[1:])) for s in splits}
+    parts = [Part(first, 2), Part(second, 2)]
+    fresh = device is not None and device.type != "cpu"
+    if not fresh:
+        parts.append(Part(learned, 4, mirrored=True))
     total = sum(len(part) for part in parts)
     pooled = {name: presence.pooled for name, presence in filters.items()}
-    seen = look(backbone, pooled, parts, interest, plan.seed, work, lambda n: note("views", n, total))
-    between, last, learned = _slices(parts)
-    for part in (between, last, learned):
+    seen = look(backbone, pooled, parts, interest, plan.seed, work, lambda n: note("views", n, total), device)
+    slices = _slices(parts)
+    for part in slices:
         held = seen.holds[part]
         if held.sum() < LEAST_HELD or (~held).sum() < LEAST_HELD:
             raise DataError(
                 f"{int(seen.holds.sum())} of {total} views of {len(paths)} photographs hold one of "
                 f"{', '.join(plan.classes)}; more are needed of either kind, or other classes"
             )
+    confident = backbone.task.confident
+    if fresh:
+        assert device is not None
+        collage = Collage(learned, backbone.preprocessing.fill, device)
+        there = {name: each.to(device) for name, each in filters.items()}
+        views, rng = Views(backbone, there, collage, interest), np.random.default_rng((plan.seed, 6))
+        show = lambda made, _, __: note("learning", min(made, plan.views), plan.views)  # noqa: E731
+        learners = distil(views, there, confident, lambda made: made / plan.views, rng, show)
+        filters = {name: learner.finish() for name, learner in learners.items()}
+    else:
+        for name, presence in filters.items():
+            _learn(presence, seen, name, slices[2], confident, plan, partial(note, f"{name}: filter"))
+    how = f"--device {device} --views {plan.views}" if fresh else f"--epochs {plan.epochs}"
+    said = f"{how} --seed {plan.seed}, from {len(paths)} unlabelled photographs"
+    return backbone, *equipped(bundle, backbone, filters, seen, (slices[0], slices[1]), plan, said)
+
+
+def equipped(
+    bundle: Bundle,
+    backbone: Backbone,
+    filters: Mapping[str, Presence],
+    seen: Seen,
+    parts: tuple[slice, slice],
+    plan: FilterPlan,
+    said: str,
+) -> tuple[Bundle, list[Report]]:
+    """A bundle with filters that have learned, and how each one does.
+
+    Args:
+        bundle: any filter of its own is left out.
+        backbone: the bundle's.
+        filters: by split point, folded.
+        seen: views of photographs that were not learned from.
+        parts: the two parts of them.
+        plan: what was learned.
+        said: for the provenance, how and from what.
+    """
     tensors, reports = dict(_without_filter(bundle)), []
+    both = np.concatenate([np.arange(part.start, part.stop) for part in parts])
     for name, presence in filters.items():
-        _learn(presence, seen, name, learned, backbone.task.confident, plan, partial(note, f"{name}: filter"))
-        scores = _scores(presence, seen.pooled[name])
-        limit = conformal_threshold(scores[between][seen.holds[between]], plan.miss_rate)
-        reports.append(_report(name, presence, bundle, backbone, scores[last] < limit, seen.holds[last]))
+        scores, stays = _scores(presence, seen.pooled[name]), np.zeros(len(seen.holds), bool)
+        for part, other in (parts, parts[::-1]):
+            stays[other] = scores[other] < conformal_threshold(scores[part][seen.holds[part]], plan.miss_rate)
+        limit = conformal_threshold(scores[both][seen.holds[both]], plan.miss_rate)
+        reports.append(_report(name, presence, bundle, backbone, stays[both], seen.holds[both]))
         stored = presence.tensors() | {"filter/threshold": np.array([limit], np.float32)}
         tensors |= {f"{name}/{key}": value for key, value in stored.items()}
+    named = [f"--classes {shlex.quote(c)}" for c in plan.classes] + [f"--at {name}" for name in plan.at]
     provenance = {
         **bundle.provenance,
-        "filter": f"headrace filter {' '.join(f'--classes {shlex.quote(c)}' for c in plan.classes)} --miss-rate "
-        f"{plan.miss_rate:g} --epochs {plan.epochs} --seed {plan.seed}, from {len(paths)} unlabelled photographs",
+        "filter": f"headrace filter {' '.join(named)} --miss-rate {plan.miss_rate:g} {said}",
     }
-    spec = FilterSpec(interest, plan.miss_rate)
-    return backbone, replace(bundle, tensors=tensors, filter=spec, provenance=provenance).check(), reports
+    spec = FilterSpec(class_indexes(bundle.labels, plan.classes), plan.miss_rate)
+    return replace(bundle, tensors=tensors, filter=spec, provenance=provenance).check(), reports
 
 
 def audit(
@@ -243,7 +236,7 @@ def audit(
         A report a split point, by what holds something of interest: for the uncut `detector`, and by the `labels`.
     """
     assert bundle.filter is not None
-    filters = {s.name: Presence.of(bundle, s.name) for s in bundle.splits}
+    filters = {s.name: Presence.of(bundle, s.name) for s in bundle.splits if bundle.filters(s.name)}
     pooled = {name: each.pooled for name, each in filters.items()}
     seen = look(backbone, pooled, [Part(paths)], bundle.filter.classes, 0)
     stays = {name: _scores(each, seen.pooled[name]) < bundle.filter_threshold(name) for name, each in filters.items()}
@@ -262,6 +255,12 @@ def conformal_threshold(scores: npt.NDArray[np.float32], rate: float) -> float:
     """
     k = math.floor(rate * (len(scores) + 1))
     return float(np.sort(scores)[k - 1]) if k else -math.inf
+
+
+def division(paths: Sequence[Path], shares: tuple[float, float]) -> tuple[list[Path], list[Path], list[Path]]:
+    """Photographs in their drawn order -> two parts that are held out, and those to learn from."""
+    ends = (int(shares[0] * len(paths)), int(sum(shares) * len(paths)))
+    return list(paths[: ends[0]]), list(paths[ends[0] : ends[1]]), list(paths[ends[1] :])
 
 
 def _without_filter(bundle: Bundle) -> dict[str, npt.NDArray[Any]]:
@@ -283,53 +282,24 @@ def _learn(
     note: Callable[[int, int], None],
 ) -> None:
     generator = torch.Generator().manual_seed(plan.seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(plan.seed)
-        for layer in presence.layers:
-            layer.reset_parameters()  # type: ignore[operator]
-    pooled = seen.pooled[name][part]
-    places, best = (_odds(scores[part], confident) for scores in (seen.places[name], seen.best))
-    sample = torch.from_numpy(pooled[:512].astype(np.float32))
-    presence.mean.copy_(sample.mean((0, 2, 3)))
-    presence.deviation.copy_(sample.std((0, 2, 3)).clamp_min(1e-3))
-    # Most places hold nothing.
-    nn.init.constant_(presence.layers[-1].bias, -5.0 * SHARPNESS)  # type: ignore[arg-type]
-    presence.to(memory_format=torch.channels_last)
-    optimiser = torch.optim.AdamW(presence.parameters(), RATE, weight_decay=DECAY)
+    pooled, places, best = seen.pooled[name][part], seen.places[name][part], torch.from_numpy(seen.best[part])
+    learner = Learner(presence, torch.from_numpy(pooled[:512].astype(np.float32)), confident)
     steps = plan.epochs * math.ceil(len(pooled) / BATCH)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, total_steps=steps)
+    done = 0
     for epoch in range(plan.epochs):
         for chosen in torch.split(torch.randperm(len(pooled), generator=generator), BATCH):
             indexes = chosen.sort().values.numpy()
-            logits = presence.places(torch.from_numpy(pooled[indexes].astype(np.float32))) / SHARPNESS
-            divergence = functional.binary_cross_entropy_with_logits
-            at_places = divergence(logits, places[indexes], reduction="none").sum((1, 2))
-            of_frame = divergence(logits.flatten(1).logsumexp(1), best[indexes])
-            optimiser.zero_grad(set_to_none=True)
-            torch.autograd.backward(of_frame + PLACES_WEIGHT * at_places.mean())
-            optimiser.step()
-            schedule.step()
+            frames = torch.from_numpy(pooled[indexes].astype(np.float32))
+            learner.step(frames, torch.from_numpy(places[indexes]), best[chosen.sort().values], done / steps)
+            done += 1
         note(epoch + 1, plan.epochs)
-    presence.requires_grad_(False).eval()
-    # The threshold belongs to the filter as it is stored.
-    for value in (*presence.parameters(), *presence.buffers()):
-        value.copy_(value.half().float())
-
-
-def _odds(scores: npt.NDArray[np.float32], confident: float) -> Tensor:
-    """Scores as what is learned of them: 1/2 at the score from which a box counts, in odds as far from it as before.
-
-    Told the scores themselves, a filter would learn the few sure objects well and leave open what it has to know,
-    whether a doubtful one counts.
-    """
-    odds: Tensor = torch.from_numpy(np.array(scores)).logit(1e-4) - math.log(confident / (1 - confident))
-    return odds.sigmoid()
+    learner.finish()
 
 
 def _scores(presence: Presence, pooled: npt.NDArray[np.float16]) -> npt.NDArray[np.float32]:
     with torch.inference_mode():
         parts = [
-            presence.places(torch.from_numpy(pooled[at : at + BATCH].astype(np.float32))).flatten(1).logsumexp(1)
+            presence.score(torch.from_numpy(pooled[at : at + BATCH].astype(np.float32)))
             for at in range(0, len(pooled), BATCH)
         ]
     scores: npt.NDArray[np.float32] = torch.cat(parts).numpy()
@@ -344,9 +314,7 @@ def _report(
     stays: npt.NDArray[np.bool_],
     holds: npt.NDArray[np.bool_],
 ) -> Report:
-    _, height, width = bundle.split(name).features
-    places = (height // presence.factor) * (width // presence.factor)
-    macs = places * sum(p.numel() for p in presence.parameters() if p.ndim > 1)
+    macs = presence.multiply_accumulates(*bundle.split(name).features[1:])
     return Report(
         name,
         float(stays[holds].mean()) if holds.any() else 0.0,

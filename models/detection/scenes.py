@@ -9,6 +9,7 @@ A photograph from the web shows one thing, large. A camera's frame shows several
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ import msgpack
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..backbones import Backbone
 from ..bundle import Preprocessing
@@ -79,6 +80,7 @@ def look(
     seed: int,
     work: Path | None = None,
     note: Callable[[int], None] = lambda _: None,
+    device: torch.device | None = None,
 ) -> Seen:
     """Run the heads and the uncut detector over the views of all parts, in order.
 
@@ -90,17 +92,23 @@ def look(
         seed: of the views.
         work: folder for what has been seen; a run that was killed goes on from there. None keeps it in memory.
         note: called with the number of views looked at.
+        device: where the detector runs; None for a CPU.
     """
     task = backbone.task
     assert isinstance(task, Detection)
-    total, run = sum(len(p) for p in parts), _Run(backbone, pooled, interest)
-    first = run([np.stack([next(views(parts[0], how, seed))]) for how in run.sizes])
+    total, watcher = sum(len(p) for p in parts), Watcher(backbone, pooled, interest, device)
+
+    def run(pixels: Sequence[npt.NDArray[np.uint8]]) -> dict[str, npt.NDArray[Any]]:
+        there = [torch.from_numpy(each).to(watcher.device) for each in pixels]
+        return {key: value.cpu().numpy() for key, value in watcher(there).items()}
+
+    first = run([np.stack([next(views(parts[0], how, seed))]) for how in watcher.sizes])
     if work is not None:
         whole = [[[str(p) for p in part.paths], part.views, part.mirrored] for part in parts]
         said = [backbone.spec.sha256, sorted(pooled), list(interest), seed, whole]
         work = work / hashlib.sha256(msgpack.packb(said)).hexdigest()[:16]
     arrays, done = _arrays(total, first, work)
-    frames = zip(*(islice(_all(parts, how, seed), done, None) for how in run.sizes), strict=True)
+    frames = zip(*(islice(_all(parts, how, seed), done, None) for how in watcher.sizes), strict=True)
     while batch := list(islice(frames, BATCH)):
         found = run([np.stack(each) for each in zip(*batch, strict=True)])
         for key, array in arrays.items():
@@ -134,49 +142,72 @@ def _all(parts: Sequence[Part], how: Preprocessing, seed: int) -> Iterator[npt.N
         yield from views(part, how, seed + number)
 
 
-class _Run:
-    """Pixels at every size that the split points ask for -> what is kept of a batch of views."""
+class Watcher:
+    """Pixels at every size that split points ask for -> what a filter sees of a batch of views, and what it is told."""
 
-    def __init__(self, backbone: Backbone, pooled: Mapping[str, Pooled], interest: Sequence[int]) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        pooled: Mapping[str, Pooled],
+        interest: Sequence[int],
+        device: torch.device | None = None,
+    ) -> None:
+        """Arguments as of `look`; `device`: where pixels will be. On a GPU all is computed in half precision."""
+        self.device = device or torch.device("cpu")
         sizes: dict[Preprocessing, list[str]] = {backbone.preprocessing: []}
         for name in pooled:
             sizes.setdefault(backbone.at(name)[0].preprocessing, []).append(name)
         self.sizes = tuple(sizes)
-        self._heads = {how: backbone.at(names[0])[0].head_parts(names) for how, names in sizes.items() if names}
-        own = self._heads.get(backbone.preprocessing, [])
-        self._tail = backbone.tail(own[-1][0]) if own else backbone.uncut
+        heads = {how: backbone.at(names[0])[0].head_parts(names) for how, names in sizes.items() if names}
+        own = heads.get(backbone.preprocessing, [])
+        tail = backbone.tail(own[-1][0]) if own else backbone.uncut
+        self._heads = {how: [(name, self._there(part)) for name, part in parts] for how, parts in heads.items()}
+        self._tail = self._there(tail)
         self._task, self._pooled, self._interest = backbone.task, pooled, list(interest)
 
-    def __call__(self, pixels: Sequence[npt.NDArray[np.uint8]]) -> dict[str, npt.NDArray[Any]]:
-        found: dict[str, npt.NDArray[Any]] = {}
+    def __call__(self, pixels: Sequence[Tensor]) -> dict[str, Tensor]:
+        """By split point what is looked at, float16 [B, C, h, w], `NAME/places`, float32 [B, h, w]; `best` [B].
+
+        Args:
+            pixels: uint8 [B, S, S, 3] of each of `sizes`.
+        """
+        found: dict[str, Tensor] = {}
         ends = []
-        with torch.inference_mode():
+        half = self.device.type == "cuda"
+        with torch.inference_mode(), torch.autocast(self.device.type, torch.float16, enabled=half):
             for how, each in zip(self.sizes, pixels, strict=True):
-                reached: tuple[Tensor, ...] = (torch.from_numpy(each),)
+                reached: tuple[Tensor, ...] = (each,)
                 for name, part in self._heads.get(how, ()):
                     reached = part(*reached)
-                    found[name] = self._pooled[name](reached[0]).half().numpy()
+                    found[name] = self._pooled[name](reached[0]).half()
                 ends.append(reached)
-            scores, corners, *_ = self._tail(*ends[0])
-        for name in self._pooled:
-            found[f"{name}/places"] = self._places(scores, corners, found[name].shape[2:])
-        found["best"] = scores[..., self._interest].flatten(1).amax(1).numpy()
+            scores, corners, *_ = (t.float() for t in self._tail(*ends[0]))
+            for name in self._pooled:
+                found[f"{name}/places"] = self._places(scores, corners, found[name].shape[2:])
+            found["best"] = scores[..., self._interest].flatten(1).amax(1)
         return found
 
-    def _places(self, scores: Tensor, corners: Tensor, shape: Sequence[int]) -> npt.NDArray[np.float32]:
+    def _there(self, module: nn.Module) -> nn.Module:
+        """The module on the device; a copy, if that is another one."""
+        if self.device.type == "cpu":
+            return module
+        there: nn.Module = copy.deepcopy(module).to(self.device)
+        return there.to(memory_format=torch.channels_last)
+
+    def _places(self, scores: Tensor, corners: Tensor, shape: Sequence[int]) -> Tensor:
         """The best score of a candidate whose centre a place holds, float32 [B, h, w]; before suppression, for a place
         beside the best one sees as much of the object."""
         assert isinstance(self._task, Detection)
         best, which = scores[..., self._interest].max(2)
         if corners.ndim == 4:
-            classes = torch.tensor(self._interest)[which]
+            classes = torch.tensor(self._interest, device=which.device)[which]
             corners = corners.gather(2, classes[..., None, None].expand(-1, -1, 1, 4))[:, :, 0]
         centre = (corners[..., :2] + corners[..., 2:]) / 2 / self._task.size
         rows, columns = shape
         x = (centre[..., 0] * columns).long().clamp(0, columns - 1)
         y = (centre[..., 1] * rows).long().clamp(0, rows - 1)
-        places = torch.zeros(len(scores), rows * columns)
-        return places.scatter_reduce(1, y * columns + x, best, "amax").view(-1, rows, columns).numpy()
+        places = torch.zeros(len(scores), rows * columns, device=scores.device)
+        return places.scatter_reduce(1, y * columns + x, best, "amax").view(-1, rows, columns)
 
 
 def _arrays(

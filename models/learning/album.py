@@ -42,7 +42,7 @@ class Album:
             DataError: one cannot be read.
         """
         with ThreadPoolExecutor() as pool:
-            pictures = list(pool.map(_read, paths))
+            pictures = list(pool.map(read_photograph, paths))
         self.sizes = torch.tensor([p.shape[:2] for p in pictures], dtype=torch.float32, device=device)
         self._pictures = torch.zeros(len(pictures), 3, LONG, LONG, dtype=torch.uint8, device=device)
         for at, picture in enumerate(pictures):
@@ -114,7 +114,12 @@ class Album:
         return torch.cat(views).permute(0, 2, 3, 1).contiguous()
 
 
-def _read(path: Path) -> npt.NDArray[np.uint8]:
+def read_photograph(path: Path) -> npt.NDArray[np.uint8]:
+    """uint8 [H, W, 3], made smaller until neither side is above its limit.
+
+    Raises:
+        DataError: it cannot be read.
+    """
     try:
         with Image.open(path) as file:
             picture = file.convert("RGB")

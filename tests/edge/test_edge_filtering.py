@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -16,7 +17,7 @@ from headrace.edge.filtering import Audits, Filtering
 from headrace.edge.interfaces import Limits
 from headrace.edge.ledger import Ledger, Outcome
 from headrace.edge.pipeline import Pipeline
-from headrace.models.operating_point import Kind
+from headrace.models.operating_point import Kind, OperatingPoint
 from headrace.protos.messages import Box, Label, Result, Status, TailOutput, Timing
 from PIL import Image
 
@@ -105,6 +106,22 @@ def test_pictures_are_not_sent_past_the_filter():
     assert Kind.IMAGE in {p.kind for p in select_points(bundle, EdgeSettings())}
     with pytest.raises(ConfigError, match="tiny0 has no filter; give it one with `headrace filter`"):
         select_points(make_bundle(), EdgeSettings(filter=True))
+
+
+def test_features_are_not_sent_past_the_filter_where_their_split_point_has_none():
+    bundle = make_filtered(0.5)
+    (split,) = bundle.splits
+    more = {k.replace("stage.1/", "stage.2/"): v for k, v in bundle.tensors.items() if "/filter/" not in k}
+    points = (*bundle.operating_points, OperatingPoint(2, Kind.FEATURE, "stage.2"))
+    both = replace(
+        bundle,
+        splits=(split, replace(split, name="stage.2")),
+        tensors={**bundle.tensors, **more},
+        operating_points=points,
+    ).check()
+    assert both.filters("stage.1") and not both.filters("stage.2")
+    assert {p.split for p in select_points(both, EdgeSettings(filter=True))} == {"stage.1", ""}
+    assert "stage.2" in {p.split for p in select_points(both, EdgeSettings())}
 
 
 async def test_empty_frames_stay_on_a_real_edge(filtered_half, start, tmp_path):  # noqa: F811

@@ -273,6 +273,19 @@ def test_costs_follow_the_machine_but_hardly_an_outlier() -> None:
     assert known.batch_s(DEEP, 1, 0.0) == pytest.approx(0.020, rel=0.05)
 
 
+def test_what_a_frame_alone_takes_follows_each_measurement_at_once() -> None:
+    known = costs(n1=0.010)
+    assert known.alone_s(DEEP, 0.0) == pytest.approx(0.010)
+    known.decoded(DEEP, 0.002, 0.0)
+    assert known.alone_s(DEEP, 0.0) == pytest.approx(0.012)
+    known.batch_done(DEEP, 1, 0.030, 0.0)
+    assert known.alone_s(DEEP, 0.0) > 0.013
+    assert known.alone_s(DEEP, 0.0) == pytest.approx(known.decode_s(DEEP, 0.0) + known.batch_s(DEEP, 1, 0.0))
+    known.know(DEEP, {1: 0.5}, 0.0)
+    assert known.alone_s(DEEP, 0.0) == pytest.approx(0.502)
+    assert known.alone_s(DEEP, 11.0) < 0.002, "and is trusted less with time"
+
+
 def test_what_was_long_not_measured_is_tried_again() -> None:
     known = costs(n1=10.0)
     assert known.batch_s(DEEP, 1, 1.0) == 10.0

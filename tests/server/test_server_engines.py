@@ -33,9 +33,10 @@ from headrace.server.tail import tails_of
 from .conftest import another_version, point_named, symbols_for
 
 ENGINES = [
-    "local",
+    ("local", "onnx"),
+    pytest.param(("local", "torch"), marks=pytest.mark.slow),
     pytest.param(
-        "ray",
+        ("ray", "onnx"),
         marks=[
             pytest.mark.skipif(
                 importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install 'headrace[ray]'"
@@ -65,7 +66,7 @@ def packets(bundle: Bundle, codec: Codec) -> list[Packet]:
 
 @pytest.fixture(scope="module")
 def expected(bundle: Bundle, codec: Codec, packets: list[Packet], tail: Any) -> list[tuple[Any, ...]]:
-    """What the tail says of each frame by itself."""
+    """What the tail in PyTorch says of each frame by itself."""
     inputs = []
     for packet in packets:
         gain = bundle.gain("blocks.5", bundle.operating_point(packet.operating_point).rate_level)
@@ -78,7 +79,8 @@ async def server(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
     shutil.copytree(SHIPPED_BUNDLE, tmp_path / "bundles" / "a")
     settings = ServerSettings.load(
         port=0,
-        engine=request.param,
+        engine=request.param[0],
+        runtime=request.param[1],
         ray_replicas=2,
         threads=1,
         max_in_flight=64,
@@ -176,7 +178,7 @@ async def test_an_engine_answers_mixes_says_no_swaps_and_drains(
     assert value("headrace_server_frames_total", {"status": "cancelled"}) == 0
 
 
-@pytest.mark.parametrize("server", ENGINES[1:], indirect=True)
+@pytest.mark.parametrize("server", ENGINES[2:], indirect=True)
 async def test_a_replica_that_is_killed_under_load_loses_no_admitted_frame(
     server: Server, bundle: Bundle, packets: list[Packet], expected: list[tuple[Any, ...]]
 ) -> None:
