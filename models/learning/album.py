@@ -71,7 +71,8 @@ class Album:
             quarters = self._views(rng, 4 * half, self._size // 2)
             quarters = quarters.reshape(half, 4, *quarters.shape[1:])
             top, bottom = torch.cat([quarters[:, 0], quarters[:, 1]], 2), torch.cat([quarters[:, 2], quarters[:, 3]], 2)
-            pixels[:half, : 2 * (self._size // 2), : 2 * (self._size // 2)] = torch.cat([top, bottom], 1)
+            # Every other one, for what learns takes the parts of a batch apart.
+            pixels[: 2 * half : 2, : 2 * (self._size // 2), : 2 * (self._size // 2)] = torch.cat([top, bottom], 1)
         if mix:
             share = np.where(rng.random(number) < mix, rng.uniform(0, 0.5, number), 0).astype(np.float32)
             over = torch.from_numpy(share).to(self._device)[:, None, None, None]

@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from ..exceptions import DataError
 from .cut import INPUT
-from .slimmable import CHANNELS, STEMS
+from .slimmable import fault
 
 Channels = tuple[int, ...]
 
@@ -47,12 +47,12 @@ class EncoderPlan(_Part):
     def _rising(cls, widths: dict[str, Channels]) -> dict[str, Channels]:
         before: dict[int, Channels] = {}
         for name, channels in widths.items():
-            if not name.isalnum() or len(channels) != CHANNELS or min(channels) < 1:
-                raise ValueError(f"width {name!r} needs a plain name, its stem's stride and {CHANNELS - 1} channels")
-            if channels[0] not in STEMS:
-                raise ValueError(
-                    f"width {name!r} has a stem of stride {channels[0]}; there are {', '.join(map(str, STEMS))}"
-                )
+            if not name.isalnum():
+                raise ValueError(f"width {name!r} needs a plain name")
+            if wrong := fault(channels):
+                raise ValueError(f"width {name!r} {wrong}")
+            if len(channels) != len(next(iter(widths.values()))):
+                raise ValueError(f"width {name!r} is of another form than the first one")
             if any(a < b for a, b in zip(channels, before.get(channels[0], ()), strict=False)):
                 raise ValueError(f"width {name!r} has fewer channels than the width before it; order them by size")
             before[channels[0]] = channels
@@ -71,6 +71,12 @@ class Stage(_Part):
     noise: float = Field(0.0, ge=0, le=1, description="Share of the steps in which noise stands for rounding.")
     encoder: bool = Field(True, description="Whether the encoder learns too, or the server's half alone.")
     tail: bool = Field(False, description="Whether the rest of the backbone learns too, a change of low rank.")
+    worth: float = Field(
+        1.0,
+        gt=0,
+        description="Nats of the metric that a nat of the answers' divergence counts as; a detector's metric is of a "
+        "projection of its answers, and smaller.",
+    )
     mix: float = Field(0.0, ge=0, le=1, description="Share of the views that are two photographs laid over each other.")
 
 

@@ -1,11 +1,21 @@
 """The slimmable encoder: one set of weights, of which every width executes the first channels of each layer.
 
+The mobile form, a width of which is 8 numbers:
+
 pixels, normalised [B, 3, S, S] --stem, stride 2 or 4--> c0 --depthwise, 1x1--> c1 --bottleneck h1, stride 2--> c2
     --bottleneck h2--> c2 --bottleneck h3, to a stride of 8 in all--> c3 --2x2, stride 2--> latent [B, K, S/16, S/16]
 
 The layers are those of a mobile backbone's first stages (inverted bottlenecks: Sandler et al., "MobileNetV2", CVPR
 2018), narrowed, so that they can start from that backbone's weights (`start`). A stem of stride 4 sees pixels at half
 the resolution; its layers run at a quarter of the places, and their weights are a set of their own.
+
+Darknet's form, 4 numbers, for YOLO's smaller networks (Redmon and Farhadi, "YOLO9000", CVPR 2017):
+
+pixels, normalised [B, 3, S, S] --3x3, down by 2--> c1 --3x3, down by 2--> c2 --3x3, down by 2--> c3
+    --2x2, stride 2--> latent [B, K, S/16, S/16]
+
+"Down by 2" is by the maximum of 2x2 places, as in Darknet, or, in as many layers from the first one on as the stem says
+(stem 1, 2, 4, 8: in 0, 1, 2, 3), by a stride of the convolution: a quarter of the places to compute, and no maximum.
 
 As in Yu et al., "Slimmable Neural Networks" (ICLR 2019), every width has normalisation statistics of its own; they are
 folded into its convolutions when it is taken out (`PlainEncoder`), so that on a device a width is a plain small network
@@ -26,9 +36,14 @@ from torch.nn import functional
 STRIDE = 16
 """Pixels of the input along a side for one place of the latent."""
 CHANNELS = 8
-"""Numbers that describe a width: the stem's stride, then channels c0, c1, h1, c2, h2, h3, c3."""
+"""Numbers that describe a width of the mobile form: the stem's stride, then channels c0, c1, h1, c2, h2, h3, c3."""
 STEMS = {2: 3, 4: 6}
 """Kernel of a stem, by its stride: the second one is the first one on pixels averaged two by two."""
+DARKNET_CHANNELS = 4
+"""Numbers that describe a width of Darknet's form: the stem, then c1, c2, c3."""
+DARKNET_STEMS = (1, 2, 4, 8)
+SLOPE = 0.1
+"""Of Darknet's activation for what is negative."""
 SHORTCUT = (5, 8)
 """What the first of these layers gives is added to what the second gives."""
 
@@ -41,7 +56,9 @@ class Layer:
         given, made: channels in and out, of each width.
         kernel, stride: along both sides.
         depthwise: every channel for itself.
-        activated: a ReLU6 follows, as in the mobile backbones.
+        activated: a ReLU6 follows, as in the mobile backbones, or
+        leaky: a ReLU that leaves a tenth of what is negative, as in Darknet.
+        pooled: before that, the maximum of 2x2 places. (Darknet takes it after: the same, at four times the cost.)
     """
 
     given: tuple[int, ...]
@@ -50,11 +67,15 @@ class Layer:
     stride: int = 1
     depthwise: bool = False
     activated: bool = True
+    leaky: bool = False
+    pooled: bool = False
 
     @property
     def padding(self) -> tuple[int, int]:
         """Places of zeros before and behind a side, as TensorFlow's "SAME" has them, with which the mobile backbones
-        were trained: what is left over of an even side goes behind."""
+        were trained: what is left over of an even side goes behind. In Darknet it is as much on both sides."""
+        if self.leaky:
+            return (self.kernel - 1) // 2, (self.kernel - 1) // 2
         both = max(self.kernel - self.stride, 0)
         return both // 2, both - both // 2
 
@@ -67,6 +88,14 @@ class Layer:
         padded = functional.pad(x, (before, behind, before, behind))
         return functional.conv2d(padded, weight, bias, self.stride, 0, 1, groups)
 
+    def finish(self, x: Tensor) -> Tensor:
+        """What follows convolution and normalisation."""
+        if self.pooled:
+            x = functional.max_pool2d(x, 2)
+        if self.leaky:
+            return functional.leaky_relu(x, SLOPE)
+        return functional.relu6(x) if self.activated else x
+
 
 class SlimmableEncoder(nn.Module):
     """pixels float32 [B, 3, S, S], normalised as the backbone's, and a width's name -> latent [B, K, S/16, S/16]."""
@@ -75,8 +104,8 @@ class SlimmableEncoder(nn.Module):
         """Make it with random weights.
 
         Args:
-            widths: by name, narrowest first, `CHANNELS` numbers each; of those with the same stem none smaller than
-                in the width before.
+            widths: by name, narrowest first, `CHANNELS` or `DARKNET_CHANNELS` numbers each; of those with the same
+                stem none smaller than in the width before.
             latent: K.
         """
         super().__init__()
@@ -155,8 +184,7 @@ class SlimConv(nn.Module):
 
     def forward(self, x: Tensor, width: str) -> Tensor:
         """What follows the normalisation, and the activation if there is one."""
-        x = self.norms[width](self.convolved(x, width))
-        return functional.relu6(x) if self.layer.activated else x
+        return self.layer.finish(self.norms[width](self.convolved(x, width)))
 
     def convolved(self, x: Tensor, width: str) -> Tensor:
         """The convolution alone."""
@@ -174,6 +202,8 @@ class SlimConv(nn.Module):
 def plan_layers(widths: Sequence[Sequence[int]], latent: int) -> list[Layer]:
     """The layers of widths that share a stem."""
     stem = widths[0][0]
+    if len(widths[0]) == DARKNET_CHANNELS:
+        return _darknet_layers(widths, latent)
     c0, c1, h1, c2, h2, h3, c3 = (tuple(w[i] for w in widths) for i in range(1, CHANNELS))
 
     def bottleneck(
@@ -196,6 +226,26 @@ def plan_layers(widths: Sequence[Sequence[int]], latent: int) -> list[Layer]:
     ]
 
 
+def fault(channels: Sequence[int]) -> str:
+    """What is wrong with a width's numbers; nothing for those of a form."""
+    if len(channels) not in (CHANNELS, DARKNET_CHANNELS) or min(channels) < 1:
+        return f"needs its stem's stride and {CHANNELS - 1} channels, or in Darknet's form {DARKNET_CHANNELS - 1}"
+    stems = tuple(STEMS) if len(channels) == CHANNELS else DARKNET_STEMS
+    return "" if channels[0] in stems else f"has a stem of stride {channels[0]}; there are {', '.join(map(str, stems))}"
+
+
+def _darknet_layers(widths: Sequence[Sequence[int]], latent: int) -> list[Layer]:
+    layers, given = [], (3,) * len(widths)
+    for at in range(1, DARKNET_CHANNELS):
+        made = tuple(w[at] for w in widths)
+        strided = widths[0][0] >= 2**at
+        # A kernel of 4 sees all that the maximum over four of 3 sees; for three channels of pixels that is cheap.
+        kernel = 4 if strided and at == 1 else 3
+        layers.append(Layer(given, made, kernel, 2 if strided else 1, leaky=True, pooled=not strided))
+        given = made
+    return [*layers, Layer(given, (latent,) * len(widths), 2, 2, activated=False)]
+
+
 def run(
     layers: Sequence[Callable[[Tensor], Tensor]], x: Tensor, note: Callable[[Tensor], None] | None = None
 ) -> Tensor:
@@ -214,5 +264,4 @@ def run(
 
 def _apply(layer: Layer, convolution: nn.Module, x: Tensor) -> Tensor:
     assert isinstance(convolution, nn.Conv2d)
-    x = layer.convolve(x, convolution.weight, convolution.bias)
-    return functional.relu6(x) if layer.activated else x
+    return layer.finish(layer.convolve(x, convolution.weight, convolution.bias))

@@ -3,7 +3,8 @@
 Of every layer the channels that matter most come first, by how strong they are times how much the next layer makes of
 them (magnitude pruning: Li et al., "Pruning Filters for Efficient ConvNets", ICLR 2017). The last layer and the first
 guess of the synthesis are the principal components of 2x2 places of the features, whitened by the metric of the
-channels. So a width begins as a rough form of what it is to become, and not as noise.
+channels. So a width begins as a rough form of what it is to become, and not as noise. That is the mobile form; of
+Darknet's every layer is fitted anew (`refit`).
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from ..backbones import Backbone
-from ..cutting.graph_passes import attribute
 from ..exceptions import BackboneError
 from .metric import Nats
+from .refit import Darknet, Weights, convolutions
 from .slimmable import CHANNELS, Layer, SlimConv, SlimmableEncoder, plan_layers, run
 from .synthesis import Synthesis
 
@@ -36,8 +37,6 @@ ALIKE = (
 )
 """Layers whose outputs are one set of channels, the one at which these are measured, and the layers that read them."""
 
-Weights = tuple[Tensor, Tensor]
-
 
 @dataclass(frozen=True, eq=False)
 class Narrowing:
@@ -52,10 +51,12 @@ class Narrowing:
     channels: tuple[int, ...]
 
     @classmethod
-    def of(cls, backbone: Backbone, anchor: str) -> Narrowing | None:
-        """The stages before `anchor`; None where they are not of the encoder's form."""
+    def of(cls, backbone: Backbone, anchor: str) -> Narrowing | Darknet | None:
+        """The stages before `anchor`; None where they are of neither of the encoder's forms."""
+        if found := Darknet.of(backbone, anchor):
+            return found
         try:
-            weights = _convolutions(backbone, anchor)
+            weights = convolutions(backbone, anchor)
         except BackboneError:
             return None
         if len(weights) != len(plan_layers([(2, *(1,) * (CHANNELS - 1))], 1)) - 1:
@@ -71,7 +72,8 @@ class Narrowing:
     def covers(self, encoder: SlimmableEncoder) -> bool:
         """Whether every width is no wider than the backbone, and ends with as many channels."""
         return all(
-            all(a <= b for a, b in zip(channels[1:], self.channels[1:], strict=True))
+            len(channels) == CHANNELS
+            and all(a <= b for a, b in zip(channels[1:], self.channels[1:], strict=True))
             and channels[-1] == self.channels[-1]
             for channels in encoder.widths.values()
         )
@@ -107,7 +109,7 @@ class Narrowing:
 def start(
     encoder: SlimmableEncoder,
     synthesis: Synthesis,
-    narrowing: Narrowing,
+    narrowing: Narrowing | Darknet,
     pixels: Tensor,
     features: Tensor,
     metric: Nats,
@@ -125,9 +127,25 @@ def start(
             the one at which a bit more would be worth as much as it costs.
     """
     analysis, guess, offset = principal(features, metric, encoder.latent, price)
-    latent = functional.conv2d(features, analysis, offset, LATENT_KERNEL)
-    variance, mean = torch.var_mean(latent, (0, 2, 3))
-    layers = [*narrowing.ordered(pixels), ((analysis, offset), (variance.sqrt(), mean))]
+    if isinstance(narrowing, Darknet):
+        narrowing.fill(encoder, pixels, (analysis, offset), metric.channels[0].cpu())
+    else:
+        _narrow(encoder, narrowing, pixels, features, (analysis, offset))
+    with torch.no_grad():
+        assert synthesis.guess.bias is not None
+        synthesis.guess.weight.copy_(guess[:, :, None, None])
+        synthesis.guess.bias.zero_()
+        synthesis.last.weight.zero_()
+        assert synthesis.last.bias is not None
+        synthesis.last.bias.zero_()
+
+
+def _narrow(
+    encoder: SlimmableEncoder, narrowing: Narrowing, pixels: Tensor, features: Tensor, last: tuple[Tensor, Tensor]
+) -> None:
+    """Set the weights of an encoder of the mobile form; `last` are those of its last layer."""
+    variance, mean = torch.var_mean(functional.conv2d(features, *last, LATENT_KERNEL), (0, 2, 3))
+    layers = [*narrowing.ordered(pixels), (last, (variance.sqrt(), mean))]
     with torch.no_grad():
         for stem in encoder.stems:
             widths = [name for name, channels in encoder.widths.items() if str(channels[0]) == stem]
@@ -139,12 +157,6 @@ def start(
             for width in widths:
                 pairs = zip(encoder.layers(width), layers, strict=True)
                 run([partial(_normalise, layer, wanted, width) for layer, (_, wanted) in pairs], pixels)
-        assert synthesis.guess.bias is not None
-        synthesis.guess.weight.copy_(guess[:, :, None, None])
-        synthesis.guess.bias.zero_()
-        synthesis.last.weight.zero_()
-        assert synthesis.last.bias is not None
-        synthesis.last.bias.zero_()
 
 
 def principal(features: Tensor, metric: Nats, latent: int, price: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -167,7 +179,7 @@ def _apply(layer: Layer, weights: Weights, given: list[Weights], x: Tensor) -> T
     x = layer.convolve(x, weights[0].to(x.device), weights[1].to(x.device))
     variance, mean = torch.var_mean(x, (0, 2, 3))
     given.append((variance.sqrt().cpu(), mean.cpu()))
-    return functional.relu6(x) if layer.activated else x
+    return layer.finish(x)
 
 
 def _normalise(layer: SlimConv, wanted: Weights, width: str, x: Tensor) -> Tensor:
@@ -182,18 +194,4 @@ def _normalise(layer: SlimConv, wanted: Weights, width: str, x: Tensor) -> Tenso
     norm.eval()
     found: Tensor = layer(x, width)
     norm.train()
-    return found
-
-
-def _convolutions(backbone: Backbone, anchor: str) -> list[Weights]:
-    """Weight and bias of every convolution before a split point, in the order of execution."""
-    traced, cut = backbone.traced, backbone.cut(anchor)
-    found: list[Weights] = []
-    for node in traced.data[: cut.index + 1]:
-        if node.target is not torch.ops.aten.conv2d.default:
-            continue
-        given = [each for each in node.args[1:3] if isinstance(each, fx.Node)]
-        if len(given) == 2:
-            weight, bias = (attribute(traced.module, each) for each in given)
-            found.append((weight.detach(), bias.detach()))
     return found

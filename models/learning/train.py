@@ -270,7 +270,7 @@ class Lesson:
             with self._half():
                 outputs = tuple(o.float() for o in self.tail(made))
             divergence = distance(self._task, outputs, tuple(w.to(self._device) for w in wanted))
-            nats = ANSWERS_SHARE * divergence + (1 - ANSWERS_SHARE) * nats
+            nats = ANSWERS_SHARE * stage.worth * divergence + (1 - ANSWERS_SHARE) * nats
         self._remember(nats, rate)
         if stage.ramp:
             rate = rate * min(1.0, (step + 1) / (stage.ramp * stage.steps))
