@@ -27,7 +27,7 @@ from .train import Learned
 
 def split_names(plan: TrainPlan) -> tuple[str, ...]:
     """Names of the split points of a plan, narrowest first."""
-    return tuple(f"{plan.name}-{width}" for width in plan.encoder.widths)
+    return tuple(f"{plan.name}-{width}" for width in plan.encoder.taken)
 
 
 def assemble(
@@ -60,7 +60,7 @@ def assemble(
     numbers = synthesis_numbers(learned.synthesis.shape)
     widths = {
         name: LearnedSpec(plan.name, width, tuple(channels), plan.anchor, numbers)
-        for name, (width, channels) in zip(split_names(plan), plan.encoder.widths.items(), strict=True)
+        for name, (width, channels) in zip(split_names(plan), plan.encoder.taken.items(), strict=True)
     }
     tensors = {**bundle.learned, **tensors_of(plan.name, learned.encoder, learned.synthesis, learned.tail)}
     bundle = bundle.with_learned(tensors)

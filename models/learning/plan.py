@@ -20,7 +20,7 @@ import tomllib
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from ..exceptions import DataError
 from .cut import INPUT
@@ -42,6 +42,8 @@ class EncoderPlan(_Part):
         description="Name of each width, narrowest first -> its stem's stride and channels, see `slimmable`.",
     )
 
+    kept: tuple[str, ...] = Field((), description="Widths that become split points; all of them where none is named.")
+
     @field_validator("widths")
     @classmethod
     def _rising(cls, widths: dict[str, Channels]) -> dict[str, Channels]:
@@ -57,6 +59,19 @@ class EncoderPlan(_Part):
                 raise ValueError(f"width {name!r} has fewer channels than the width before it; order them by size")
             before[channels[0]] = channels
         return widths
+
+    @field_validator("kept")
+    @classmethod
+    def _known(cls, kept: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        for name in kept:
+            if name not in info.data.get("widths", {name: ()}):
+                raise ValueError(f"there is no width {name!r}")
+        return kept
+
+    @property
+    def taken(self) -> dict[str, Channels]:
+        """The widths that become split points."""
+        return {name: channels for name, channels in self.widths.items() if not self.kept or name in self.kept}
 
 
 class Stage(_Part):

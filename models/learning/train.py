@@ -334,7 +334,7 @@ def _identity(backbone: Backbone, plan: TrainPlan, stages: int, paths: Sequence[
     first = plan.model_copy(update={"stages": plan.stages[:stages]})
     parts = [
         backbone.spec.sha256,
-        first.model_dump(mode="json", exclude={"bundle"}),
+        first.model_dump(mode="json", exclude={"bundle": True, "encoder": {"kept"}}),
         [f"{p.parent.name}/{p.name}" for p in paths],
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]

@@ -313,9 +313,9 @@ def test_the_committed_bundle_is_small_and_complete():
     folder = Path(neural_filter.__file__).parents[1] / "bundles" / "yolov2_tiny"
     assert sum(file.stat().st_size for file in folder.iterdir()) < 5_000_000
     shipped = Bundle.load(folder)
-    assert {s.name for s in shipped.splits} >= {"pool4", "pool5"} and any(s.size for s in shipped.splits)
+    assert [s.name for s in shipped.splits] == ["pool4", "pool5", "slim-25", "slim-100"]
     assert any(k.startswith("pool5/") for k in shipped.repair) and shipped.temporal_tables() is not None
-    assert {"command", "repair", "temporal", "filter"} <= set(shipped.provenance)
+    assert {"command", "repair", "temporal", "filter", "slim"} <= set(shipped.provenance)
 
 
 def test_the_committed_filter_lets_people_in_a_street_pass_and_keeps_the_empty_street():

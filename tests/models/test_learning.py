@@ -310,6 +310,7 @@ def test_too_many_operating_points_are_refused(bundle, plan, photographs, learne
         (("50 = [4, 8,", "50 = [4, 17,"), "fewer channels"),
         (("50 = [4, 8,", "50 = [3, 8,"), "stride 3"),
         (('towards = "features"', 'towards = "labels"'), "stages.0.towards"),
+        (("latent = 12", "latent = 12\nkept = ['75']"), "no width '75'"),
         (("tail_rank = 2", "tail_rank = 0"), "tail_rank"),
         (("views = 64", "views = "), "not TOML"),
     ],
