@@ -187,6 +187,7 @@ def test_the_command_measures_everything_unless_told_otherwise() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # a dozen servers start, one after the other
 def test_a_short_run_of_all_of_it(tmp_path: Path) -> None:
     file = tmp_path / "found.json"
     plan = Plan(devices=4, seconds=1.0, rounds=1, rivals=(), overload_s=2.0, idle=20, repetitions=1)
