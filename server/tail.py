@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..models.backbones import Backbone
+from ..models.backbones import Backbone, Chain
 from ..models.bottleneck import Decoder
 from ..models.bundle import Bundle
 from ..models.class_map import encode_class_map
@@ -57,7 +57,7 @@ class FeatureTail:
             levels = torch.randint(len(gains), (count,), generator=random)
             return symbols, gains[levels]
 
-        self._network = lower(split, _Joined(decoder, tail).eval().to(device), frames)
+        self._network = lower(split, Chain(decoder, tail).eval().to(device), frames)
 
     def __call__(self, inputs: Sequence[TailInput], /) -> list[tuple[TailOutput, ...]]:
         """Answer a batch of `FeatureInput`."""
@@ -83,7 +83,7 @@ class UncutTail:
             random = torch.Generator().manual_seed(count)
             return (torch.randint(0, 256, (count, size, size, 3), generator=random, dtype=torch.uint8),)
 
-        self._network = lower("uncut", _Joined(uncut).eval().to(device), frames)
+        self._network = lower("uncut", Chain(uncut).eval().to(device), frames)
 
     def __call__(self, inputs: Sequence[TailInput], /) -> list[tuple[TailOutput, ...]]:
         """Answer a batch of `ImageInput`."""
@@ -95,21 +95,6 @@ class UncutTail:
     def example(self) -> ImageInput:
         """A black picture."""
         return ImageInput(np.zeros((self._size, self._size, 3), np.uint8))
-
-
-class _Joined(nn.Module):
-    """Modules in a row, of which the last gives a tuple; as one, that a runtime can take."""
-
-    def __init__(self, first: nn.Module, *others: nn.Module) -> None:
-        super().__init__()
-        self.first, self.others = first, nn.ModuleList(others)
-
-    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        values = self.first(*inputs)
-        for module in self.others:
-            values = module(values)
-        outputs: tuple[Tensor, ...] = values
-        return outputs
 
 
 def outputs_of(task: Task, answers: Sequence[Answer]) -> list[tuple[TailOutput, ...]]:
