@@ -233,7 +233,7 @@ class Daemon:
             device = settings.device_name or socket.gethostname()
             try:
                 predicts = settings.predict and self._bundle.temporal_tables() is not None
-                await client.run(Hello(self._bundle.fingerprint, VERSION, device, __version__, predicts))
+                await client.run(Hello(self._bundle.fingerprint, VERSION, device, __version__, predicts, several=True))
             except FingerprintRefusedError as error:
                 if settings.bundle is not None:
                     raise

@@ -197,9 +197,8 @@ class StreamClient:
 
     async def _read(self, call: Any) -> None:
         while (response := await call.read()) is not EOF:
-            message = messages.read_response(response)
-            if isinstance(message, Result):
-                self._handler.on_result(message)
+            for result in messages.results_of(response):
+                self._handler.on_result(result)
 
     async def _write(self, call: Any) -> None:
         greeted = self._clock() - 0.001  # a clock that says 0 says nothing

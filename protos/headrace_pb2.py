@@ -24,45 +24,47 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eheadrace/protos/headrace.proto\x12\x0bheadrace.v1\"n\n\x05Hello\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\x0c\x12\x16\n\x0epacket_version\x18\x02 \x01(\r\x12\x0e\n\x06\x64\x65vice\x18\x03 \x01(\t\x12\x16\n\x0e\x63lient_version\x18\x04 \x01(\t\x12\x10\n\x08predicts\x18\x05 \x01(\x08\"\xa5\x01\n\x07Welcome\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\x0c\x12\x18\n\x10max_packet_bytes\x18\x02 \x01(\r\x12\x15\n\rmax_in_flight\x18\x03 \x01(\r\x12\x16\n\x0eserver_version\x18\x04 \x01(\t\x12\x0e\n\x06\x62undle\x18\x05 \x01(\t\x12\x18\n\x10operating_points\x18\x06 \x03(\r\x12\x12\n\nreferences\x18\x07 \x01(\r\"\x9a\x01\n\x05\x46rame\x12\x0e\n\x06packet\x18\x01 \x01(\x0c\x12\x14\n\x0cremaining_ms\x18\x02 \x01(\r\x12\x16\n\x0eslices_to_come\x18\x03 \x01(\r\x12\x13\n\x0bpatience_ms\x18\x04 \x01(\r\x12\r\n\x05trace\x18\x05 \x01(\x0c\x12\r\n\x05width\x18\x06 \x01(\r\x12\x0e\n\x06height\x18\x07 \x01(\r\x12\x10\n\x08\x63lock_ms\x18\x08 \x01(\r\"I\n\x0c\x43ontinuation\x12\x10\n\x08\x66rame_id\x18\x01 \x01(\r\x12\r\n\x05slice\x18\x02 \x01(\x0c\x12\x0b\n\x03\x63rc\x18\x03 \x01(\x07\x12\x0b\n\x03\x63ut\x18\x04 \x01(\x08\"\x97\x01\n\rStreamRequest\x12#\n\x05hello\x18\x01 \x01(\x0b\x32\x12.headrace.v1.HelloH\x00\x12#\n\x05\x66rame\x18\x02 \x01(\x0b\x32\x12.headrace.v1.FrameH\x00\x12\x31\n\x0c\x63ontinuation\x18\x03 \x01(\x0b\x32\x19.headrace.v1.ContinuationH\x00\x42\t\n\x07message\"k\n\x0eStreamResponse\x12\'\n\x07welcome\x18\x01 \x01(\x0b\x32\x14.headrace.v1.WelcomeH\x00\x12%\n\x06result\x18\x02 \x01(\x0b\x32\x13.headrace.v1.ResultH\x00\x42\t\n\x07message\"%\n\x05Label\x12\r\n\x05index\x18\x01 \x01(\r\x12\r\n\x05score\x18\x02 \x01(\x02\"]\n\x03\x42ox\x12\r\n\x05index\x18\x01 \x01(\r\x12\r\n\x05score\x18\x02 \x01(\x02\x12\x0c\n\x04left\x18\x03 \x01(\x02\x12\x0b\n\x03top\x18\x04 \x01(\x02\x12\r\n\x05right\x18\x05 \x01(\x02\x12\x0e\n\x06\x62ottom\x18\x06 \x01(\x02\"6\n\x08\x43lassMap\x12\r\n\x05width\x18\x01 \x01(\r\x12\x0e\n\x06height\x18\x02 \x01(\r\x12\x0b\n\x03png\x18\x03 \x01(\x0c\"\x9b\x01\n\nTailOutput\x12\x0c\n\x04tail\x18\x01 \x01(\t\x12\"\n\x06labels\x18\x02 \x03(\x0b\x32\x12.headrace.v1.Label\x12\x1f\n\x05\x62oxes\x18\x03 \x03(\x0b\x32\x10.headrace.v1.Box\x12(\n\tclass_map\x18\x04 \x01(\x0b\x32\x15.headrace.v1.ClassMap\x12\x10\n\x08\x63\x61ptured\x18\x05 \x01(\x08\"P\n\x06Timing\x12\x10\n\x08queue_us\x18\x01 \x01(\r\x12\x11\n\tdecode_us\x18\x02 \x01(\r\x12\x0f\n\x07tail_us\x18\x03 \x01(\r\x12\x10\n\x08total_us\x18\x04 \x01(\r\"\xd6\x01\n\x06Result\x12\x10\n\x08\x66rame_id\x18\x01 \x01(\r\x12#\n\x06status\x18\x02 \x01(\x0e\x32\x13.headrace.v1.Status\x12\x0f\n\x07message\x18\x03 \x01(\t\x12(\n\x07outputs\x18\x04 \x03(\x0b\x32\x17.headrace.v1.TailOutput\x12#\n\x06timing\x18\x05 \x01(\x0b\x32\x13.headrace.v1.Timing\x12\x13\n\x0bqueue_depth\x18\x06 \x01(\r\x12\x0e\n\x06slices\x18\x07 \x01(\r\x12\x10\n\x08retry_ms\x18\x08 \x01(\r\"F\n\x0cInferRequest\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\x0c\x12!\n\x05\x66rame\x18\x02 \x01(\x0b\x32\x12.headrace.v1.Frame\"7\n\x10GetBundleRequest\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\x0c\x12\x0e\n\x06splits\x18\x02 \x03(\t\"p\n\x0b\x42undleChunk\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\x0c\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0c\n\x04size\x18\x03 \x01(\x04\x12\x0e\n\x06sha256\x18\x04 \x01(\x0c\x12\x0c\n\x04\x64\x61ta\x18\x05 \x01(\x0c\x12\x12\n\nfiles_left\x18\x06 \x01(\r*\xcb\x01\n\x06Status\x12\x16\n\x12STATUS_UNSPECIFIED\x10\x00\x12\r\n\tSTATUS_OK\x10\x01\x12\x1c\n\x18STATUS_DEADLINE_EXCEEDED\x10\x02\x12\x1d\n\x19STATUS_RESOURCE_EXHAUSTED\x10\x03\x12\x12\n\x0eSTATUS_INVALID\x10\x04\x12\x13\n\x0fSTATUS_INTERNAL\x10\x05\x12\x16\n\x12STATUS_UNAVAILABLE\x10\x06\x12\x1c\n\x18STATUS_MISSING_REFERENCE\x10\x07\x32\xd2\x01\n\x08Headrace\x12\x45\n\x06Stream\x12\x1a.headrace.v1.StreamRequest\x1a\x1b.headrace.v1.StreamResponse(\x01\x30\x01\x12\x37\n\x05Infer\x12\x19.headrace.v1.InferRequest\x1a\x13.headrace.v1.Result\x12\x46\n\tGetBundle\x12\x1d.headrace.v1.GetBundleRequest\x1a\x18.headrace.v1.BundleChunk0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eheadrace/protos/headrace.proto\x12\x0bheadrace.v1\"\x7f\n\x05Hello\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\x0c\x12\x16\n\x0epacket_version\x18\x02 \x01(\r\x12\x0e\n\x06\x64\x65vice\x18\x03 \x01(\t\x12\x16\n\x0e\x63lient_version\x18\x04 \x01(\t\x12\x10\n\x08predicts\x18\x05 \x01(\x08\x12\x0f\n\x07several\x18\x06 \x01(\x08\"\xa5\x01\n\x07Welcome\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\x0c\x12\x18\n\x10max_packet_bytes\x18\x02 \x01(\r\x12\x15\n\rmax_in_flight\x18\x03 \x01(\r\x12\x16\n\x0eserver_version\x18\x04 \x01(\t\x12\x0e\n\x06\x62undle\x18\x05 \x01(\t\x12\x18\n\x10operating_points\x18\x06 \x03(\r\x12\x12\n\nreferences\x18\x07 \x01(\r\"\x9a\x01\n\x05\x46rame\x12\x0e\n\x06packet\x18\x01 \x01(\x0c\x12\x14\n\x0cremaining_ms\x18\x02 \x01(\r\x12\x16\n\x0eslices_to_come\x18\x03 \x01(\r\x12\x13\n\x0bpatience_ms\x18\x04 \x01(\r\x12\r\n\x05trace\x18\x05 \x01(\x0c\x12\r\n\x05width\x18\x06 \x01(\r\x12\x0e\n\x06height\x18\x07 \x01(\r\x12\x10\n\x08\x63lock_ms\x18\x08 \x01(\r\"I\n\x0c\x43ontinuation\x12\x10\n\x08\x66rame_id\x18\x01 \x01(\r\x12\r\n\x05slice\x18\x02 \x01(\x0c\x12\x0b\n\x03\x63rc\x18\x03 \x01(\x07\x12\x0b\n\x03\x63ut\x18\x04 \x01(\x08\"\x97\x01\n\rStreamRequest\x12#\n\x05hello\x18\x01 \x01(\x0b\x32\x12.headrace.v1.HelloH\x00\x12#\n\x05\x66rame\x18\x02 \x01(\x0b\x32\x12.headrace.v1.FrameH\x00\x12\x31\n\x0c\x63ontinuation\x18\x03 \x01(\x0b\x32\x19.headrace.v1.ContinuationH\x00\x42\t\n\x07message\"\x94\x01\n\x0eStreamResponse\x12\'\n\x07welcome\x18\x01 \x01(\x0b\x32\x14.headrace.v1.WelcomeH\x00\x12%\n\x06result\x18\x02 \x01(\x0b\x32\x13.headrace.v1.ResultH\x00\x12\'\n\x07results\x18\x03 \x01(\x0b\x32\x14.headrace.v1.ResultsH\x00\x42\t\n\x07message\"/\n\x07Results\x12$\n\x07results\x18\x01 \x03(\x0b\x32\x13.headrace.v1.Result\"%\n\x05Label\x12\r\n\x05index\x18\x01 \x01(\r\x12\r\n\x05score\x18\x02 \x01(\x02\"]\n\x03\x42ox\x12\r\n\x05index\x18\x01 \x01(\r\x12\r\n\x05score\x18\x02 \x01(\x02\x12\x0c\n\x04left\x18\x03 \x01(\x02\x12\x0b\n\x03top\x18\x04 \x01(\x02\x12\r\n\x05right\x18\x05 \x01(\x02\x12\x0e\n\x06\x62ottom\x18\x06 \x01(\x02\"6\n\x08\x43lassMap\x12\r\n\x05width\x18\x01 \x01(\r\x12\x0e\n\x06height\x18\x02 \x01(\r\x12\x0b\n\x03png\x18\x03 \x01(\x0c\"\x9b\x01\n\nTailOutput\x12\x0c\n\x04tail\x18\x01 \x01(\t\x12\"\n\x06labels\x18\x02 \x03(\x0b\x32\x12.headrace.v1.Label\x12\x1f\n\x05\x62oxes\x18\x03 \x03(\x0b\x32\x10.headrace.v1.Box\x12(\n\tclass_map\x18\x04 \x01(\x0b\x32\x15.headrace.v1.ClassMap\x12\x10\n\x08\x63\x61ptured\x18\x05 \x01(\x08\"P\n\x06Timing\x12\x10\n\x08queue_us\x18\x01 \x01(\r\x12\x11\n\tdecode_us\x18\x02 \x01(\r\x12\x0f\n\x07tail_us\x18\x03 \x01(\r\x12\x10\n\x08total_us\x18\x04 \x01(\r\"\xd6\x01\n\x06Result\x12\x10\n\x08\x66rame_id\x18\x01 \x01(\r\x12#\n\x06status\x18\x02 \x01(\x0e\x32\x13.headrace.v1.Status\x12\x0f\n\x07message\x18\x03 \x01(\t\x12(\n\x07outputs\x18\x04 \x03(\x0b\x32\x17.headrace.v1.TailOutput\x12#\n\x06timing\x18\x05 \x01(\x0b\x32\x13.headrace.v1.Timing\x12\x13\n\x0bqueue_depth\x18\x06 \x01(\r\x12\x0e\n\x06slices\x18\x07 \x01(\r\x12\x10\n\x08retry_ms\x18\x08 \x01(\r\"F\n\x0cInferRequest\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\x0c\x12!\n\x05\x66rame\x18\x02 \x01(\x0b\x32\x12.headrace.v1.Frame\"7\n\x10GetBundleRequest\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\x0c\x12\x0e\n\x06splits\x18\x02 \x03(\t\"p\n\x0b\x42undleChunk\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\x0c\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0c\n\x04size\x18\x03 \x01(\x04\x12\x0e\n\x06sha256\x18\x04 \x01(\x0c\x12\x0c\n\x04\x64\x61ta\x18\x05 \x01(\x0c\x12\x12\n\nfiles_left\x18\x06 \x01(\r*\xcb\x01\n\x06Status\x12\x16\n\x12STATUS_UNSPECIFIED\x10\x00\x12\r\n\tSTATUS_OK\x10\x01\x12\x1c\n\x18STATUS_DEADLINE_EXCEEDED\x10\x02\x12\x1d\n\x19STATUS_RESOURCE_EXHAUSTED\x10\x03\x12\x12\n\x0eSTATUS_INVALID\x10\x04\x12\x13\n\x0fSTATUS_INTERNAL\x10\x05\x12\x16\n\x12STATUS_UNAVAILABLE\x10\x06\x12\x1c\n\x18STATUS_MISSING_REFERENCE\x10\x07\x32\xd2\x01\n\x08Headrace\x12\x45\n\x06Stream\x12\x1a.headrace.v1.StreamRequest\x1a\x1b.headrace.v1.StreamResponse(\x01\x30\x01\x12\x37\n\x05Infer\x12\x19.headrace.v1.InferRequest\x1a\x13.headrace.v1.Result\x12\x46\n\tGetBundle\x12\x1d.headrace.v1.GetBundleRequest\x1a\x18.headrace.v1.BundleChunk0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'headrace.protos.headrace_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_STATUS']._serialized_start=1713
-  _globals['_STATUS']._serialized_end=1916
+  _globals['_STATUS']._serialized_start=1821
+  _globals['_STATUS']._serialized_end=2024
   _globals['_HELLO']._serialized_start=47
-  _globals['_HELLO']._serialized_end=157
-  _globals['_WELCOME']._serialized_start=160
-  _globals['_WELCOME']._serialized_end=325
-  _globals['_FRAME']._serialized_start=328
-  _globals['_FRAME']._serialized_end=482
-  _globals['_CONTINUATION']._serialized_start=484
-  _globals['_CONTINUATION']._serialized_end=557
-  _globals['_STREAMREQUEST']._serialized_start=560
-  _globals['_STREAMREQUEST']._serialized_end=711
-  _globals['_STREAMRESPONSE']._serialized_start=713
-  _globals['_STREAMRESPONSE']._serialized_end=820
-  _globals['_LABEL']._serialized_start=822
-  _globals['_LABEL']._serialized_end=859
-  _globals['_BOX']._serialized_start=861
-  _globals['_BOX']._serialized_end=954
-  _globals['_CLASSMAP']._serialized_start=956
-  _globals['_CLASSMAP']._serialized_end=1010
-  _globals['_TAILOUTPUT']._serialized_start=1013
-  _globals['_TAILOUTPUT']._serialized_end=1168
-  _globals['_TIMING']._serialized_start=1170
-  _globals['_TIMING']._serialized_end=1250
-  _globals['_RESULT']._serialized_start=1253
-  _globals['_RESULT']._serialized_end=1467
-  _globals['_INFERREQUEST']._serialized_start=1469
-  _globals['_INFERREQUEST']._serialized_end=1539
-  _globals['_GETBUNDLEREQUEST']._serialized_start=1541
-  _globals['_GETBUNDLEREQUEST']._serialized_end=1596
-  _globals['_BUNDLECHUNK']._serialized_start=1598
-  _globals['_BUNDLECHUNK']._serialized_end=1710
-  _globals['_HEADRACE']._serialized_start=1919
-  _globals['_HEADRACE']._serialized_end=2129
+  _globals['_HELLO']._serialized_end=174
+  _globals['_WELCOME']._serialized_start=177
+  _globals['_WELCOME']._serialized_end=342
+  _globals['_FRAME']._serialized_start=345
+  _globals['_FRAME']._serialized_end=499
+  _globals['_CONTINUATION']._serialized_start=501
+  _globals['_CONTINUATION']._serialized_end=574
+  _globals['_STREAMREQUEST']._serialized_start=577
+  _globals['_STREAMREQUEST']._serialized_end=728
+  _globals['_STREAMRESPONSE']._serialized_start=731
+  _globals['_STREAMRESPONSE']._serialized_end=879
+  _globals['_RESULTS']._serialized_start=881
+  _globals['_RESULTS']._serialized_end=928
+  _globals['_LABEL']._serialized_start=930
+  _globals['_LABEL']._serialized_end=967
+  _globals['_BOX']._serialized_start=969
+  _globals['_BOX']._serialized_end=1062
+  _globals['_CLASSMAP']._serialized_start=1064
+  _globals['_CLASSMAP']._serialized_end=1118
+  _globals['_TAILOUTPUT']._serialized_start=1121
+  _globals['_TAILOUTPUT']._serialized_end=1276
+  _globals['_TIMING']._serialized_start=1278
+  _globals['_TIMING']._serialized_end=1358
+  _globals['_RESULT']._serialized_start=1361
+  _globals['_RESULT']._serialized_end=1575
+  _globals['_INFERREQUEST']._serialized_start=1577
+  _globals['_INFERREQUEST']._serialized_end=1647
+  _globals['_GETBUNDLEREQUEST']._serialized_start=1649
+  _globals['_GETBUNDLEREQUEST']._serialized_end=1704
+  _globals['_BUNDLECHUNK']._serialized_start=1706
+  _globals['_BUNDLECHUNK']._serialized_end=1818
+  _globals['_HEADRACE']._serialized_start=2027
+  _globals['_HEADRACE']._serialized_end=2237
 # @@protoc_insertion_point(module_scope)

@@ -27,18 +27,20 @@ STATUS_UNAVAILABLE: Status
 STATUS_MISSING_REFERENCE: Status
 
 class Hello(_message.Message):
-    __slots__ = ("fingerprint", "packet_version", "device", "client_version", "predicts")
+    __slots__ = ("fingerprint", "packet_version", "device", "client_version", "predicts", "several")
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     PACKET_VERSION_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     CLIENT_VERSION_FIELD_NUMBER: _ClassVar[int]
     PREDICTS_FIELD_NUMBER: _ClassVar[int]
+    SEVERAL_FIELD_NUMBER: _ClassVar[int]
     fingerprint: bytes
     packet_version: int
     device: str
     client_version: str
     predicts: bool
-    def __init__(self, fingerprint: _Optional[bytes] = ..., packet_version: _Optional[int] = ..., device: _Optional[str] = ..., client_version: _Optional[str] = ..., predicts: _Optional[bool] = ...) -> None: ...
+    several: bool
+    def __init__(self, fingerprint: _Optional[bytes] = ..., packet_version: _Optional[int] = ..., device: _Optional[str] = ..., client_version: _Optional[str] = ..., predicts: _Optional[bool] = ..., several: _Optional[bool] = ...) -> None: ...
 
 class Welcome(_message.Message):
     __slots__ = ("fingerprint", "max_packet_bytes", "max_in_flight", "server_version", "bundle", "operating_points", "references")
@@ -101,12 +103,20 @@ class StreamRequest(_message.Message):
     def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., frame: _Optional[_Union[Frame, _Mapping]] = ..., continuation: _Optional[_Union[Continuation, _Mapping]] = ...) -> None: ...
 
 class StreamResponse(_message.Message):
-    __slots__ = ("welcome", "result")
+    __slots__ = ("welcome", "result", "results")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     RESULT_FIELD_NUMBER: _ClassVar[int]
+    RESULTS_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
     result: Result
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., result: _Optional[_Union[Result, _Mapping]] = ...) -> None: ...
+    results: Results
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., result: _Optional[_Union[Result, _Mapping]] = ..., results: _Optional[_Union[Results, _Mapping]] = ...) -> None: ...
+
+class Results(_message.Message):
+    __slots__ = ("results",)
+    RESULTS_FIELD_NUMBER: _ClassVar[int]
+    results: _containers.RepeatedCompositeFieldContainer[Result]
+    def __init__(self, results: _Optional[_Iterable[_Union[Result, _Mapping]]] = ...) -> None: ...
 
 class Label(_message.Message):
     __slots__ = ("index", "score")

@@ -1,19 +1,31 @@
 """Messages as plain values: the only module that imports the generated message classes.
 
-Edge and server see the frozen dataclasses below; the functions turn them into protobuf messages and back. gRPC's own
-classes (`HeadraceStub`, `HeadraceServicer`, ...) are passed on for the modules that speak it.
+Edge and server see the frozen dataclasses of `values.py`, which this module passes on; its functions turn them into
+protobuf messages and back. gRPC's own classes (`HeadraceStub`, `HeadraceServicer`, ...) are passed on for the modules that speak it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from enum import IntEnum
+from collections.abc import Sequence
 from typing import cast
 
 from google.protobuf.message import DecodeError
 
 from . import headrace_pb2 as pb
 from .headrace_pb2_grpc import HeadraceServicer, HeadraceStub, add_HeadraceServicer_to_server
+from .values import (
+    Box,
+    ClassMap,
+    Continuation,
+    Frame,
+    Hello,
+    Label,
+    Result,
+    Status,
+    TailOutput,
+    Timing,
+    Welcome,
+)
 
 SERVICE = "headrace.v1.Headrace"
 """Full name of the service, as health checks name it."""
@@ -27,145 +39,9 @@ GetBundleRequest = pb.GetBundleRequest
 BundleChunk = pb.BundleChunk
 
 
-class Status(IntEnum):
-    """How the server answered a frame; the numbers are those of the wire."""
-
-    UNSPECIFIED = 0
-    OK = 1
-    DEADLINE_EXCEEDED = 2
-    RESOURCE_EXHAUSTED = 3
-    INVALID = 4
-    INTERNAL = 5
-    UNAVAILABLE = 6
-    MISSING_REFERENCE = 7
-
-
-@dataclass(frozen=True, slots=True)
-class Hello:
-    """The edge's first message: fingerprint (32 bytes), packet version, device name, client version, and whether it can
-    send predicted frames."""
-
-    fingerprint: bytes
-    packet_version: int
-    device: str = ""
-    client_version: str = ""
-    predicts: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Welcome:
-    """The server's answer to Hello: what it serves, its limits (bytes, frames without a result), and how many of the
-    stream's last frames it keeps to predict others from."""
-
-    fingerprint: bytes
-    max_packet_bytes: int
-    max_in_flight: int
-    server_version: str = ""
-    bundle: str = ""
-    operating_points: tuple[int, ...] = ()
-    references: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Frame:
-    """A packet's bytes, and times in ms.
-
-    Attributes:
-        packet: with all slices, or the first ones.
-        remaining_ms: what remains of its deadline; 0: none.
-        slices_to_come: how many follow, each as a `Continuation`.
-        patience_ms: how long the server waits for them before it answers without.
-        trace: the frame's trace id (16 bytes) and span id (8), or nothing when it is not traced.
-        width, height: of the frame as it was captured, in pixels; 0: not said.
-        clock_ms: since the device's Hello, when it was written, modulo 2**32; 0: not said.
-    """
-
-    packet: bytes
-    remaining_ms: int = 0
-    slices_to_come: int = 0
-    patience_ms: int = 0
-    trace: bytes = b""
-    width: int = 0
-    height: int = 0
-    clock_ms: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Continuation:
-    """The next slice of a frame and its CRC-32, or (`cut`) the word that no more will come."""
-
-    frame_id: int
-    slice: bytes = b""
-    crc: int = 0
-    cut: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Label:
-    """Class index and score 0..1."""
-
-    index: int
-    score: float
-
-
-@dataclass(frozen=True, slots=True)
-class Box:
-    """Class index, score 0..1, corners in pixels; of what, `TailOutput.captured` says."""
-
-    index: int
-    score: float
-    left: float
-    top: float
-    right: float
-    bottom: float
-
-
-@dataclass(frozen=True, slots=True)
-class ClassMap:
-    """A class for every pixel of the backbone's input: a PNG of one byte a pixel (`models.class_map`)."""
-
-    width: int
-    height: int
-    png: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class TailOutput:
-    """What one tail made of a packet: labels or boxes, best first, or a class map.
-
-    Boxes are in pixels of the captured frame where `captured` says so, else in those of the backbone's input.
-    """
-
-    tail: str
-    labels: tuple[Label, ...] = ()
-    boxes: tuple[Box, ...] = ()
-    class_map: ClassMap | None = None
-    captured: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """Durations on the server in microseconds: waiting, entropy decoding, decoder and tail, and all from receipt on."""
-
-    queue_us: int = 0
-    decode_us: int = 0
-    tail_us: int = 0
-    total_us: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """The answer to one frame. `queue_depth`: frames waiting on the server; `slices`: how many it was answered from;
-    `retry_ms`: when it makes sense to send again, where queues are full (0: not known)."""
-
-    frame_id: int
-    status: Status
-    message: str = ""
-    outputs: tuple[TailOutput, ...] = ()
-    timing: Timing = Timing()
-    queue_depth: int = 0
-    slices: int = 0
-    retry_ms: int = 0
+def micros(seconds: float) -> int:
+    """Microseconds as the wire holds them, at most 2**32 - 1."""
+    return min(round(seconds * 1e6), 2**32 - 1)
 
 
 def hello_request(hello: Hello) -> pb.StreamRequest:
@@ -177,6 +53,7 @@ def hello_request(hello: Hello) -> pb.StreamRequest:
             device=hello.device,
             client_version=hello.client_version,
             predicts=hello.predicts,
+            several=hello.several,
         )
     )
 
@@ -208,7 +85,7 @@ def read_request(request: pb.StreamRequest) -> Hello | Frame | Continuation | No
         return Continuation(c.frame_id, c.slice, c.crc, c.cut)
     if kind == "hello":
         h = request.hello
-        return Hello(h.fingerprint, h.packet_version, h.device, h.client_version, h.predicts)
+        return Hello(h.fingerprint, h.packet_version, h.device, h.client_version, h.predicts, h.several)
     return None
 
 
@@ -235,26 +112,23 @@ def whole_frame(request: pb.StreamRequest) -> pb.Frame | None:
     return None if message.slices_to_come else message
 
 
-def refusal_response(
-    frame_id: int, status: Status, text: str, total_us: int, queue_depth: int, retry_ms: int
-) -> pb.StreamResponse:
-    """The result of a refused frame as a response of the stream: only what such a one holds."""
-    response = pb.StreamResponse()
-    message = response.result
+def refusal_message(
+    message: pb.Result, frame_id: int, status: Status, text: str, queue_depth: int, retry_ms: int
+) -> None:
+    """Fill in the result of a refused frame: only what such a one holds, but for its time on the server."""
     message.frame_id, message.status, message.message = frame_id, cast("pb.Status", int(status)), text
-    message.timing.total_us, message.queue_depth, message.retry_ms = total_us, queue_depth, retry_ms
-    return response
+    message.queue_depth, message.retry_ms = queue_depth, retry_ms
 
 
 def result_response(result: Result, total_us: int | None = None) -> pb.StreamResponse:
     """A result as a response of the stream; `total_us` in place of what its timing holds."""
     response = pb.StreamResponse()
-    _fill(response.result, result, total_us)
+    fill_result(response.result, result, total_us)
     return response
 
 
 def read_response(response: pb.StreamResponse) -> Welcome | Result | None:
-    """What a stream response holds; None when it holds neither."""
+    """What a stream response holds; None when it holds neither, or several results (see `results_of`)."""
     kind = response.WhichOneof("message")
     if kind == "result":
         return read_result(response.result)
@@ -272,14 +146,23 @@ def read_response(response: pb.StreamResponse) -> Welcome | Result | None:
     return None
 
 
+def results_of(response: pb.StreamResponse) -> Sequence[Result]:
+    """The results that a stream response holds: one, several, or none."""
+    kind = response.WhichOneof("message")
+    if kind == "results":
+        return [read_result(message) for message in response.results.results]
+    return [read_result(response.result)] if kind == "result" else []
+
+
 def result_message(result: Result, total_us: int | None = None) -> pb.Result:
     """A result as its message; `total_us` in place of what its timing holds."""
     message = pb.Result()
-    _fill(message, result, total_us)
+    fill_result(message, result, total_us)
     return message
 
 
-def _fill(message: pb.Result, result: Result, total_us: int | None) -> None:
+def fill_result(message: pb.Result, result: Result, total_us: int | None = None) -> None:
+    """Write a result into its message; `total_us` in place of what its timing holds."""
     # Field by field: a frame waits for this, and built from nested messages that are copied it takes twice as long.
     message.frame_id = result.frame_id
     message.status = cast("pb.Status", int(result.status))
@@ -384,16 +267,19 @@ __all__ = [
     "Welcome",
     "add_HeadraceServicer_to_server",
     "continuation_request",
+    "fill_result",
     "frame_request",
     "hello_request",
     "infer_request",
+    "micros",
     "read_request",
     "read_response",
     "read_result",
-    "refusal_response",
+    "refusal_message",
     "result_message",
     "result_of",
     "result_response",
+    "results_of",
     "welcome_response",
     "whole_frame",
 ]

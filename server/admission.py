@@ -121,20 +121,20 @@ class Admission:
 
         Returned, not raised: under overload this is what most frames come to.
         """
+        left = deadline - now
         if self.draining:
             return DrainingError("the server is draining; connect to another one, or again in a moment")
-        if deadline - now < alone or deadline <= now:
+        if left < alone or left <= 0:
             return ExpiredError(
-                f"{max(0.0, deadline - now) * 1e3:.1f} ms remain of the deadline; decoder and tail take "
-                f"{alone * 1e3:.1f} ms here"
+                f"{max(0.0, left) * 1e3:.1f} ms remain of the deadline; decoder and tail take {alone * 1e3:.1f} ms here"
             )
         if not self.waiting:
             return None
-        own = len(self._waiting.get(device, ()))
+        own = self._waiting.get(device)
         wait = self._wait(device, cost) + busy
-        if own >= self.limits.device_frames:
+        if own is not None and len(own) >= self.limits.device_frames:
             return FullError(
-                f"{own} frames of this device wait on the server, which is its limit; send less, or later",
+                f"{len(own)} frames of this device wait on the server, which is its limit; send less, or later",
                 retry_s=_delay(wait / 2, cost),
                 reason=Reason.DEVICE_FULL,
             )
@@ -145,11 +145,11 @@ class Admission:
             before = int((wait - busy) / batch) * batch
             done = busy + (before + batch if before else min(batch, wait - busy + alone))
             headroom = BATCH_HEADROOM + TURNED_HEADROOM * self._turned_share(device, now)
-        late = done - (1.0 - headroom) * (deadline - now)
+        late = done - (1.0 - headroom) * left
         if late > 0:
             return FullError(
                 f"it would be answered {done * 1e3:.0f} ms from now, too near to its deadline in "
-                f"{(deadline - now) * 1e3:.0f} ms; send less, or later",
+                f"{left * 1e3:.0f} ms; send less, or later",
                 retry_s=_delay(max(late, self._turned_away(device, now) * cost), cost),
                 reason=Reason.OVERLOAD,
             )

@@ -26,8 +26,8 @@ LIKELY = 0.5
 """The same where several times are added up, which are not all long at once."""
 TABLE_S = 0.25
 """How long a table of all sizes is used before it is made anew: a frame that is refused is not worth one."""
-ALONE_S = 0.02
-"""The same for one number that every frame asks for, unless something was measured meanwhile."""
+PLAN_S = 0.02
+"""The same for what every frame asks for, unless something was measured meanwhile."""
 TRUSTED_S = 1.0
 """Age from which a measurement counts for less; it halves in each further second."""
 
@@ -53,6 +53,26 @@ class Measured:
         return planned if age <= 0 else float(planned * 0.5**age)
 
 
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What the next frames of a tail are planned with, in seconds: until when that holds (it is a time), by how much
+    each puts off those behind it, and what it takes when it need not wait; and by batch size, from 1 on, a batch, and
+    from one full batch of that size to the next (see `Costs.full_batch_s`)."""
+
+    until: float
+    cost: float
+    alone: float
+    batches: tuple[float, ...]
+    full: tuple[float, ...]
+
+    def full_batch_s(self, within_s: float) -> float:
+        """The same as `Costs.full_batch_s`, without working it out anew."""
+        size = len(self.batches) - 1
+        while size and self.batches[size] > within_s:
+            size -= 1
+        return self.full[size]
+
+
 class Costs:
     """Measured durations by tail and batch size. What was never measured costs nothing: it is tried."""
 
@@ -62,7 +82,7 @@ class Costs:
         self._warm_up: dict[TailKey, Mapping[int, float]] = {}
         self._latest: dict[TailKey, int] = {}
         self._tables: dict[TailKey, tuple[float, list[float]]] = {}
-        self._alone: dict[TailKey, tuple[float, float]] = {}
+        self._plans: dict[TailKey, Plan] = {}
         self._decode: dict[TailKey, Measured] = {}
         self._pace: dict[TailKey, Measured] = {}
 
@@ -70,12 +90,12 @@ class Costs:
         """Begin with what a warm-up measured: seconds by batch size."""
         self._batches[key] = {size: Measured(seconds, 0.0, now) for size, seconds in seconds_of.items()}
         self._warm_up[key] = dict(seconds_of)
-        self._alone.pop(key, None)
+        self._plans.pop(key, None)
 
     def forget(self, fingerprint: bytes) -> None:
         """Drop what is known about the tails of a bundle that is no longer served."""
         tables: tuple[dict[TailKey, Any], ...] = (self._batches, self._warm_up, self._latest, self._tables)
-        for table in (*tables, self._alone, self._decode, self._pace):
+        for table in (*tables, self._plans, self._decode, self._pace):
             for key in [k for k in table if k.fingerprint == fingerprint]:
                 del table[key]
 
@@ -83,16 +103,17 @@ class Costs:
         """A batch of `size` frames took `seconds` of decoder and tail."""
         _add(self._batches.setdefault(key, {}), size, seconds, now)
         self._latest[key] = size
-        self._alone.pop(key, None)
+        self._plans.pop(key, None)
 
     def decoded(self, key: TailKey, seconds: float, now: float) -> None:
         """Decoding one packet for that tail took `seconds`."""
         _add(self._decode, key, seconds, now)
-        self._alone.pop(key, None)
+        self._plans.pop(key, None)
 
     def paced(self, key: TailKey, seconds: float, now: float) -> None:
         """Under load the server answered one frame of that tail every `seconds`."""
         _add(self._pace, key, seconds, now)
+        self._plans.pop(key, None)
 
     def batch_s(self, key: TailKey, size: int, now: float, deviations: float = DEVIATIONS) -> float:
         """Seconds that a batch of `size` >= 1 frames is planned with; between measured sizes on a straight line."""
@@ -129,13 +150,19 @@ class Costs:
         size, seconds = self.fitting(key, most, within_s, now)
         return max(seconds, size * self.frame_s(key, now))
 
+    def plan(self, key: TailKey, most: int, now: float) -> Plan:
+        """What frames are planned with that come now, in batches of at most `most`."""
+        plan = self._plans.get(key)
+        if plan is None or now > plan.until or len(plan.batches) != most:
+            batches = tuple(self.batch_s(key, size, now, LIKELY) for size in range(1, most + 1))
+            cost = self.frame_s(key, now)
+            full = tuple(max(seconds, (n + 1) * cost) for n, seconds in enumerate(batches))
+            plan = self._plans[key] = Plan(now + PLAN_S, cost, self.alone_s(key, now), batches, full)
+        return plan
+
     def alone_s(self, key: TailKey, now: float) -> float:
         """Seconds from here to the result for a frame that need not wait and is not decoded yet."""
-        made, seconds = self._alone.get(key, (-math.inf, 0.0))
-        if now - made > ALONE_S:
-            seconds = self.decode_s(key, now) + self.batch_s(key, 1, now)
-            self._alone[key] = (now, seconds)
-        return seconds
+        return self.decode_s(key, now) + self.batch_s(key, 1, now)
 
     def decode_s(self, key: TailKey, now: float) -> float:
         """Seconds that decoding one packet is planned with."""

@@ -43,7 +43,9 @@ class Delay:
         since = (clock_ms - self._first + _WRAPS // 2) % _WRAPS - _WRAPS // 2  # the device's clock begins again
         apart = received - since / 1e3
         if received >= self._until:
-            self._before = self._least if math.isfinite(self._until) else math.inf
+            self._before = self._least if self._until > -math.inf else math.inf
             self._least, self._until = apart, received + WINDOW_S
-        self._least = min(self._least, apart)
-        return round((apart - min(self._least, self._before)) * 1e3)
+        elif apart < self._least:
+            self._least = apart
+        least = self._before if self._before < self._least else self._least
+        return round((apart - least) * 1e3)

@@ -22,8 +22,8 @@ from ..models.bundle import Preprocessing
 from ..models.temporal import Reference
 from ..protos.messages import Frame
 from .admission import Admission, Place
-from .batcher import Batcher, Line, batch_limit_s
-from .costs import LIKELY, Costs
+from .batcher import Batcher, Line
+from .costs import LIKELY, Costs, Plan
 from .engine import Engine, EngineResult, Outputs, TailInput, TailKey
 from .exceptions import ExpiredError, FrameError, InferenceError
 from .metrics import Metrics
@@ -120,12 +120,14 @@ class Dispatcher:
         max_batch: int,
         max_wait_s: float,
         decode_threads: int,
+        before_batch: Callable[[], None],
     ) -> None:
-        """Nothing waits."""
+        """Nothing waits. `before_batch` is called where the event loop stands still while a batch runs."""
         self.costs = Costs()
         self.running = 0
         self._engine, self._admission, self._metrics, self._clock = engine, admission, metrics, clock
         self._max_batch, self._decode_threads = max_batch, decode_threads
+        self._before_batch = before_batch
         self._one_core = engine.on_our_cores and one_core()
         self._line: Line[Job] = Line(admission.shares)
         self._batcher: Batcher[Job] = Batcher(max_batch, max_wait_s, self.costs, admission.shares)
@@ -143,12 +145,15 @@ class Dispatcher:
         """Seconds until what runs now is done, as planned."""
         return max(0.0, self._free_at - now) if self.running else 0.0
 
-    def full_batch_s(self, key: TailKey, left: float, now: float) -> float:
-        """Seconds of the largest batch that frames with so much of their deadline left go in; 0 where the engine runs
-        several batches at a time, which one after the other is no plan for."""
-        if self._engine.slots > 1:
-            return 0.0
-        return self.costs.full_batch_s(key, self._max_batch, batch_limit_s(left), now)
+    def plan(self, key: TailKey, now: float) -> Plan:
+        """What frames of a tail that come now are planned with."""
+        return self.costs.plan(key, self._max_batch, now)
+
+    @property
+    def one_by_one(self) -> bool:
+        """Whether batches are answered one after the other; where the engine runs several at a time, whole batches are
+        no plan to go by."""
+        return self._engine.slots == 1
 
     async def close(self) -> None:
         """End the worker threads and the batches, when no caller waits any more."""
@@ -297,6 +302,8 @@ class Dispatcher:
                 for job in jobs:
                     job.place.begin()
                 key = jobs[0].key
+                if self._one_core:
+                    self._before_batch()
                 self._spawn(self._run_batch(key, jobs, self._begin_batch(key, len(jobs))))
             self._start_decoding()  # there is room for the batches after this one, or for this one if nothing was left
 

@@ -93,6 +93,14 @@ class Metrics:
         self._received_frames.counts[""] += 1
         self._received_bytes.counts[""] += size
 
+    def refused(self, size: int, status: Status, reason: Reason | None) -> None:
+        """A frame of `size` bytes came and was refused at first sight."""
+        self._received_frames.counts[""] += 1
+        self._received_bytes.counts[""] += size
+        self._frames.counts[self._names[status]] += 1
+        if reason is not None:
+            self._rejected.counts[reason] += 1
+
     def answered(self, status: Status | None) -> None:
         """A frame got its answer; None: its caller went away."""
         self._frames.counts[self._names[status]] += 1

@@ -25,9 +25,9 @@ import structlog
 from ..models.bitstream import Packet, peek
 from ..models.operating_point import OperatingPoint
 from ..models.temporal import Reference
-from ..protos.messages import Frame, Result, Status, Timing
+from ..protos.messages import Frame, Result, Status, Timing, micros
 from .admission import Admission, Limits
-from .batcher import deadline_at
+from .batcher import batch_limit_s, deadline_at
 from .decoder import PacketDecoder, frame_id_of
 from .dispatch import Answer, Decoded, Dispatcher, Job, expired_error
 from .engine import BatchSeconds, Engine, PacketInput, TailKey
@@ -35,6 +35,7 @@ from .exceptions import FrameError, InferenceError, InvalidError, NoReferenceErr
 from .metrics import Metrics
 from .placing import placed
 from .references import References
+from .refusals import Moment
 from .tracing import Stages, Tracer
 
 log = structlog.get_logger(__name__)
@@ -54,7 +55,12 @@ class PipelineSettings:
 
 
 class Pipeline:
-    """Answers frames. Belongs to one event loop; only decoding and the engine run elsewhere."""
+    """Answers frames. Belongs to one event loop; only decoding and the engine run elsewhere.
+
+    Attributes:
+        admission: who waits here.
+        moment: by whose end refusals are written.
+    """
 
     def __init__(
         self,
@@ -67,6 +73,7 @@ class Pipeline:
         """Make an idle one; `clock` gives seconds and is read from several threads."""
         self.clock = clock
         self.admission = Admission(Limits(settings.queue_limit, settings.device_queue_limit, settings.queue_bytes))
+        self.moment = Moment()
         self._max_packet_bytes = settings.max_packet_bytes
         self._engine = engine
         self._metrics = metrics
@@ -79,6 +86,7 @@ class Pipeline:
             max_batch=settings.max_batch,
             max_wait_s=settings.max_wait_s,
             decode_threads=settings.decode_threads,
+            before_batch=self.moment.over,
         )
         self._idle = asyncio.Event()
         self._idle.set()
@@ -131,10 +139,10 @@ class Pipeline:
             packet, point = decoder.read(frame.packet, self._max_packet_bytes)
             earlier = _earlier(packet, references)
             key = TailKey(decoder.bundle.fingerprint, point.split)
-            if not asked and (error := self._refusal(key, deadline, device)) is not None:
+            if not asked and (error := self._refusal(key, reading, deadline, device)) is not None:
                 raise error
             now = self.clock()
-            place = self.admission.take(device, len(frame.packet), self._dispatcher.costs.frame_s(key, now))
+            place = self.admission.take(device, len(frame.packet), self._dispatcher.plan(key, now).cost)
         except FrameError as error:
             self._metrics.answered(error.status)
             return self._failure(frame_id_of(frame.packet), error)
@@ -197,21 +205,20 @@ class Pipeline:
         seen = peek(packet)
         if seen is None or (key := decoder.keys.get(seen[0])) is None:
             return False
-        error = self._refusal(key, deadline_at(received, remaining_ms), device)
+        error = self._refusal(key, received, deadline_at(received, remaining_ms), device)
         if error is None:
             return True
-        self._metrics.received(len(packet))
-        self._metrics.answered(error.status)
-        if error.reason is not None:
-            self._metrics.rejected(error.reason)
+        self._metrics.refused(len(packet), error.status, error.reason)
         return seen[1], error
 
-    def _refusal(self, key: TailKey, deadline: float, device: str) -> FrameError | None:
+    def _refusal(self, key: TailKey, now: float, deadline: float, device: str) -> FrameError | None:
         """Why a frame for that tail is not admitted now; None: it is, if the queue has room for it."""
-        now, costs, admission = self.clock(), self._dispatcher.costs, self.admission
-        cost, alone, busy = costs.frame_s(key, now), costs.alone_s(key, now), self._dispatcher.busy_s(now)
-        batch = self._dispatcher.full_batch_s(key, deadline - now, now)
-        return admission.refusal(now, deadline, device=device, cost=cost, alone=alone, busy=busy, batch=batch)
+        dispatcher = self._dispatcher
+        plan, busy = dispatcher.plan(key, now), dispatcher.busy_s(now)
+        batch = plan.full_batch_s(batch_limit_s(deadline - now)) if dispatcher.one_by_one else 0.0
+        return self.admission.refusal(
+            now, deadline, device=device, cost=plan.cost, alone=plan.alone, busy=busy, batch=batch
+        )
 
     def refuse(self, frame: Frame, error: FrameError) -> Result:
         """The result of a frame that its stream may not send now."""
@@ -316,8 +323,3 @@ def _earlier(packet: Packet, references: References | None) -> Reference | None:
 def retry_ms(error: FrameError) -> int:
     """After how many milliseconds it makes sense to send again, as a result says it; 0: not known."""
     return max(1, round(error.retry_s * 1e3)) if error.retry_s else 0
-
-
-def micros(seconds: float) -> int:
-    """Microseconds as the wire holds them, at most 2**32 - 1."""
-    return min(round(seconds * 1e6), 2**32 - 1)

@@ -28,7 +28,7 @@ from .exceptions import EdgeHalfError
 from .gathering import Budget
 from .guard import caller
 from .metrics import Metrics
-from .pipeline import Pipeline, micros
+from .pipeline import Pipeline
 from .references import References
 from .session import END_OF_STREAM, Context, Session, StreamLimits, draining_error
 
@@ -106,7 +106,9 @@ class HeadraceService(messages.HeadraceServicer):
             who = caller.get()
             if who is not None and who.name:  # proved by token or certificate: no name of its own gives it more
                 device = who.key
-            session = Session(self.pipeline, served, context, self.limits, device, self._gathered, references)
+            session = Session(
+                self.pipeline, served, context, self.limits, device, self._gathered, references, several=hello.several
+            )
             log.info("stream opened", device=hello.device[:64], peer=context.peer(), version=hello.client_version[:32])
             try:
                 return await session.run()
@@ -127,7 +129,7 @@ class HeadraceService(messages.HeadraceServicer):
             if result.retry_ms:
                 context.set_trailing_metadata(((PUSHBACK, str(result.retry_ms)),))
             await _abort(context, CODES[result.status], result.message)
-        return messages.result_message(result, micros(self.pipeline.clock() - received))
+        return messages.result_message(result, messages.micros(self.pipeline.clock() - received))
 
     async def GetBundle(self, request: messages.GetBundleRequest, context: Context) -> None:  # noqa: N802
         """The edge's half of a bundle, file by file, the manifest last."""

@@ -23,13 +23,14 @@ from .delay import Delay
 from .dispatch import Job
 from .exceptions import DrainingError, FrameError, FullError, InvalidError, Reason
 from .gathering import Budget, Gathering
-from .pipeline import Pipeline, micros, retry_ms
+from .pipeline import Pipeline, retry_ms
 from .references import References
+from .refusals import Refusals
 
 log = structlog.get_logger(__name__)
 
 REFUSALS = 32
-"""Refused frames of one stream whose results are not written yet; with more, reading pauses."""
+"""Refused frames of one stream whose results are not written yet; with so many, reading pauses."""
 
 JITTER_MS = 3
 """A delay on the way that is no longer is not taken off a frame's deadline."""
@@ -65,8 +66,10 @@ class Session:
         device: str,
         gathered: Budget,
         references: References,
+        *,
+        several: bool,
     ) -> None:
-        """Nothing is read yet."""
+        """Nothing is read yet; `several`: the device reads several results of one response."""
         self.frames = 0
         self._unread = asyncio.Event()
         self._pipeline = pipeline
@@ -77,7 +80,8 @@ class Session:
         self._gathered = gathered
         self._references = references
         self._in_flight = 0
-        self._room = asyncio.Semaphore(limits.in_flight + REFUSALS)
+        self._refusals = Refusals(several)
+        self._flushing = False
         self._writing = asyncio.Lock()
         self._loop = asyncio.get_running_loop()
         self._delay = Delay()
@@ -117,38 +121,39 @@ class Session:
 
     async def _finish(self) -> None:
         """Wait until the frames that have come so far are answered."""
-        if self._tasks:
-            await asyncio.wait(set(self._tasks))
+        for _ in range(2):  # what was refused while others were written is written after them
+            self._flush()
+            if self._tasks:
+                await asyncio.wait(set(self._tasks))
 
     async def _read(self) -> tuple[grpc.StatusCode, str] | None:
         while True:
-            await self._room.acquire()
+            while len(self._tasks) >= self._limits.in_flight + REFUSALS or len(self._refusals) >= REFUSALS:
+                self._flush()
+                await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
             request = await self._context.read()
             received = self._pipeline.clock()
             if request is END_OF_STREAM:
                 for gathering in self._gathering.values():
                     gathering.end()
                 return None
-            early = self._turn_away(request, received)
-            if not isinstance(early, bool):
-                await self._send(early)
-                self._room.release()
+            asked = self._turn_away(request, received)
+            if asked is None:
                 continue
             frame = messages.read_request(request)
             if isinstance(frame, Continuation):
                 if frame.frame_id in self._gathering:
                     self._gathering[frame.frame_id].add(frame, received)
-                self._room.release()
                 continue
             if not isinstance(frame, Frame):
                 return grpc.StatusCode.INVALID_ARGUMENT, "after Hello a stream carries frames, one a request"
             self.frames += 1
             if (remaining_ms := self._remaining_ms(frame, received)) != frame.remaining_ms:
                 frame = replace(frame, remaining_ms=remaining_ms)
-            entered = self._enter(frame, received, asked=early)
+            entered = self._enter(frame, received, asked=asked)
             if isinstance(entered, Result):  # refused: that needs no task
-                await self._write(entered, received)
-                self._room.release()
+                self._write_soon()
+                self._refusals.add_result(received, entered)
                 continue
             task = asyncio.create_task(self._answer(entered, received))
             self._tasks.add(task)
@@ -159,21 +164,23 @@ class Session:
                 await asyncio.sleep(0)
                 await asyncio.sleep(0)
 
-    def _turn_away(self, request: messages.StreamRequest, received: float) -> messages.StreamResponse | bool:
-        """The refusal of a frame that is not worth being read, ready to be sent; else whether it was looked at."""
-        if not self._pipeline.admission.waiting:
+    def _turn_away(self, request: messages.StreamRequest, received: float) -> bool | None:
+        """Refuse a frame that is not worth being read: None if it is, else whether it was looked at."""
+        pipeline = self._pipeline
+        if not pipeline.admission.waiting:
             return False
         message = messages.whole_frame(request)
         if message is None or self._served.stop.is_set() or self._in_flight >= self._limits.in_flight:
             return False
-        pipeline, remaining_ms = self._pipeline, self._remaining_ms(message, received)
+        remaining_ms = self._remaining_ms(message, received)
         found = pipeline.turn_away(self._served.decoder, message.packet, remaining_ms, received, self._device)
         if isinstance(found, bool):
             return found
         self.frames += 1
-        (frame_id, error), total_us = found, micros(pipeline.clock() - received)
-        waiting = pipeline.admission.waiting
-        return messages.refusal_response(frame_id, error.status, str(error), total_us, waiting, retry_ms(error))
+        self._write_soon()
+        frame_id, error = found
+        self._refusals.add(received, frame_id, error.status, str(error), pipeline.admission.waiting, retry_ms(error))
+        return None
 
     def _remaining_ms(self, frame: Frame | messages.FrameMessage, received: float) -> int:
         """What is left of a frame's deadline now that it is here; 0: it has none."""
@@ -240,14 +247,33 @@ class Session:
             if reference is not None and result.status is Status.OK:
                 # In the order in which results are written: the edge counts on it.
                 self._references.add(result.frame_id, reference)
-            total_us = micros(self._pipeline.clock() - received)  # up to where it is handed to gRPC
+            total_us = messages.micros(self._pipeline.clock() - received)  # up to where it is handed to gRPC
             await self._put(messages.result_response(result, total_us))
 
-    async def _send(self, refusal: messages.StreamResponse) -> None:
-        async with self._writing:
-            if self._unread.is_set():
-                raise FullError("nobody reads the results of this stream")
-            await self._put(refusal)
+    def _write_soon(self) -> None:
+        """A refusal is about to be added: see to it that it is written."""
+        if not self._refusals:
+            self._pipeline.moment.soon(self._flush)
+
+    def _flush(self) -> None:
+        """The moment is over: what was refused in it is written."""
+        if self._refusals and not self._flushing:
+            self._flushing = True
+            task = asyncio.create_task(self._write_refused())
+            self._tasks.add(task)
+            task.add_done_callback(self._ended)
+
+    async def _write_refused(self) -> None:
+        try:
+            async with self._writing:
+                for response in self._refusals.take(self._pipeline.clock()):
+                    if self._unread.is_set():  # gRPC still holds the response before this one
+                        raise FullError("nobody reads the results of this stream")
+                    await self._put(response)
+        finally:
+            self._flushing = False
+            if self._refusals:  # they came while the others were written
+                self._pipeline.moment.soon(self._flush)
 
     async def _put(self, response: messages.StreamResponse) -> None:
         """Hand a response to gRPC; returns once it has taken it."""
@@ -279,8 +305,10 @@ class Session:
     def _done(self, entered: Job | Gathering, task: asyncio.Task[None]) -> None:
         if isinstance(entered, Job):
             self._pipeline.leave(entered)  # a task that is cancelled before it began has not said so
+        self._ended(task)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        self._room.release()
         if not task.cancelled() and (error := task.exception()) is not None:
             log.debug("a result could not be written", error=repr(error))
 

@@ -35,7 +35,7 @@ class StreamDevice:
     def __init__(self, address: str, fingerprint: bytes, name: str, packets: Sequence[Packet]) -> None:
         """Nothing is connected yet; `packets` are sent in turn."""
         self._began, self._held_until = time.perf_counter(), 0.0
-        self._address, self._hello, self._packets = address, Hello(fingerprint, VERSION, name), packets
+        self._address, self._hello, self._packets = address, Hello(fingerprint, VERSION, name, several=True), packets
         self.name, self.results = name, 0
         self.ended: tuple[grpc.StatusCode, str] | None = None
         self.statuses: dict[Status, int] = {}
@@ -88,21 +88,23 @@ class StreamDevice:
     async def _read(self) -> None:
         try:
             while (response := await self._call.read()) is not grpc.aio.EOF:  # type: ignore[attr-defined]
-                result = messages.read_response(response)
-                if isinstance(result, Result):
-                    self.results += 1
-                    self.statuses[result.status] = self.statuses.get(result.status, 0) + 1
-                    if result.retry_ms:
-                        self._held_until = max(self._held_until, time.perf_counter() + result.retry_ms / 1e3)
-                    future = self._waiting.pop(result.frame_id, None)
-                    if future is not None and not future.done():
-                        future.set_result(result.status is Status.OK)
+                for result in messages.results_of(response):
+                    self._on_result(result)
         except grpc.aio.AioRpcError:
             pass
         self.ended = (await self._call.code(), await self._call.details())
         for future in self._waiting.values():
             if not future.done():
                 future.set_result(False)
+
+    def _on_result(self, result: Result) -> None:
+        self.results += 1
+        self.statuses[result.status] = self.statuses.get(result.status, 0) + 1
+        if result.retry_ms:
+            self._held_until = max(self._held_until, time.perf_counter() + result.retry_ms / 1e3)
+        future = self._waiting.pop(result.frame_id, None)
+        if future is not None and not future.done():
+            future.set_result(result.status is Status.OK)
 
     async def _write(self) -> None:
         with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
