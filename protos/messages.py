@@ -1,7 +1,8 @@
 """Messages as plain values: the only module that imports the generated message classes.
 
 Edge and server see the frozen dataclasses of `values.py`, which this module passes on; its functions turn them into
-protobuf messages and back. gRPC's own classes (`HeadraceStub`, `HeadraceServicer`, ...) are passed on for the modules that speak it.
+protobuf messages and back. gRPC's own classes (`HeadraceStub`, `HeadraceServicer`, ...) are passed on for the modules
+that speak it.
 """
 
 from __future__ import annotations

@@ -21,8 +21,8 @@ class Status(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """The edge's first message: fingerprint (32 bytes), packet version, device name, client version, whether it can send
-    predicted frames, and whether it reads several results of one response."""
+    """The edge's first message: fingerprint (32 bytes), packet version, device name, client version, whether it can
+    send predicted frames, and whether it reads several results of one response."""
 
     fingerprint: bytes
     packet_version: int

@@ -122,7 +122,7 @@ class Dispatcher:
         decode_threads: int,
         before_batch: Callable[[], None],
     ) -> None:
-        """Nothing waits. `before_batch` is called where the event loop stands still while a batch runs."""
+        """Nothing waits. Where there is one core, `before_batch` is called before each batch."""
         self.costs = Costs()
         self.running = 0
         self._engine, self._admission, self._metrics, self._clock = engine, admission, metrics, clock
@@ -151,8 +151,7 @@ class Dispatcher:
 
     @property
     def one_by_one(self) -> bool:
-        """Whether batches are answered one after the other; where the engine runs several at a time, whole batches are
-        no plan to go by."""
+        """Whether batches are answered one after the other: where several run at a time, they are no plan to go by."""
         return self._engine.slots == 1
 
     async def close(self) -> None:

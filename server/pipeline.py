@@ -33,9 +33,10 @@ from .dispatch import Answer, Decoded, Dispatcher, Job, expired_error
 from .engine import BatchSeconds, Engine, PacketInput, TailKey
 from .exceptions import FrameError, InferenceError, InvalidError, NoReferenceError
 from .metrics import Metrics
+from .one_core import one_core
 from .placing import placed
 from .references import References
-from .refusals import Moment
+from .refusals import AFTER_S, BETWEEN_S, Moment
 from .tracing import Stages, Tracer
 
 log = structlog.get_logger(__name__)
@@ -73,7 +74,7 @@ class Pipeline:
         """Make an idle one; `clock` gives seconds and is read from several threads."""
         self.clock = clock
         self.admission = Admission(Limits(settings.queue_limit, settings.device_queue_limit, settings.queue_bytes))
-        self.moment = Moment()
+        self.moment = Moment(BETWEEN_S if engine.on_our_cores and one_core() else AFTER_S)
         self._max_packet_bytes = settings.max_packet_bytes
         self._engine = engine
         self._metrics = metrics

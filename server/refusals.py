@@ -14,15 +14,19 @@ from collections.abc import Callable, Sequence
 from ..protos import messages
 from ..protos.messages import Result, Status
 
-AFTER_S = 0.01
+AFTER_S = 0.002
 """How long a refusal waits for others, in seconds."""
+
+BETWEEN_S = 0.01
+"""The same where there is one core for everything: messages are read there while no batch runs, and refusals are
+written before the next one begins."""
 
 
 class Moment:
     """Calls what is due soon, all of it at once: one timer for all streams."""
 
-    def __init__(self, after_s: float = AFTER_S) -> None:
-        """Nothing is due."""
+    def __init__(self, after_s: float) -> None:
+        """Nothing is due; a moment lasts `after_s` seconds from what is due first."""
         self._after_s = after_s
         self._due: list[Callable[[], None]] = []
         self._timer: asyncio.TimerHandle | None = None

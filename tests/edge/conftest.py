@@ -226,12 +226,14 @@ class ScriptedServer:
         answer: what becomes of a frame: status and message, or None for no answer ever.
         outputs: of every answer.
         delay_s: before each answer.
+        together: so many results are sent in one response.
     """
 
     half: Path
     answer: Callable[[int], tuple[Status, str] | None] = lambda _: (Status.OK, "")
     outputs: tuple[TailOutput, ...] = (TailOutput("classification", (Label(3, 0.5), Label(1, 0.25))),)
     delay_s: float = 0.0
+    together: int = 1
     max_in_flight: int = 16
     max_packet_bytes: int = 2**20
     points: tuple[int, ...] = (0, 1, 40, 41)
@@ -271,6 +273,7 @@ class ScriptedServer:
 class _Service(messages.HeadraceServicer):
     def __init__(self, script: ScriptedServer) -> None:
         self.script = script
+        self.ready: list[Result] = []
 
     async def Stream(self, request_iterator: Any, context: Any) -> None:  # noqa: N802
         script = self.script
@@ -312,8 +315,16 @@ class _Service(messages.HeadraceServicer):
         status, text = verdict
         outputs = script.outputs if status is Status.OK else ()
         result = Result(packet.frame_id, status, text, outputs, Timing(10, 20, 30, 100), 2, len(packet.slices))
-        async with lock:
-            await context.write(messages.result_response(result))
+        self.ready.append(result)
+        if script.together == 1 or len(self.ready) == script.together:
+            ready, self.ready = self.ready, []
+            response = messages.result_response(result)
+            if len(ready) > 1:
+                response = messages.StreamResponse()
+                for each in ready:
+                    messages.fill_result(response.results.results.add(), each)
+            async with lock:
+                await context.write(response)
 
     async def GetBundle(self, request: Any, context: Any) -> None:  # noqa: N802
         try:

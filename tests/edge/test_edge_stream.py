@@ -104,6 +104,20 @@ async def test_frames_up_and_results_down(server):
     assert await handler.next("broken") == "stopped"
 
 
+async def test_several_results_of_one_response_are_each_heard_of(server):
+    server.together = 3
+    handler = Recorder()
+    stream = client(server.address, handler)
+    task = asyncio.create_task(stream.run(hello(server)))
+    await handler.next("welcome")
+    handler.outbox += [packet(n) for n in range(3)]
+    stream.wake()
+    results = [await handler.next("result") for _ in range(3)]
+    assert sorted(r.frame_id for r in results) == [0, 1, 2] and {r.status for r in results} == {Status.OK}
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
 async def test_the_greeting_times_one_round_trip(server):
     """Not those of connecting, which come before it."""
     async with TcpProxyLink(server.address, LinkSpec(up=8e6, delay_s=0.1, queue_bytes=32 * 1024)) as link:

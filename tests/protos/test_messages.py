@@ -32,11 +32,28 @@ def test_a_result_with_labels_boxes_class_maps_and_several_tails_comes_back(resu
     assert m.read_response(m.StreamResponse.FromString(data)) == result
 
 
+@given(st.lists(results, max_size=4))
+def test_several_results_of_one_response_come_back(several):
+    response = m.StreamResponse()
+    response.results.SetInParent()
+    for result in several:
+        m.fill_result(response.results.results.add(), result)
+    response = m.StreamResponse.FromString(response.SerializeToString())
+    assert m.results_of(response) == several
+    assert m.read_response(response) is None, "a greeting is none of them"
+
+
+@given(results)
+def test_a_single_result_is_the_only_one_of_its_response(result):
+    assert m.results_of(m.result_response(result)) == [result]
+    assert m.results_of(m.welcome_response(m.Welcome(b"f", 1, 1))) == []
+
+
 @given(st.binary(max_size=50), uint32)
 def test_frames_and_hello_come_back(packet, remaining):
     frame = m.Frame(packet, remaining)
     assert m.read_request(m.StreamRequest.FromString(m.frame_request(frame).SerializeToString())) == frame
-    hello = m.Hello(packet, remaining, "cam", "0.1")
+    hello = m.Hello(packet, remaining, "cam", "0.1", predicts=True, several=True)
     assert m.read_request(m.StreamRequest.FromString(m.hello_request(hello).SerializeToString())) == hello
 
 
