@@ -35,11 +35,9 @@ async def connected(server: Server, count: int, material: Material) -> AsyncIter
 
 @dataclass(frozen=True, slots=True)
 class Overload:
-    """Goodput at ten times too much, as a share of the peak; p99 of what was answered, memory before and after."""
+    """What became of ten times too much, and memory before and after."""
 
-    share: float
     tally: Tally
-    peak_fps: float
     mb_begin: float
     mb_end: float
 
@@ -55,14 +53,13 @@ async def peak(offer_fps: Callable[[float], Awaitable[Tally]], first: float = 40
     return best
 
 
-async def overload(server: Server, material: Material, load: Load, peak_fps: float, *, heed: bool) -> Overload:
-    """Offer `load`, which is many times `peak_fps`.
+async def overload(server: Server, material: Material, load: Load, *, heed: bool) -> Overload:
+    """Offer `load`, which is many times what the server carries.
 
     Args:
         server: ours.
         material: packets.
         load: what is due at the devices.
-        peak_fps: goodput without overload.
         heed: devices send nothing while the server asks them to wait, as `headrace edge` does; else they send all.
     """
     async with connected(server, len(load.rates), material) as targets:
@@ -72,7 +69,7 @@ async def overload(server: Server, material: Material, load: Load, peak_fps: flo
         await offer(Load(load.rates, 1.0, load.deadline_s, load.pattern), targets)
         begin = rss_mb(server)
         tally = await offer(load, targets)
-        return Overload(tally.goodput / peak_fps, tally, peak_fps, begin, rss_mb(server))
+        return Overload(tally, begin, rss_mb(server))
 
 
 async def greed(server: Server, material: Material, fps: float, count: int, seconds: float, deadline_s: float) -> Any:

@@ -240,16 +240,22 @@ async def _idle(plan: Plan, place: Place, material: Material, found: Found, cons
 async def _overload(
     server: Server, plan: Plan, material: Material, found: Found, console: Console, peak: float, heed: bool
 ) -> None:
-    """Ten times too much in slices, each after a slice of saturation: whatever else the machine does meets both."""
+    """Ten times too much in slices, each between two of saturation: what a core gives differs by a tenth from one
+    minute to the next."""
     load = Load.even(plan.devices, TIMES * peak, plan.overload_s / SLICES, plan.deadline_s, plan.pattern)
     shares: list[float] = []
     tallies: list[Tally] = []
     begin = end = 0.0
-    for _ in range(SLICES):
+
+    async def saturated() -> float:
         async with cells.connected(server, plan.devices, material) as targets:
-            saturated = await _offer(targets, plan, OVER * peak, max(plan.seconds, load.seconds / 4))
-        over = await cells.overload(server, material, load, saturated.goodput, heed=heed)
-        shares.append(over.share)
+            return (await _offer(targets, plan, OVER * peak, max(plan.seconds, load.seconds / 4))).goodput
+
+    goodputs = [await saturated()]
+    for _ in range(SLICES):
+        over = await cells.overload(server, material, load, heed=heed)
+        goodputs.append(await saturated())
+        shares.append(2 * over.tally.goodput / (goodputs[-2] + goodputs[-1]))
         tallies.append(over.tally)
         begin, end = begin or over.mb_begin, over.mb_end
     share, least, most = spread(shares)
@@ -257,8 +263,9 @@ async def _overload(
     console.print(
         f"overload, devices that {'wait as they are told' if heed else 'heed nothing'}: "
         f"{sum(sum(t.due) for t in tallies)} frames due in {plan.overload_s:g} s; {share:.3f} of the goodput at "
-        f"saturation ({least:.2f} to {most:.2f}; {', '.join(f'{t.goodput:.1f}' for t in tallies)}/s in time), p99 of "
-        f"the answered {np.percentile(latencies or [np.nan], 99) * 1e3:.0f} ms, {sum(t.refused for t in tallies)} "
+        f"saturation ({least:.2f} to {most:.2f}; {', '.join(f'{t.goodput:.1f}' for t in tallies)}/s in time, "
+        f"{', '.join(f'{fps:.1f}' for fps in goodputs)}/s at saturation before, between and after), p99 of the "
+        f"answered {np.percentile(latencies or [np.nan], 99) * 1e3:.0f} ms, {sum(t.refused for t in tallies)} "
         f"refused, {sum(t.unsent for t in tallies)} held back by their devices, "
         f"{sum(t.unanswered for t in tallies)} without a status; memory {begin:.0f} to {end:.0f} MB; generator at "
         f"most {max(t.behind_s for t in tallies) * 1e3:.0f} ms behind"
