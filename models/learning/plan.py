@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from ..exceptions import DataError
 from .cut import INPUT
-from .slimmable import fault
+from .slimmable import CHANNELS, family, fault
 
 Channels = tuple[int, ...]
 
@@ -47,17 +47,17 @@ class EncoderPlan(_Part):
     @field_validator("widths")
     @classmethod
     def _rising(cls, widths: dict[str, Channels]) -> dict[str, Channels]:
-        before: dict[int, Channels] = {}
+        before: dict[str, Channels] = {}
         for name, channels in widths.items():
             if not name.isalnum():
                 raise ValueError(f"width {name!r} needs a plain name")
             if wrong := fault(channels):
                 raise ValueError(f"width {name!r} {wrong}")
-            if len(channels) != len(next(iter(widths.values()))):
+            if (len(channels) == CHANNELS) != (len(next(iter(widths.values()))) == CHANNELS):
                 raise ValueError(f"width {name!r} is of another form than the first one")
-            if any(a < b for a, b in zip(channels, before.get(channels[0], ()), strict=False)):
+            if any(a < b for a, b in zip(channels, before.get(family(channels), ()), strict=False)):
                 raise ValueError(f"width {name!r} has fewer channels than the width before it; order them by size")
-            before[channels[0]] = channels
+            before[family(channels)] = channels
         return widths
 
     @field_validator("kept")
@@ -118,6 +118,11 @@ class TrainPlan(_Part):
     synthesis: tuple[tuple[int, int, int], ...] = Field(
         min_length=1, description="Channels, hidden channels and number of blocks of each level, see `synthesis`."
     )
+    scenes: bool = Field(False, description="Learn from a detector's scenes, see `gallery`; drawn anew for every step.")
+    beside: tuple[str, ...] = Field(
+        (), description="Split points behind the anchor, whose maps are targets too, in units of their variation."
+    )
+    dense: float = Field(0.2, ge=0, description="Nats that a map beside counts as if all of its variation is missed.")
     tail_rank: int = Field(0, ge=0, description="Of the change of the rest of the backbone; 0 leaves it as it is.")
     stages: tuple[Stage, ...] = Field(min_length=1)
 
@@ -125,6 +130,8 @@ class TrainPlan(_Part):
     def _ranked(self) -> Self:
         if any(stage.tail for stage in self.stages) and not self.tail_rank:
             raise ValueError("a stage has tail = true; say of what tail_rank the change may be")
+        if self.beside and not self.scenes:
+            raise ValueError("the maps `beside` are made with scenes alone; add scenes = true")
         return self
 
     @classmethod

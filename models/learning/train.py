@@ -18,12 +18,13 @@ import copy
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from rich.progress import Progress
 from torch import Tensor
@@ -32,11 +33,12 @@ from ..backbones import Backbone, Pixels
 from ..closed_form import fisher_gradients
 from ..exceptions import DataError
 from ..measure import pixel_batches
-from ..repair.deltas import Deltas
+from ..repair.deltas import LEFT, RIGHT, Deltas
 from ..repair.distil import distance
 from ..tasks import CLASSIFICATION, DETECTION
 from .album import Album
 from .descent import descend
+from .gallery import Gallery, Rest, names_in
 from .metric import Nats
 from .plan import Stage, TrainPlan
 from .slimmable import STRIDE, SlimmableEncoder
@@ -62,13 +64,13 @@ class Learned:
     Attributes:
         encoder: all widths.
         synthesis: of the anchor's features.
-        tail: changes of the rest of the backbone.
+        tail: changes of the rest of the backbone, see `repair.deltas`.
         said: what the bundle's provenance says of the training.
     """
 
     encoder: SlimmableEncoder
     synthesis: Synthesis
-    tail: Deltas
+    tail: Mapping[str, npt.NDArray[np.float16]]
     said: str
 
 
@@ -102,9 +104,12 @@ def train(
     folder = work / _identity(backbone, plan, 0, paths)
     device, mine = team.device, folder / f"rank-{team.rank}"
     share = paths[team.rank :: team.size]  # each of a team takes every so manieth photograph
-    views: Album | Views
+    views: Album | Gallery | Views
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True  # all batches have one shape, and depthwise kernels differ much in speed
+    if plan.scenes:
+        views = Gallery(share, backbone, plan.anchor, plan.beside, device)
+    elif device.type == "cuda":
         views = Album(share, backbone, plan.anchor, device)
     else:
         views = Views(share, Teacher(backbone, plan.anchor, mine, device), backbone, plan.views, plan.seed, mine)
@@ -133,7 +138,7 @@ def train(
     )
     begun = "from the backbone's own first stages" if lesson.started else "from random weights"
     said = f"{begun} {stages}, of {len(paths)} unlabelled photographs, seed {plan.seed}"
-    return Learned(lesson.encoder.eval(), lesson.synthesis.eval(), lesson.tail.eval(), said)
+    return Learned(lesson.encoder.eval(), lesson.synthesis.eval(), lesson.changes(), said)
 
 
 def synthesis_shape(backbone: Backbone, plan: TrainPlan) -> SynthesisShape:
@@ -168,7 +173,7 @@ class Lesson:
         backbone: Backbone,
         plan: TrainPlan,
         shape: SynthesisShape,
-        views: Album | Views,
+        views: Album | Gallery | Views,
         fitted: Sequence[Path],
         team: Team,
         progress: Progress,
@@ -177,7 +182,9 @@ class Lesson:
         device = team.device
         self._plan, self._views, self._device, self._rank = plan, views, device, team.rank
         self._pixels = Pixels(backbone.preprocessing).to(device)
-        self.tail = Deltas(copy.deepcopy(backbone.tail(plan.anchor)).to(device), plan.tail_rank, plan.seed)
+        rest = Rest(backbone, plan.anchor, plan.beside) if plan.beside else backbone.tail(plan.anchor)
+        self._names = names_in(rest, backbone.tail(plan.anchor))
+        self.tail = Deltas(copy.deepcopy(rest).to(device), plan.tail_rank, plan.seed)
         self._task = backbone.task
         self._widths = list(plan.encoder.widths)
         self._number, self._stage = 0, plan.stages[0]
@@ -202,6 +209,10 @@ class Lesson:
         self.synthesis.to(device)
         side = backbone.preprocessing.size // STRIDE
         self.surrogate = Surrogate(len(self._widths), plan.encoder.latent, side).to(device)
+        self._variances: tuple[Tensor, ...] = ()
+        if plan.beside:
+            _, _, others = views.batch(np.random.default_rng(plan.seed), STARTED)
+            self._variances = tuple(t.var((0, 2, 3)).mean() for t in others[: len(plan.beside)])
 
     def begin(self, number: int, stage: Stage) -> None:
         """Go on to a stage."""
@@ -236,6 +247,15 @@ class Lesson:
             named |= {f"tail.{k}": p.data for k, p in self.tail.named_parameters()}
         return named | {"surrogate.scales": self.surrogate.scales}
 
+    def changes(self) -> dict[str, npt.NDArray[np.float16]]:
+        """What is added to the rest of the backbone, by the names that it has there."""
+        found = self.tail.tensors()
+        renamed = {}
+        for key, value in found.items():
+            name = key.removesuffix(LEFT).removesuffix(RIGHT)
+            renamed[self._names[name] + key.removeprefix(name)] = value
+        return renamed
+
     def loss(self, step: int) -> Tensor:
         """The loss of a step; see the module's docstring. Views at fine gains would outweigh all others, so each view's
         loss is divided by its gain."""
@@ -263,14 +283,18 @@ class Lesson:
             bits.append(each[1])
         rate = torch.cat(bits)
         with self._half():
-            made = self.synthesis(torch.cat(decoded)).float()
+            made = self.synthesis(torch.cat(decoded).contiguous(memory_format=torch.channels_last)).float()
         with self._half():
             nats = self._metric(made - features)
         if stage.towards == "answers":
             with self._half():
-                outputs = tuple(o.float() for o in self.tail(made))
-            divergence = distance(self._task, outputs, tuple(w.to(self._device) for w in wanted))
+                outputs = tuple(o.float() for o in self.tail(made.contiguous(memory_format=torch.channels_last)))
+            targets = tuple(w.to(self._device) for w in wanted)
+            beside = len(plan.beside)
+            divergence = distance(self._task, outputs[beside:], targets[beside:])
             nats = ANSWERS_SHARE * stage.worth * divergence + (1 - ANSWERS_SHARE) * nats
+            for mine, theirs, variance in zip(outputs, targets, self._variances, strict=False):
+                nats = nats + plan.dense * (mine - theirs).square().flatten(1).mean(1) / variance
         self._remember(nats, rate)
         if stage.ramp:
             rate = rate * min(1.0, (step + 1) / (stage.ramp * stage.steps))
@@ -283,8 +307,12 @@ class Lesson:
         batch, last = self.batch, len(self._widths) - 1
         if last == 0:
             return [(0, batch)]
-        between = int(rng.integers(1, last)) if last > 1 else 0
-        others = max(1, round(batch * (1 - (self._stage.widest or self._plan.widest)) / 2))
+        rest = 1 - (self._stage.widest or self._plan.widest)
+        if last == 1:
+            narrowest = max(1, round(batch * rest))
+            return [(last, batch - narrowest), (0, narrowest)]
+        between = int(rng.integers(1, last))
+        others = max(1, round(batch * rest / 2))
         return [(last, batch - 2 * others), (between, others), (0, others)]
 
     def _half(self) -> torch.autocast:
