@@ -123,6 +123,9 @@ class TrainPlan(_Part):
         (), description="Split points behind the anchor, whose maps are targets too, in units of their variation."
     )
     dense: float = Field(0.2, ge=0, description="Nats that a map beside counts as if all of its variation is missed.")
+    average: float = Field(
+        0.0, ge=0, lt=1, description="What a running average of the weights keeps of itself a step; it ends a stage."
+    )
     tail_rank: int = Field(0, ge=0, description="Of the change of the rest of the backbone; 0 leaves it as it is.")
     stages: tuple[Stage, ...] = Field(min_length=1)
 

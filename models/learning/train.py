@@ -131,6 +131,7 @@ def train(
             state,
             partial(team.average_gradients, list(named.values())),
             keeps=team.first,
+            average=plan.average,
         )
         team.average(state.values())
     stages = ", then ".join(
@@ -212,7 +213,7 @@ class Lesson:
         self._variances: tuple[Tensor, ...] = ()
         if plan.beside:
             _, _, others = views.batch(np.random.default_rng(plan.seed), STARTED)
-            self._variances = tuple(t.var((0, 2, 3)).mean() for t in others[: len(plan.beside)])
+            self._variances = tuple(_variance(t) for t in others[: len(plan.beside)])
 
     def begin(self, number: int, stage: Stage) -> None:
         """Go on to a stage."""
@@ -294,7 +295,7 @@ class Lesson:
             divergence = distance(self._task, outputs[beside:], targets[beside:])
             nats = ANSWERS_SHARE * stage.worth * divergence + (1 - ANSWERS_SHARE) * nats
             for mine, theirs, variance in zip(outputs, targets, self._variances, strict=False):
-                nats = nats + plan.dense * (mine - theirs).square().flatten(1).mean(1) / variance
+                nats = nats + plan.dense * ((mine - theirs).square() / variance).flatten(1).mean(1)
         self._remember(nats, rate)
         if stage.ramp:
             rate = rate * min(1.0, (step + 1) / (stage.ramp * stage.steps))
@@ -340,6 +341,11 @@ def _at_anchor(backbone: Backbone, plan: TrainPlan, paths: Sequence[Path], progr
 
     gradients = fisher_gradients(backbone.tail(plan.anchor), copies, plan.seed, backbone.task.probe, note)
     return torch.cat(batches), gradients
+
+
+def _variance(maps: Tensor) -> Tensor:
+    varied = maps.var((0, 2, 3))
+    return varied.clamp_min(1e-2 * float(varied.mean()))[:, None, None]
 
 
 def _root(features: Tensor) -> Tensor:
