@@ -1,8 +1,8 @@
 """Learned cuts: what a bundle holds of an encoder and its synthesis, and a backbone's head and tail made of them.
 
-    NAME/encoder/STEM/LAYER/weight              float16, shared by all widths of that family (`slimmable.family`): each
+    NAME/encoder/FAMILY/LAYER/weight            float16, shared by all widths of a family (`slimmable.family`): each
                                                 takes the first channels of it
-    NAME/encoder/STEM/LAYER/WIDTH/scale, .../bias  float16 [channels], a width's normalisation
+    NAME/encoder/FAMILY/LAYER/WIDTH/scale, .../bias  float16 [channels], a width's normalisation
     NAME/synthesis/LAYER...                     float16, convolutions of the synthesis
     NAME/tail/TENSOR...                         float16, what is added to the rest of the backbone, if anything: see
                                                 `repair.deltas`
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ..bundle import Bundle, LearnedSpec, SplitSpec
 from ..exceptions import BundleError
-from ..repair.deltas import with_deltas
+from ..repair.deltas import Deltas, with_deltas
 from ..repair.lean import lean
 from .slimmable import PlainEncoder, SlimmableEncoder, family
 from .synthesis import Synthesis, SynthesisShape
@@ -78,13 +78,13 @@ class Changes:
 
 
 def tensors_of(
-    name: str, encoder: SlimmableEncoder, synthesis: Synthesis, tail: Arrays | None = None
+    name: str, encoder: SlimmableEncoder, synthesis: Synthesis, tail: Deltas | None = None
 ) -> dict[str, npt.NDArray[np.float16]]:
     """What a bundle holds of trained networks."""
     found = {f"{name}/encoder/{key}": value for key, value in encoder.parts().items()}
     found |= {f"{name}/synthesis/{key.replace('.', '/')}": v for key, v in synthesis.folded().state().items()}
     halved = {key: value.detach().half().cpu().contiguous().numpy() for key, value in found.items()}
-    changes = lean(tail) if tail is not None else {}
+    changes = lean(tail.tensors()) if tail is not None else {}
     return halved | {f"{name}/tail/{key}": value for key, value in changes.items()}
 
 

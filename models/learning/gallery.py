@@ -1,8 +1,8 @@
 """Gallery: scenes for a detector, drawn where the photographs are and shown to the uncut detector, always new ones.
 
-A camera's frame shows several things, is wider than high, and is scaled down to the detector's input. `album`'s views are
-parts of one photograph, or four parts of equal size, and fill the square; these are whole photographs, parts, pairs and
-mosaics of any shape on the letterbox's grey (`detection.collage`). They also come with maps of the uncut detector
+A camera's frame shows several things, is wider than high, and is scaled down to the detector's input. `album`'s views
+are parts of one photograph, or four parts of equal size, and fill the square; these are whole photographs, parts, pairs
+and mosaics of any shape on the letterbox's grey (`detection.collage`). They also come with maps of the uncut detector
 behind later stages, which are dense targets on the way to its answers.
 """
 
@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..backbones import Backbone, Chain
+from ..backbones import Backbone
 from ..detection.collage import Collage
 from .album import CHUNK
 
@@ -28,7 +28,7 @@ class Gallery:
     """Photographs, and scenes of them; used as an `album` is."""
 
     def __init__(
-        self, paths: Sequence[Path], backbone: Backbone, anchor: str, beside: Sequence[str], device: torch.device
+        self, paths: Sequence[Path], backbone: Backbone, anchor: str, later: Sequence[str], device: torch.device
     ) -> None:
         """Read all photographs.
 
@@ -36,16 +36,17 @@ class Gallery:
             paths: of them.
             backbone: a detector.
             anchor: where the features are taken.
-            beside: split points behind it, whose maps come before the outputs.
+            later: split points behind it, whose maps come behind the outputs.
             device: where all happens.
 
         Raises:
             DataError: a photograph cannot be read.
+            BackboneError: no such split point.
         """
         how = backbone.preprocessing
         self._collage, self._size = Collage(paths, how.fill, device), how.size
-        parts = (backbone.head(anchor), Rest(backbone, anchor, beside))
-        self._head, self._rest = (copy.deepcopy(m).to(device) for m in parts)
+        parts = (backbone.head(anchor), backbone.tail_beside(anchor, later))
+        self._head, self._tail = (copy.deepcopy(m).to(device) for m in parts)
         self._device = device
         self.count = self.made = len(paths)
 
@@ -62,46 +63,15 @@ class Gallery:
         number: int,
         mix: float = 0.0,  # noqa: ARG002 - a share of a collage's scenes always shines through another
     ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-        """New scenes: pixels uint8 [B, S, S, 3], features float32 [B, C, H, W], and float32 [B, ...] each map beside
-        and each output."""
+        """New scenes: pixels uint8 [B, S, S, 3], features float32 [B, C, H, W], and float32 [B, ...] each output
+        and each later map."""
         pixels = self._collage.draw(self._collage.layouts(rng, number, KINDS), self._size)
         features, others = [], []
         with torch.inference_mode(), torch.autocast(self._device.type, torch.bfloat16):
             for part in torch.split(pixels, CHUNK):
                 (found,) = self._head(part)
                 features.append(found.float())
-                others.append(tuple(t.float() for t in self._rest(found)))
+                others.append(tuple(t.float() for t in self._tail(found)))
         joined = tuple(torch.cat(each) for each in zip(*others, strict=True))
         # Tensors that were made in inference mode cannot take part in a graph.
         return pixels, torch.cat(features).clone(), tuple(each.clone() for each in joined)
-
-
-class Rest(nn.Module):
-    """The rest of a backbone behind an anchor: map -> the maps at `beside`, in their order, and then the outputs."""
-
-    def __init__(self, backbone: Backbone, anchor: str, beside: Sequence[str]) -> None:
-        """Shares the backbone's weights.
-
-        Raises:
-            BackboneError: no such split point.
-        """
-        super().__init__()
-        ends = [anchor, *beside]
-        parts = [backbone.between(first, second) for first, second in zip(ends, beside, strict=False)]
-        self.parts = nn.ModuleList([*(Chain(each) for each in parts), Chain(backbone.tail(ends[-1]))])
-
-    def forward(self, features: Tensor) -> tuple[Tensor, ...]:
-        maps = [features]
-        for part in list(self.parts)[:-1]:
-            maps += part(maps[-1])
-        return (*maps[1:], *self.parts[-1](maps[-1]))
-
-
-def names_in(mine: nn.Module, theirs: nn.Module) -> dict[str, str]:
-    """Names of tensors in one module -> names of the same tensors, which both share, in the other one."""
-    found = {value.data_ptr(): name for name, value in _tensors(theirs)}
-    return {name: found[value.data_ptr()] for name, value in _tensors(mine) if value.data_ptr() in found}
-
-
-def _tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
-    return [*module.named_parameters(), *module.named_buffers()]

@@ -43,7 +43,7 @@ CHANNELS = 8
 STEMS = {2: 3, 4: 6}
 """Kernel of a stem, by its stride: the second one is the first one on pixels averaged two by two."""
 DARKNET_CHANNELS = 4
-"""Numbers that describe a width of Darknet's form: the stem, then c1, c2, c3; one more may follow, of residual layers."""
+"""Numbers that describe a width of Darknet's form: stem, c1, c2, c3; one more may follow, of residual layers."""
 DARKNET_STEMS = (1, 2, 4, 8)
 SLOPE = 0.1
 """Of Darknet's activation for what is negative."""

@@ -18,29 +18,28 @@ import copy
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from rich.progress import Progress
 from torch import Tensor
 
 from ..backbones import Backbone, Pixels
-from ..closed_form import fisher_gradients
 from ..exceptions import DataError
-from ..measure import pixel_batches
-from ..repair.deltas import LEFT, RIGHT, Deltas
+from ..repair.deltas import Deltas
 from ..repair.distil import distance
 from ..tasks import CLASSIFICATION, DETECTION
 from .album import Album
+from .anchor import at_anchor, root, variances
 from .descent import descend
-from .gallery import Gallery, Rest, names_in
+from .gallery import Gallery
 from .metric import Nats
 from .plan import Stage, TrainPlan
+from .resume import Arrays, resume
 from .slimmable import STRIDE, SlimmableEncoder
 from .start import Narrowing, start
 from .surrogate import Surrogate
@@ -54,6 +53,8 @@ STARTED = 64
 """Views from which the encoder's first statistics are taken."""
 ANSWERS_SHARE = 0.75
 """In the stage towards answers, the share of their divergence; the rest is the metric's."""
+RESUMED = 256
+"""Views from which statistics of networks are taken that are gone on from."""
 RUNNING = 0.98
 
 
@@ -64,13 +65,13 @@ class Learned:
     Attributes:
         encoder: all widths.
         synthesis: of the anchor's features.
-        tail: changes of the rest of the backbone, see `repair.deltas`.
+        tail: changes of the rest of the backbone.
         said: what the bundle's provenance says of the training.
     """
 
     encoder: SlimmableEncoder
     synthesis: Synthesis
-    tail: Mapping[str, npt.NDArray[np.float16]]
+    tail: Deltas
     said: str
 
 
@@ -81,6 +82,7 @@ def train(
     work: Path,
     team: Team,
     progress: Progress | None = None,
+    begun: Arrays | None = None,
 ) -> Learned:
     """Learn, from where an earlier run of the same plan and photographs was killed.
 
@@ -91,31 +93,39 @@ def train(
         work: folder for views and checkpoints.
         team: the processes that learn together, and this one's device.
         progress: where to show progress; None for nowhere.
+        begun: what a bundle holds of the networks, where the plan begins with those.
 
     Raises:
-        DataError: too few photographs, or one cannot be read; the backbone is for another task, its input no multiple
-            of 16 pixels, or its features at the anchor are not one map of a size that a latent can be scaled to.
+        DataError: the plan begins with a bundle's networks and there are none, or others; too few photographs, or one
+            cannot be read; the backbone is for another task, its input no multiple of 16 pixels, or its features at the
+            anchor are not one map of a size that a latent can be scaled to.
         BackboneError: no such split point.
     """
     progress = progress or Progress(disable=True)
     shape = synthesis_shape(backbone, plan)
+    if plan.scenes and backbone.task.name != DETECTION:
+        raise DataError(f"{backbone.spec.name} sees no scenes, which are a detector's; take scenes out of the plan")
     if len(paths) < FITTED:
         raise DataError(f"{len(paths)} photographs are too few to learn from; give at least {FITTED}")
-    folder = work / _identity(backbone, plan, 0, paths)
+    if plan.begin == "bundle" and not begun:
+        raise DataError(f"there are no networks {plan.name!r} to go on from; let the plan begin with the backbone")
+    begun = begun if begun and plan.begin == "bundle" else {}
+    folder = work / _identity(backbone, plan, 0, paths, begun)
     device, mine = team.device, folder / f"rank-{team.rank}"
     share = paths[team.rank :: team.size]  # each of a team takes every so manieth photograph
     views: Album | Gallery | Views
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True  # all batches have one shape, and depthwise kernels differ much in speed
     if plan.scenes:
-        views = Gallery(share, backbone, plan.anchor, plan.beside, device)
+        views = Gallery(share, backbone, plan.anchor, plan.later, device)
     elif device.type == "cuda":
-        views = Album(share, backbone, plan.anchor, device)
+        views = Album(share, backbone, plan.anchor, device, plan.later, plan.whole)
     else:
-        views = Views(share, Teacher(backbone, plan.anchor, mine, device), backbone, plan.views, plan.seed, mine)
+        teacher = Teacher(backbone, plan.anchor, mine, device, plan.later)
+        views = Views(share, teacher, backbone, plan.views, plan.seed, mine, plan.whole)
     bar = progress.add_task("views", total=plan.views, completed=views.made)
     views.fill(lambda made: progress.update(bar, completed=made))
-    lesson = Lesson(backbone, plan, shape, views, _fitted(paths, plan.seed), team, progress)
+    lesson = Lesson(backbone, plan, shape, views, _fitted(paths, plan.seed), team, progress, begun)
     for number, stage in enumerate(plan.stages):
         lesson.begin(number, stage)
         note = _noting(progress, f"towards {stage.towards}", stage.steps, lesson.batch * team.size, lesson)
@@ -126,7 +136,7 @@ def train(
             stage.rate,
             stage.steps,
             folder / f"stage-{number}.safetensors",
-            _identity(backbone, plan, number + 1, paths),
+            _identity(backbone, plan, number + 1, paths, begun),
             note,
             state,
             partial(team.average_gradients, list(named.values())),
@@ -137,9 +147,8 @@ def train(
     stages = ", then ".join(
         f"{s.steps} steps of {s.batch or plan.batch} views towards {s.towards}" for s in plan.stages
     )
-    begun = "from the backbone's own first stages" if lesson.started else "from random weights"
-    said = f"{begun} {stages}, of {len(paths)} unlabelled photographs, seed {plan.seed}"
-    return Learned(lesson.encoder.eval(), lesson.synthesis.eval(), lesson.changes(), said)
+    said = f"{lesson.began} {stages}, of {len(paths)} unlabelled photographs, seed {plan.seed}"
+    return Learned(lesson.encoder.eval(), lesson.synthesis.eval(), lesson.tail.eval(), said)
 
 
 def synthesis_shape(backbone: Backbone, plan: TrainPlan) -> SynthesisShape:
@@ -178,42 +187,48 @@ class Lesson:
         fitted: Sequence[Path],
         team: Team,
         progress: Progress,
+        begun: Arrays | None = None,
     ) -> None:
-        """The metric at the anchor, and the networks, which start from the backbone where that has their form."""
+        """The metric at the anchor, and the networks, which start as what has begun, or else from the backbone where
+        that has their form."""
         device = team.device
         self._plan, self._views, self._device, self._rank = plan, views, device, team.rank
         self._pixels = Pixels(backbone.preprocessing).to(device)
-        rest = Rest(backbone, plan.anchor, plan.beside) if plan.beside else backbone.tail(plan.anchor)
-        self._names = names_in(rest, backbone.tail(plan.anchor))
-        self.tail = Deltas(copy.deepcopy(rest).to(device), plan.tail_rank, plan.seed)
+        tail = copy.deepcopy(backbone.tail_beside(plan.anchor, plan.later)).to(device)
+        self.tail = Deltas(tail, plan.tail_rank, plan.seed)
         self._task = backbone.task
         self._widths = list(plan.encoder.widths)
         self._number, self._stage = 0, plan.stages[0]
         self.nats, self.bytes = 0.0, 0.0
-        features, gradients = _at_anchor(backbone, plan, fitted, progress)
+        features, gradients = at_anchor(backbone, plan, fitted, progress)
         self._metric = Nats(gradients).to_device(device)
+        self._varied = variances(tail, features, len(plan.later), device)
         # What the features vary by, in nats: so the loss is of the order of 1, as the optimiser expects.
         varied = torch.cat([self._metric((part - features.mean(0)).to(device)) for part in torch.split(features, 32)])
         self._unlearned = max(float(varied.mean()), 1e-30)
         torch.manual_seed(plan.seed)
         self.encoder = SlimmableEncoder(plan.encoder.widths, plan.encoder.latent)
         mean = features.mean((0, 2, 3))
-        spread = _root(features - mean[:, None, None])
+        spread = root(features - mean[:, None, None])
         self.synthesis = Synthesis(shape, mean, spread)
-        self.started = False
+        self.began = "from random weights"
         narrowing = Narrowing.of(backbone, plan.anchor)
-        if narrowing and narrowing.covers(self.encoder) and shape.scale == 2:
+        if not begun and narrowing and narrowing.covers(self.encoder) and shape.scale == 2:
             seen = Pixels(backbone.preprocessing)(views.batch(np.random.default_rng(plan.seed), STARTED)[0].cpu())
             start(self.encoder, self.synthesis, narrowing, seen, features, self._metric, plan.price)
-            self.started = True
+            self.began = "from the backbone's own first stages"
         self.encoder.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.synthesis.to(device)
+        if begun:
+            seen = self._pixels(views.batch(np.random.default_rng(plan.seed), RESUMED)[0].to(device))
+            resume(begun, plan.name, self.encoder, self.synthesis, self.tail, seen)
         side = backbone.preprocessing.size // STRIDE
         self.surrogate = Surrogate(len(self._widths), plan.encoder.latent, side).to(device)
-        self._variances: tuple[Tensor, ...] = ()
-        if plan.beside:
-            _, _, others = views.batch(np.random.default_rng(plan.seed), STARTED)
-            self._variances = tuple(_variance(t) for t in others[: len(plan.beside)])
+        if begun:
+            self.began = "from the bundle's networks"
+            with torch.no_grad():
+                for at, width in enumerate(self._widths):
+                    self.surrogate.observe(self.encoder.eval()(seen, width), at, 1.0)
 
     def begin(self, number: int, stage: Stage) -> None:
         """Go on to a stage."""
@@ -248,15 +263,6 @@ class Lesson:
             named |= {f"tail.{k}": p.data for k, p in self.tail.named_parameters()}
         return named | {"surrogate.scales": self.surrogate.scales}
 
-    def changes(self) -> dict[str, npt.NDArray[np.float16]]:
-        """What is added to the rest of the backbone, by the names that it has there."""
-        found = self.tail.tensors()
-        renamed = {}
-        for key, value in found.items():
-            name = key.removesuffix(LEFT).removesuffix(RIGHT)
-            renamed[self._names[name] + key.removeprefix(name)] = value
-        return renamed
-
     def loss(self, step: int) -> Tensor:
         """The loss of a step; see the module's docstring. Views at fine gains would outweigh all others, so each view's
         loss is divided by its gain."""
@@ -290,12 +296,13 @@ class Lesson:
         if stage.towards == "answers":
             with self._half():
                 outputs = tuple(o.float() for o in self.tail(made.contiguous(memory_format=torch.channels_last)))
-            targets = tuple(w.to(self._device) for w in wanted)
-            beside = len(plan.beside)
-            divergence = distance(self._task, outputs[beside:], targets[beside:])
+            aims = tuple(w.to(self._device) for w in wanted)
+            end = len(outputs) - len(self._varied)
+            divergence = distance(self._task, outputs[:end], aims[:end])
             nats = ANSWERS_SHARE * stage.worth * divergence + (1 - ANSWERS_SHARE) * nats
-            for mine, theirs, variance in zip(outputs, targets, self._variances, strict=False):
-                nats = nats + plan.dense * ((mine - theirs).square() / variance).flatten(1).mean(1)
+            for name, mine, aim, varied in zip(plan.later, outputs[end:], aims[end:], self._varied, strict=True):
+                if name in stage.later:
+                    nats = nats + stage.later[name] * ((mine - aim).square() / varied).flatten(1).mean(1)
         self._remember(nats, rate)
         if stage.ramp:
             rate = rate * min(1.0, (step + 1) / (stage.ramp * stage.steps))
@@ -326,43 +333,12 @@ class Lesson:
         self.bytes = keep * self.bytes + (1 - keep) * now[1]
 
 
-def _at_anchor(backbone: Backbone, plan: TrainPlan, paths: Sequence[Path], progress: Progress) -> tuple[Tensor, Tensor]:
-    """Features [N, C, H, W] and gradients [M, C, H, W] of some photographs."""
-    bar = progress.add_task(f"{plan.anchor}: metric", total=2 * len(paths))
-    head, batches = backbone.head(plan.anchor), []
-    with torch.inference_mode():
-        for pixels in pixel_batches(paths, backbone.preprocessing):
-            batches.append(head(pixels)[0].clone())
-            progress.advance(bar, len(pixels))
-    copies = [b.clone() for b in batches]
-
-    def note(done: int) -> None:
-        progress.advance(bar, done)
-
-    gradients = fisher_gradients(backbone.tail(plan.anchor), copies, plan.seed, backbone.task.probe, note)
-    return torch.cat(batches), gradients
-
-
-def _variance(maps: Tensor) -> Tensor:
-    varied = maps.var((0, 2, 3))
-    return varied.clamp_min(1e-2 * float(varied.mean()))[:, None, None]
-
-
-def _root(features: Tensor) -> Tensor:
-    """A root of the covariance over channels of centred features [N, C, H, W]."""
-    flat = features.movedim(1, 0).flatten(1).double()
-    covariance = flat @ flat.T / flat.shape[1]
-    ridge = 1e-4 * covariance.diagonal().mean().clamp_min(1e-12)
-    root: Tensor = torch.linalg.cholesky(covariance + ridge * torch.eye(len(covariance), dtype=torch.float64))
-    return root.float()
-
-
 def _fitted(paths: Sequence[Path], seed: int) -> list[Path]:
     order = np.random.default_rng((seed, 7)).permutation(len(paths))[:FITTED]
     return [paths[i] for i in order]
 
 
-def _identity(backbone: Backbone, plan: TrainPlan, stages: int, paths: Sequence[Path]) -> str:
+def _identity(backbone: Backbone, plan: TrainPlan, stages: int, paths: Sequence[Path], begun: Arrays) -> str:
     """16 hex digits over everything that the result of the first stages hangs on, by which files are found again: a
     plan that gets one more stage goes on from where it ended."""
     first = plan.model_copy(update={"stages": plan.stages[:stages]})
@@ -370,6 +346,7 @@ def _identity(backbone: Backbone, plan: TrainPlan, stages: int, paths: Sequence[
         backbone.spec.sha256,
         first.model_dump(mode="json", exclude={"bundle": True, "encoder": {"kept"}}),
         [f"{p.parent.name}/{p.name}" for p in paths],
+        *(hashlib.sha256(begun[key].tobytes()).hexdigest() for key in sorted(begun)),
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 

@@ -100,7 +100,7 @@ def test_narrower_widths_start_better_than_with_nothing(started):
 
 
 def test_residual_layers_begin_as_nothing_but_their_shortcuts(started):
-    encoder, _, seen, _, _ = started
+    encoder, *_ = started
     *_, first, second, _ = encoder.layers("deep")
     assert first.layer.residual and second.layer.residual
     x = torch.randn(2, 64, 8, 8)
@@ -109,7 +109,7 @@ def test_residual_layers_begin_as_nothing_but_their_shortcuts(started):
 
 
 def test_a_width_with_residual_layers_taken_out_is_the_slimmable_one(started):
-    """Once they do something: its weights apart from those of other widths with that stem, its shortcuts as they are."""
+    """Once they do something: its weights are its own, and its shortcuts are there."""
     encoder = copy.deepcopy(started[0])
     for layer in encoder.layers("deep"):
         torch.nn.init.uniform_(layer.norms["deep"].weight, 0.5, 1.0)
