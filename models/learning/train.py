@@ -39,6 +39,7 @@ from .album import Album
 from .descent import descend
 from .metric import Nats
 from .plan import Stage, TrainPlan
+from .resume import Arrays, resume
 from .slimmable import STRIDE, SlimmableEncoder
 from .start import Narrowing, start
 from .surrogate import Surrogate
@@ -52,6 +53,8 @@ STARTED = 64
 """Views from which the encoder's first statistics are taken."""
 ANSWERS_SHARE = 0.75
 """In the stage towards answers, the share of their divergence; the rest is the metric's."""
+RESUMED = 256
+"""Views from which statistics of networks are taken that are gone on from."""
 RUNNING = 0.98
 
 
@@ -79,6 +82,7 @@ def train(
     work: Path,
     team: Team,
     progress: Progress | None = None,
+    begun: Arrays | None = None,
 ) -> Learned:
     """Learn, from where an earlier run of the same plan and photographs was killed.
 
@@ -89,28 +93,34 @@ def train(
         work: folder for views and checkpoints.
         team: the processes that learn together, and this one's device.
         progress: where to show progress; None for nowhere.
+        begun: what a bundle holds of the networks, where the plan begins with those.
 
     Raises:
-        DataError: too few photographs, or one cannot be read; the backbone is for another task, its input no multiple
-            of 16 pixels, or its features at the anchor are not one map of a size that a latent can be scaled to.
+        DataError: the plan begins with a bundle's networks and there are none, or others; too few photographs, or one
+            cannot be read; the backbone is for another task, its input no multiple of 16 pixels, or its features at the
+            anchor are not one map of a size that a latent can be scaled to.
         BackboneError: no such split point.
     """
     progress = progress or Progress(disable=True)
     shape = synthesis_shape(backbone, plan)
     if len(paths) < FITTED:
         raise DataError(f"{len(paths)} photographs are too few to learn from; give at least {FITTED}")
-    folder = work / _identity(backbone, plan, 0, paths)
+    if plan.begin == "bundle" and not begun:
+        raise DataError(f"there are no networks {plan.name!r} to go on from; let the plan begin with the backbone")
+    begun = begun if begun and plan.begin == "bundle" else {}
+    folder = work / _identity(backbone, plan, 0, paths, begun)
     device, mine = team.device, folder / f"rank-{team.rank}"
     share = paths[team.rank :: team.size]  # each of a team takes every so manieth photograph
     views: Album | Views
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True  # all batches have one shape, and depthwise kernels differ much in speed
-        views = Album(share, backbone, plan.anchor, device)
+        views = Album(share, backbone, plan.anchor, device, plan.later, plan.whole)
     else:
-        views = Views(share, Teacher(backbone, plan.anchor, mine, device), backbone, plan.views, plan.seed, mine)
+        teacher = Teacher(backbone, plan.anchor, mine, device, plan.later)
+        views = Views(share, teacher, backbone, plan.views, plan.seed, mine, plan.whole)
     bar = progress.add_task("views", total=plan.views, completed=views.made)
     views.fill(lambda made: progress.update(bar, completed=made))
-    lesson = Lesson(backbone, plan, shape, views, _fitted(paths, plan.seed), team, progress)
+    lesson = Lesson(backbone, plan, shape, views, _fitted(paths, plan.seed), team, progress, begun)
     for number, stage in enumerate(plan.stages):
         lesson.begin(number, stage)
         note = _noting(progress, f"towards {stage.towards}", stage.steps, lesson.batch * team.size, lesson)
@@ -121,7 +131,7 @@ def train(
             stage.rate,
             stage.steps,
             folder / f"stage-{number}.safetensors",
-            _identity(backbone, plan, number + 1, paths),
+            _identity(backbone, plan, number + 1, paths, begun),
             note,
             state,
             partial(team.average_gradients, list(named.values())),
@@ -131,8 +141,7 @@ def train(
     stages = ", then ".join(
         f"{s.steps} steps of {s.batch or plan.batch} views towards {s.towards}" for s in plan.stages
     )
-    begun = "from the backbone's own first stages" if lesson.started else "from random weights"
-    said = f"{begun} {stages}, of {len(paths)} unlabelled photographs, seed {plan.seed}"
+    said = f"{lesson.began} {stages}, of {len(paths)} unlabelled photographs, seed {plan.seed}"
     return Learned(lesson.encoder.eval(), lesson.synthesis.eval(), lesson.tail.eval(), said)
 
 
@@ -172,18 +181,22 @@ class Lesson:
         fitted: Sequence[Path],
         team: Team,
         progress: Progress,
+        begun: Arrays | None = None,
     ) -> None:
-        """The metric at the anchor, and the networks, which start from the backbone where that has their form."""
+        """The metric at the anchor, and the networks, which start as what has begun, or else from the backbone where
+        that has their form."""
         device = team.device
         self._plan, self._views, self._device, self._rank = plan, views, device, team.rank
         self._pixels = Pixels(backbone.preprocessing).to(device)
-        self.tail = Deltas(copy.deepcopy(backbone.tail(plan.anchor)).to(device), plan.tail_rank, plan.seed)
+        tail = copy.deepcopy(backbone.tail_beside(plan.anchor, plan.later)).to(device)
+        self.tail = Deltas(tail, plan.tail_rank, plan.seed)
         self._task = backbone.task
         self._widths = list(plan.encoder.widths)
         self._number, self._stage = 0, plan.stages[0]
         self.nats, self.bytes = 0.0, 0.0
         features, gradients = _at_anchor(backbone, plan, fitted, progress)
         self._metric = Nats(gradients).to_device(device)
+        self._varied = _variances(tail, features, len(plan.later), device)
         # What the features vary by, in nats: so the loss is of the order of 1, as the optimiser expects.
         varied = torch.cat([self._metric((part - features.mean(0)).to(device)) for part in torch.split(features, 32)])
         self._unlearned = max(float(varied.mean()), 1e-30)
@@ -192,16 +205,24 @@ class Lesson:
         mean = features.mean((0, 2, 3))
         spread = _root(features - mean[:, None, None])
         self.synthesis = Synthesis(shape, mean, spread)
-        self.started = False
+        self.began = "from random weights"
         narrowing = Narrowing.of(backbone, plan.anchor)
-        if narrowing and narrowing.covers(self.encoder) and shape.scale == 2:
+        if not begun and narrowing and narrowing.covers(self.encoder) and shape.scale == 2:
             seen = Pixels(backbone.preprocessing)(views.batch(np.random.default_rng(plan.seed), STARTED)[0].cpu())
             start(self.encoder, self.synthesis, narrowing, seen, features, self._metric, plan.price)
-            self.started = True
+            self.began = "from the backbone's own first stages"
         self.encoder.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.synthesis.to(device)
+        if begun:
+            seen = self._pixels(views.batch(np.random.default_rng(plan.seed), RESUMED)[0].to(device))
+            resume(begun, plan.name, self.encoder, self.synthesis, self.tail, seen)
         side = backbone.preprocessing.size // STRIDE
         self.surrogate = Surrogate(len(self._widths), plan.encoder.latent, side).to(device)
+        if begun:
+            self.began = "from the bundle's networks"
+            with torch.no_grad():
+                for at, width in enumerate(self._widths):
+                    self.surrogate.observe(self.encoder.eval()(seen, width), at, 1.0)
 
     def begin(self, number: int, stage: Stage) -> None:
         """Go on to a stage."""
@@ -269,8 +290,13 @@ class Lesson:
         if stage.towards == "answers":
             with self._half():
                 outputs = tuple(o.float() for o in self.tail(made))
-            divergence = distance(self._task, outputs, tuple(w.to(self._device) for w in wanted))
+            aims = tuple(w.to(self._device) for w in wanted)
+            end = len(outputs) - len(self._varied)
+            divergence = distance(self._task, outputs[:end], aims[:end])
             nats = ANSWERS_SHARE * stage.worth * divergence + (1 - ANSWERS_SHARE) * nats
+            for name, mine, aim, varied in zip(plan.later, outputs[end:], aims[end:], self._varied, strict=True):
+                if name in stage.later:
+                    nats = nats + stage.later[name] * ((mine - aim).square() / varied).flatten(1).mean(1)
         self._remember(nats, rate)
         if stage.ramp:
             rate = rate * min(1.0, (step + 1) / (stage.ramp * stage.steps))
@@ -314,6 +340,18 @@ def _at_anchor(backbone: Backbone, plan: TrainPlan, paths: Sequence[Path], progr
     return torch.cat(batches), gradients
 
 
+def _variances(tail: torch.nn.Module, features: Tensor, maps: int, device: torch.device) -> list[Tensor]:
+    """What each of the last `maps` that a tail gives varies by, float32 [C, 1, 1] each."""
+    if not maps:
+        return []
+    with torch.inference_mode():
+        found = [tail(part.to(device))[-maps:] for part in torch.split(features, 32)]
+    whole = [torch.cat(each).float() for each in zip(*found, strict=True)]
+    varied = [each.var((0, 2, 3)) for each in whole]
+    # Some channels of what follows a ReLU hardly ever say anything.
+    return [v.clamp_min(1e-2 * float(v.mean()))[:, None, None].clone() for v in varied]
+
+
 def _root(features: Tensor) -> Tensor:
     """A root of the covariance over channels of centred features [N, C, H, W]."""
     flat = features.movedim(1, 0).flatten(1).double()
@@ -328,7 +366,7 @@ def _fitted(paths: Sequence[Path], seed: int) -> list[Path]:
     return [paths[i] for i in order]
 
 
-def _identity(backbone: Backbone, plan: TrainPlan, stages: int, paths: Sequence[Path]) -> str:
+def _identity(backbone: Backbone, plan: TrainPlan, stages: int, paths: Sequence[Path], begun: Arrays) -> str:
     """16 hex digits over everything that the result of the first stages hangs on, by which files are found again: a
     plan that gets one more stage goes on from where it ended."""
     first = plan.model_copy(update={"stages": plan.stages[:stages]})
@@ -336,6 +374,7 @@ def _identity(backbone: Backbone, plan: TrainPlan, stages: int, paths: Sequence[
         backbone.spec.sha256,
         first.model_dump(mode="json", exclude={"bundle": True, "encoder": {"kept"}}),
         [f"{p.parent.name}/{p.name}" for p in paths],
+        *(hashlib.sha256(begun[key].tobytes()).hexdigest() for key in sorted(begun)),
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
