@@ -301,6 +301,8 @@ class Backbone:
         Raises:
             BackboneError: no such split point, or one of `later` is not behind it.
         """
+        if not later:
+            return self.tail(split)
         cut, beside = self.cut(split), [self.cut(each) for each in later]
         for name, each in zip(later, beside, strict=True):
             if each.index <= cut.index:

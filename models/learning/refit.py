@@ -109,6 +109,7 @@ class Darknet:
                 for narrow in encoder.layers(widths[0]):
                     if narrow.layer.residual:  # begins as nothing but its shortcut
                         for norm in narrow.norms.values():
+                            assert isinstance(norm, nn.BatchNorm2d)
                             nn.init.zeros_(norm.weight)
                     else:
                         narrowed.append(narrow)
