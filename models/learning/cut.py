@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ..bundle import Bundle, LearnedSpec, SplitSpec
 from ..exceptions import BundleError
 from ..repair.deltas import Deltas, with_deltas
-from ..repair.lean import lean
+from ..repair.lean import KEPT, lean
 from .slimmable import PlainEncoder, SlimmableEncoder, family
 from .synthesis import Synthesis, SynthesisShape
 
@@ -78,13 +78,13 @@ class Changes:
 
 
 def tensors_of(
-    name: str, encoder: SlimmableEncoder, synthesis: Synthesis, tail: Deltas | None = None
+    name: str, encoder: SlimmableEncoder, synthesis: Synthesis, tail: Deltas | None = None, kept: float = KEPT
 ) -> dict[str, npt.NDArray[np.float16]]:
-    """What a bundle holds of trained networks."""
+    """What a bundle holds of trained networks; of the energy of the tail's changes a share `kept`, see `lean`."""
     found = {f"{name}/encoder/{key}": value for key, value in encoder.parts().items()}
     found |= {f"{name}/synthesis/{key.replace('.', '/')}": v for key, v in synthesis.folded().state().items()}
     halved = {key: value.detach().half().cpu().contiguous().numpy() for key, value in found.items()}
-    changes = lean(tail.tensors()) if tail is not None else {}
+    changes = lean(tail.tensors(), kept) if tail is not None else {}
     return halved | {f"{name}/tail/{key}": value for key, value in changes.items()}
 
 

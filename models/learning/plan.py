@@ -133,6 +133,12 @@ class TrainPlan(_Part):
         min_length=1, description="Channels, hidden channels and number of blocks of each level, see `synthesis`."
     )
     scenes: bool = Field(False, description="Learn from a detector's scenes, see `gallery`; drawn anew for every step.")
+    tail_kept: float = Field(
+        0.8, gt=0, le=1, description="Share of the energy of each matrix's change that stays in the bundle, see `lean`."
+    )
+    distortions: dict[str, tuple[float, ...]] = Field(
+        {}, description="Width -> its rate levels, finest first, in place of the usual ones; see `fit.DISTORTIONS`."
+    )
     average: float = Field(
         0.0, ge=0, lt=1, description="What a running average of the weights keeps of itself a step; it ends a stage."
     )
@@ -141,6 +147,11 @@ class TrainPlan(_Part):
 
     @model_validator(mode="after")
     def _ranked(self) -> Self:
+        for width, levels in self.distortions.items():
+            if width not in self.encoder.taken:
+                raise ValueError(f"distortions are given for {width!r}, which does not become a split point")
+            if not levels or list(levels) != sorted(set(levels)) or levels[0] <= 0:
+                raise ValueError(f"the distortions of {width!r} have to rise from above 0")
         if any(stage.tail for stage in self.stages) and not self.tail_rank:
             raise ValueError("a stage has tail = true; say of what tail_rank the change may be")
         return self

@@ -260,6 +260,15 @@ def test_learning_again_takes_the_place_of_what_was_learned(bundle, plan, photog
     assert [p.identity() for p in again.operating_points] == [p.identity() for p in bundle.operating_points]
 
 
+def test_a_plan_says_which_rate_levels_and_how_much_of_the_tails_change(bundle, plan, photographs, learned):
+    few = plan.model_copy(update={"distortions": {"50": (0.02, 0.05, 0.2)}, "tail_kept": 1.0})
+    made = assemble(backbone_of(bundle), bundle, few, learned, photographs[:60], photographs[60:68])
+    assert made.split("slim-50").rate_levels == 3
+    assert made.split("slim-100").rate_levels == bundle.split("slim-100").rate_levels
+    usual, whole = (sum(v.size for k, v in b.learned.items() if "/tail/" in k) for b in (bundle, made))
+    assert whole > usual
+
+
 def test_too_many_operating_points_are_refused(bundle, plan, photographs, learned):
     spare = next(p for p in bundle.operating_points if p.kind is Kind.IMAGE)
     taken = {p.id for p in bundle.operating_points if not p.split.startswith("slim")}
