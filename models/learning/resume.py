@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..exceptions import DataError
 from ..repair.deltas import Deltas
-from .slimmable import SlimConv, SlimmableEncoder, run
+from .slimmable import SlimConv, SlimmableEncoder, family, run
 from .synthesis import Synthesis
 
 Arrays = Mapping[str, npt.NDArray[Any]]
@@ -59,7 +59,7 @@ def resume(
 
 
 def _layer(arrays: Arrays, name: str, encoder: SlimmableEncoder, width: str, at: int) -> tuple[Tensor, Tensor, Tensor]:
-    place = f"{name}/encoder/{encoder.widths[width][0]}/{at}"
+    place = f"{name}/encoder/{family(encoder.widths[width])}/{at}"
     keys = (f"{place}/weight", f"{place}/{width}/scale", f"{place}/{width}/bias")
     weight, scale, bias = (_float(arrays[key]) for key in keys)
     return weight, scale, bias
@@ -71,7 +71,8 @@ def _taken_up(layer: SlimConv, weight: Tensor, scale: Tensor, bias: Tensor, widt
     assert isinstance(norm, nn.BatchNorm2d)
     convolved = layer.convolved(x, width)
     _normalise(norm, convolved, scale.to(x.device), bias.to(x.device))
-    return layer.layer.finish(norm.eval()(convolved))
+    made = layer.layer.finish(norm.eval()(convolved))
+    return x + made if layer.layer.residual else made
 
 
 def _synthesis(tensors: Mapping[str, Tensor], synthesis: Synthesis, latent: Tensor) -> None:

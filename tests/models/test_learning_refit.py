@@ -12,16 +12,18 @@ from headrace.models.closed_form import fisher_gradients
 from headrace.models.exceptions import DataError
 from headrace.models.learning.album import Album
 from headrace.models.learning.assemble import assemble
-from headrace.models.learning.cut import _encoder
+from headrace.models.learning.cut import _encoder, tensors_of
 from headrace.models.learning.metric import Nats
 from headrace.models.learning.plan import TrainPlan
 from headrace.models.learning.refit import Darknet
+from headrace.models.learning.resume import resume
 from headrace.models.learning.slimmable import SlimmableEncoder
 from headrace.models.learning.start import Narrowing, start
 from headrace.models.learning.synthesis import Synthesis, SynthesisShape
 from headrace.models.learning.team import Team
 from headrace.models.learning.train import train
 from headrace.models.measure import find_pictures, load_pixels
+from headrace.models.repair.deltas import Deltas
 from headrace.models.split import fit
 from headrace.models.zoo.catalogue import load_backbone
 from headrace.models.zoo.sources import Source
@@ -121,6 +123,20 @@ def test_a_width_with_residual_layers_taken_out_is_the_slimmable_one(started):
     with torch.inference_mode():
         wanted = encoder(x, "deep")
         torch.testing.assert_close(plain(x), wanted, atol=1e-3 * float(wanted.abs().max()), rtol=1e-3)
+
+
+def test_residual_layers_go_on_from_a_bundle(started):
+    encoder, synthesis, seen, _, _ = copy.deepcopy(started)
+    for layer in encoder.layers("deep"):
+        torch.nn.init.uniform_(layer.norms["deep"].weight, 0.5, 1.0)
+    again, theirs = copy.deepcopy(encoder), copy.deepcopy(synthesis)
+    for parameter in again.parameters():
+        torch.nn.init.normal_(parameter)
+    nothing = Deltas(torch.nn.Conv2d(3, 3, 1), 0, 0)
+    resume(tensors_of("s", encoder, synthesis), "s", again, theirs, nothing, seen)
+    with torch.inference_mode():
+        wanted, found = encoder(seen[:2], "deep"), again.eval()(seen[:2], "deep")
+    assert float((found - wanted).abs().max()) < 2e-2 * float(wanted.abs().max())  # half precision
 
 
 def test_channels_that_say_most_come_first():

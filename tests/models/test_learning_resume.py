@@ -175,7 +175,7 @@ def test_orthogonal_has_singular_values_near_1():
 
 
 def test_muon_goes_downhill_in_every_direction():
-    """Of a badly conditioned square, where plain descent takes a hundred times as long in one direction as in another."""
+    """Of a badly conditioned square, where plain descent takes a hundred times as long one way as another."""
     scales = torch.tensor([1.0, 0.3, 0.1])[:, None]
     kernel, alone = torch.nn.Parameter(torch.eye(3, 4).reshape(3, 2, 2, 1)), torch.nn.Parameter(torch.ones(4, 3))
     muon = Muon([kernel, alone], lr=0.12)
