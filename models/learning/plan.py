@@ -93,11 +93,6 @@ class Stage(_Part):
         "projection of its answers, and smaller.",
     )
     mix: float = Field(0.0, ge=0, le=1, description="Share of the views that are two photographs laid over each other.")
-    later: dict[str, float] = Field(
-        {},
-        description="Split points behind the anchor -> nats that an error of the map there as large as what it varies "
-        "by counts as, beside the answers' divergence.",
-    )
 
 
 class TrainPlan(_Part):
@@ -116,12 +111,6 @@ class TrainPlan(_Part):
     )
     views: int = Field(8000, ge=16, description="Views kept at a time, 220 KB each for 224 pixels.")
     fresh: int = Field(2, ge=0, description="Views replaced a step by new ones.")
-    whole: float = Field(
-        0.0,
-        ge=0,
-        le=1,
-        description="Share of the views that show as much of a photograph, as sharp, as the preprocessing takes of it.",
-    )
     price: float = Field(
         2000.0,
         gt=0,
@@ -140,11 +129,6 @@ class TrainPlan(_Part):
         if any(stage.tail for stage in self.stages) and not self.tail_rank:
             raise ValueError("a stage has tail = true; say of what tail_rank the change may be")
         return self
-
-    @property
-    def later(self) -> tuple[str, ...]:
-        """Split points behind the anchor that any stage looks at."""
-        return tuple(dict.fromkeys(name for stage in self.stages for name in stage.later))
 
     @classmethod
     def load(cls, path: Path) -> TrainPlan:

@@ -114,10 +114,9 @@ def train(
     views: Album | Views
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True  # all batches have one shape, and depthwise kernels differ much in speed
-        views = Album(share, backbone, plan.anchor, device, plan.later, plan.whole)
+        views = Album(share, backbone, plan.anchor, device)
     else:
-        teacher = Teacher(backbone, plan.anchor, mine, device, plan.later)
-        views = Views(share, teacher, backbone, plan.views, plan.seed, mine, plan.whole)
+        views = Views(share, Teacher(backbone, plan.anchor, mine, device), backbone, plan.views, plan.seed, mine)
     bar = progress.add_task("views", total=plan.views, completed=views.made)
     views.fill(lambda made: progress.update(bar, completed=made))
     lesson = Lesson(backbone, plan, shape, views, _fitted(paths, plan.seed), team, progress, begun)
@@ -188,15 +187,13 @@ class Lesson:
         device = team.device
         self._plan, self._views, self._device, self._rank = plan, views, device, team.rank
         self._pixels = Pixels(backbone.preprocessing).to(device)
-        tail = copy.deepcopy(backbone.tail_beside(plan.anchor, plan.later)).to(device)
-        self.tail = Deltas(tail, plan.tail_rank, plan.seed)
+        self.tail = Deltas(copy.deepcopy(backbone.tail(plan.anchor)).to(device), plan.tail_rank, plan.seed)
         self._task = backbone.task
         self._widths = list(plan.encoder.widths)
         self._number, self._stage = 0, plan.stages[0]
         self.nats, self.bytes = 0.0, 0.0
         features, gradients = _at_anchor(backbone, plan, fitted, progress)
         self._metric = Nats(gradients).to_device(device)
-        self._varied = _variances(tail, features, len(plan.later), device)
         # What the features vary by, in nats: so the loss is of the order of 1, as the optimiser expects.
         varied = torch.cat([self._metric((part - features.mean(0)).to(device)) for part in torch.split(features, 32)])
         self._unlearned = max(float(varied.mean()), 1e-30)
@@ -214,7 +211,7 @@ class Lesson:
         self.encoder.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.synthesis.to(device)
         if begun:
-            seen = self._pixels(views.batch(np.random.default_rng(plan.seed), RESUMED)[0].to(device))
+            seen = self._pixels(views.batch(np.random.default_rng(plan.seed), min(RESUMED, views.count))[0].to(device))
             resume(begun, plan.name, self.encoder, self.synthesis, self.tail, seen)
         side = backbone.preprocessing.size // STRIDE
         self.surrogate = Surrogate(len(self._widths), plan.encoder.latent, side).to(device)
@@ -290,13 +287,8 @@ class Lesson:
         if stage.towards == "answers":
             with self._half():
                 outputs = tuple(o.float() for o in self.tail(made))
-            aims = tuple(w.to(self._device) for w in wanted)
-            end = len(outputs) - len(self._varied)
-            divergence = distance(self._task, outputs[:end], aims[:end])
+            divergence = distance(self._task, outputs, tuple(w.to(self._device) for w in wanted))
             nats = ANSWERS_SHARE * stage.worth * divergence + (1 - ANSWERS_SHARE) * nats
-            for name, mine, aim, varied in zip(plan.later, outputs[end:], aims[end:], self._varied, strict=True):
-                if name in stage.later:
-                    nats = nats + stage.later[name] * ((mine - aim).square() / varied).flatten(1).mean(1)
         self._remember(nats, rate)
         if stage.ramp:
             rate = rate * min(1.0, (step + 1) / (stage.ramp * stage.steps))
@@ -338,18 +330,6 @@ def _at_anchor(backbone: Backbone, plan: TrainPlan, paths: Sequence[Path], progr
 
     gradients = fisher_gradients(backbone.tail(plan.anchor), copies, plan.seed, backbone.task.probe, note)
     return torch.cat(batches), gradients
-
-
-def _variances(tail: torch.nn.Module, features: Tensor, maps: int, device: torch.device) -> list[Tensor]:
-    """What each of the last `maps` that a tail gives varies by, float32 [C, 1, 1] each."""
-    if not maps:
-        return []
-    with torch.inference_mode():
-        found = [tail(part.to(device))[-maps:] for part in torch.split(features, 32)]
-    whole = [torch.cat(each).float() for each in zip(*found, strict=True)]
-    varied = [each.var((0, 2, 3)) for each in whole]
-    # Some channels of what follows a ReLU hardly ever say anything.
-    return [v.clamp_min(1e-2 * float(v.mean()))[:, None, None].clone() for v in varied]
 
 
 def _root(features: Tensor) -> Tensor:

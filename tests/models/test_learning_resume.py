@@ -1,31 +1,25 @@
-"""Going on from the networks that a bundle holds, and what else learning on takes: later maps, whole views, Muon."""
+"""Going on from the networks that a bundle holds."""
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from headrace.models.backbones import Backbone
-from headrace.models.exceptions import BackboneError, DataError
-from headrace.models.learning.album import Album
+from headrace.models.exceptions import DataError
 from headrace.models.learning.cut import tensors_of
-from headrace.models.learning.muon import Muon, orthogonal
 from headrace.models.learning.plan import TrainPlan
 from headrace.models.learning.resume import resume
 from headrace.models.learning.slimmable import SlimmableEncoder
 from headrace.models.learning.synthesis import Synthesis, SynthesisShape
 from headrace.models.learning.team import Team
 from headrace.models.learning.train import train
-from headrace.models.learning.views import Teacher, Views
-from headrace.models.measure import find_pictures, load_pixels, random_square
+from headrace.models.measure import find_pictures
 from headrace.models.repair.deltas import Deltas, with_deltas
 from headrace.models.zoo.catalogue import load_backbone
 from headrace.models.zoo.sources import Source
-from PIL import Image
 from torch import Tensor
 
 ANCHOR = "blocks.2.0"
-LATER = ("blocks.4", "global_pool")
 WIDTHS = {"25": (4, 8, 8, 8, 8, 8, 8, 40), "50": (2, 8, 8, 16, 8, 16, 16, 40), "100": (2, 16, 8, 24, 8, 24, 24, 40)}
 CPU = torch.device("cpu")
 Networks = tuple[SlimmableEncoder, Synthesis, Deltas]
@@ -116,74 +110,3 @@ def test_a_plan_that_begins_with_a_bundle_needs_its_networks(backbone, noise_pic
     paths, team = find_pictures(noise_pictures), Team(0, 1, CPU)
     with pytest.raises(DataError, match="no networks 'slim' to go on from"):
         train(backbone, plan, paths, tmp_path, team)
-
-
-def test_a_tail_gives_later_maps_beside_its_answer(backbone):
-    x = torch.rand(2, *backbone.shape(ANCHOR))
-    beside = backbone.tail_beside(ANCHOR, LATER)
-    with torch.inference_mode():
-        scores, middle, pooled = beside(x)
-        (plain,) = backbone.tail(ANCHOR)(x)
-        (wanted,) = backbone.between(ANCHOR, LATER[0])(x)
-    torch.testing.assert_close(scores, plain)
-    torch.testing.assert_close(middle, wanted)
-    assert pooled.shape == (2, *backbone.shape(LATER[1]))
-    assert set(beside.state_dict()) == set(backbone.tail(ANCHOR).state_dict()), "changes of one fit the other"
-    with pytest.raises(BackboneError, match=r"blocks\.1 is not behind blocks\.2\.0"):
-        backbone.tail_beside(ANCHOR, ("blocks.1",))
-
-
-def test_the_uncut_models_later_maps_are_targets(backbone, noise_pictures, tmp_path):
-    """On both sides: what a GPU's album gives, and what the ring on disk keeps."""
-    paths = find_pictures(noise_pictures)[:8]
-    ring = Views(paths, Teacher(backbone, ANCHOR, tmp_path, CPU, LATER), backbone, 16, 0, tmp_path, 0.5)
-    ring.fill()
-    album = Album(paths, backbone, ANCHOR, CPU, LATER)
-    for views in (ring, album):
-        pixels, features, found = views.batch(np.random.default_rng(0), 6)
-        with torch.inference_mode():
-            wanted = backbone.tail_beside(ANCHOR, LATER)(*backbone.head(ANCHOR)(pixels))
-        assert len(found) == 3 and len(features) == 6
-        for mine, exact in zip(found, wanted, strict=True):
-            torch.testing.assert_close(mine, exact, atol=0.06 * float(exact.abs().max()), rtol=0)  # bfloat16
-
-
-def test_whole_views_are_what_the_preprocessing_makes_somewhere_along_the_longer_side(backbone, tmp_path):
-    """As sharp as it makes them: of a picture with as many pixels as it asks for, the very pixels, also flipped."""
-    how = backbone.preprocessing
-    rng = np.random.default_rng(0)
-    picture = rng.integers(0, 256, (how.resize, how.resize, 3), dtype=np.uint8)
-    Image.fromarray(picture).save(tmp_path / "a.png")
-    exact = load_pixels(tmp_path / "a.png", how).astype(int)
-    album = Album([tmp_path / "a.png"], backbone, ANCHOR, CPU, whole=1.0)
-    views = album.batch(np.random.default_rng(0), 8)[0].numpy().astype(int)
-    errors = np.array([[np.abs(view - each).max() for each in (exact, exact[:, ::-1])] for view in views])
-    assert errors.min(1).max() <= 1 and set(errors.argmin(1)) == {0, 1}
-    wide = np.zeros((how.resize, 3 * how.resize, 3), np.uint8)
-    wide[:, :, 0] = np.linspace(0, 255, wide.shape[1])[None]
-    Image.fromarray(wide).save(tmp_path / "b.png")
-    drawn = [random_square(tmp_path / "b.png", how, 0, i) for i in range(20)]
-    spans = [int(d[..., 0].max()) - int(d[..., 0].min()) for d in drawn]
-    assert max(spans) < 100 and np.ptp([d[..., 0].mean() for d in drawn]) > 60
-
-
-def test_orthogonal_has_singular_values_near_1():
-    made = orthogonal(torch.randn(3, 10, 24, generator=torch.Generator().manual_seed(0)) * 7)
-    values = torch.linalg.svdvals(made)
-    assert made.shape == (3, 10, 24) and float(values.min()) > 0.5 and float(values.max()) < 1.3
-    torch.testing.assert_close(orthogonal(made.mT).mT, orthogonal(made), atol=1e-5, rtol=0)
-
-
-def test_muon_goes_downhill_in_every_direction():
-    """Of a badly conditioned square, where plain descent takes a hundred times as long in one direction as in another."""
-    scales = torch.tensor([1.0, 0.3, 0.1])[:, None]
-    kernel, alone = torch.nn.Parameter(torch.eye(3, 4).reshape(3, 2, 2, 1)), torch.nn.Parameter(torch.ones(4, 3))
-    muon = Muon([kernel, alone], lr=0.12)
-    for _ in range(60):
-        muon.zero_grad()
-        (scales * kernel.flatten(1)).square().sum().backward()
-        muon.step()
-        muon.param_groups[0]["lr"] *= 0.95
-    left = kernel.detach().flatten(1).norm(dim=1)
-    assert float(left.max()) < 0.5 and float(left.max() - left.min()) < 0.05
-    assert torch.equal(alone.detach(), torch.ones(4, 3)), "what has no gradient stays"
