@@ -220,7 +220,7 @@ class Lesson:
         self.encoder.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.synthesis.to(device)
         if begun:
-            seen = self._pixels(views.batch(np.random.default_rng(plan.seed), RESUMED)[0].to(device))
+            seen = self._pixels(views.batch(np.random.default_rng(plan.seed), min(RESUMED, views.count))[0].to(device))
             resume(begun, plan.name, self.encoder, self.synthesis, self.tail, seen)
         side = backbone.preprocessing.size // STRIDE
         self.surrogate = Surrogate(len(self._widths), plan.encoder.latent, side).to(device)

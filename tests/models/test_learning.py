@@ -143,6 +143,23 @@ def test_a_plan_with_one_more_stage_goes_on_from_where_it_ended(base, plan, phot
         assert torch.equal(mine, theirs)
 
 
+def test_a_plan_that_begins_with_the_bundle_goes_on_from_its_networks(bundle, plan, photographs, learned, tmp_path):
+    """One step at hardly any rate leaves them what they were, but for half precision."""
+    stage = plan.stages[1].model_copy(update={"steps": 1, "rate": 1e-9})
+    further = plan.model_copy(update={"begin": "bundle", "stages": (stage,)})
+    again = train(backbone_of(bundle), further, photographs, tmp_path, ALONE, begun=bundle.learned)
+    assert again.said.startswith("from the bundle's networks 1 steps of 12 views towards answers")
+    pixels = torch.randn(4, 3, 64, 64)
+    with torch.inference_mode():
+        for width in plan.encoder.widths:
+            latent, mine = learned.encoder(pixels, width), again.encoder(pixels, width)
+            # The step moved running statistics by a tenth of the way to those of its batch.
+            assert float((mine - latent).abs().mean()) < 0.2 * float(latent.abs().mean()), width
+    other = train(backbone_of(bundle), further, photographs, tmp_path, ALONE, begun=bundle.learned)
+    assert len(list(tmp_path.iterdir())) == 1, "the same networks to begin with are the same run"
+    assert torch.equal(other.synthesis.last.weight, again.synthesis.last.weight)
+
+
 def test_the_rest_of_the_backbone_is_changed_for_all_widths_alike(bundle, learned):
     changes = {k: v for k, v in bundle.learned.items() if k.startswith("slim/tail/")}
     assert changes and any(np.abs(v.astype(np.float32)).max() > 0 for v in changes.values())

@@ -1,4 +1,4 @@
-"""Going on from the networks that a bundle holds, and what else learning on takes: later maps, whole views, Muon."""
+"""Going on from the networks that a bundle holds, and what else learning on takes: later maps, whole views."""
 
 from pathlib import Path
 
@@ -9,7 +9,6 @@ from headrace.models.backbones import Backbone
 from headrace.models.exceptions import BackboneError, DataError
 from headrace.models.learning.album import Album
 from headrace.models.learning.cut import tensors_of
-from headrace.models.learning.muon import Muon, orthogonal
 from headrace.models.learning.plan import TrainPlan
 from headrace.models.learning.resume import resume
 from headrace.models.learning.slimmable import SlimmableEncoder
@@ -165,25 +164,3 @@ def test_whole_views_are_what_the_preprocessing_makes_somewhere_along_the_longer
     drawn = [random_square(tmp_path / "b.png", how, 0, i) for i in range(20)]
     spans = [int(d[..., 0].max()) - int(d[..., 0].min()) for d in drawn]
     assert max(spans) < 100 and np.ptp([d[..., 0].mean() for d in drawn]) > 60
-
-
-def test_orthogonal_has_singular_values_near_1():
-    made = orthogonal(torch.randn(3, 10, 24, generator=torch.Generator().manual_seed(0)) * 7)
-    values = torch.linalg.svdvals(made)
-    assert made.shape == (3, 10, 24) and float(values.min()) > 0.5 and float(values.max()) < 1.3
-    torch.testing.assert_close(orthogonal(made.mT).mT, orthogonal(made), atol=1e-5, rtol=0)
-
-
-def test_muon_goes_downhill_in_every_direction():
-    """Of a badly conditioned square, where plain descent takes a hundred times as long one way as another."""
-    scales = torch.tensor([1.0, 0.3, 0.1])[:, None]
-    kernel, alone = torch.nn.Parameter(torch.eye(3, 4).reshape(3, 2, 2, 1)), torch.nn.Parameter(torch.ones(4, 3))
-    muon = Muon([kernel, alone], lr=0.12)
-    for _ in range(60):
-        muon.zero_grad()
-        (scales * kernel.flatten(1)).square().sum().backward()
-        muon.step()
-        muon.param_groups[0]["lr"] *= 0.95
-    left = kernel.detach().flatten(1).norm(dim=1)
-    assert float(left.max()) < 0.5 and float(left.max() - left.min()) < 0.05
-    assert torch.equal(alone.detach(), torch.ones(4, 3)), "what has no gradient stays"
