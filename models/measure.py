@@ -110,16 +110,6 @@ def random_crop(path: Path, how: Preprocessing, seed: int, index: int) -> npt.ND
     return pixels[:, ::-1].copy() if rng.random() < 0.5 else pixels
 
 
-def random_square(path: Path, how: Preprocessing, seed: int, index: int) -> npt.NDArray[np.uint8]:
-    """The largest square anywhere along a photograph's longer side, preprocessed, and flipped half of the time."""
-    rng = np.random.default_rng((seed, index))
-    picture = _opened(path)
-    side = min(picture.size)
-    left, top = (int(rng.integers(0, each - side + 1)) for each in picture.size)
-    pixels = prepare(picture.crop((left, top, left + side, top + side)), how)
-    return pixels[:, ::-1].copy() if rng.random() < 0.5 else pixels
-
-
 def _opened(path: Path) -> Image.Image:
     try:
         with Image.open(path) as file:

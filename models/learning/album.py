@@ -42,7 +42,6 @@ class Album:
         anchor: str,
         device: torch.device,
         later: Sequence[str] = (),
-        whole: float = 0.0,
     ) -> None:
         """Read all photographs.
 
@@ -52,8 +51,6 @@ class Album:
             anchor: split point whose features are kept.
             device: to hold photographs and the uncut model.
             later: split points behind the anchor whose maps are given behind the outputs.
-            whole: share of the views that are as large a square as the backbone's preprocessing takes, as sharp as it
-                makes them; others are parts of any size.
 
         Raises:
             DataError: one cannot be read.
@@ -66,8 +63,7 @@ class Album:
         for at, picture in enumerate(pictures):
             height, width = picture.shape[:2]
             self._pictures[at, :, :height, :width] = torch.from_numpy(picture).to(device).permute(2, 0, 1)
-        self._size, self._device, self._whole = backbone.preprocessing.size, device, whole
-        self._inner = backbone.preprocessing.size / backbone.preprocessing.resize
+        self._size, self._device = backbone.preprocessing.size, device
         self._mosaics = backbone.task.name == DETECTION
         parts = backbone.head(anchor), backbone.tail_beside(anchor, later)
         self._head, self._tail = (copy.deepcopy(m).to(device) for m in parts)
@@ -87,9 +83,6 @@ class Album:
         behind them. A share `mix` of the views is laid over one of the others, evenly from not at all to half and
         half."""
         pixels = self._views(rng, number, self._size)
-        if self._whole:
-            chosen = rng.permutation(number)[: max(1, round(number * self._whole))]
-            pixels[torch.from_numpy(chosen).to(self._device)] = self._squares(rng, len(chosen))
         if self._mosaics:
             half = number // 2
             quarters = self._views(rng, 4 * half, self._size // 2)
@@ -121,34 +114,20 @@ class Album:
         side = (area * extent.prod(1)).sqrt()
         box = torch.stack([side / aspect.sqrt(), side * aspect.sqrt()], 1).minimum(extent)
         corner = drawn[2:4].T * (extent - box)
-        return self._drawn(which, corner, box, drawn[4] < 0.5, size, SUPERSAMPLED)
-
-    def _squares(self, rng: np.random.Generator, number: int) -> Tensor:
-        """Of any place along a photograph's longer side what the backbone's preprocessing takes of its middle."""
-        which = torch.from_numpy(rng.choice(self.count, number, replace=number > self.count)).to(self._device)
-        drawn = torch.from_numpy(rng.random((2, number)).astype(np.float32)).to(self._device)
-        extent = self.sizes[which]
-        short = extent.amin(1, keepdim=True)
-        box = (short * self._inner).expand(-1, 2)
-        # Whole pixels, so that a photograph of the size that is asked for stays as sharp as it is.
-        corner = (drawn[0, :, None] * (extent - short)).floor() + ((short - box) / 2).floor()
-        return self._drawn(which, corner, box, drawn[1] < 0.5, self._size, 1)
-
-    def _drawn(self, which: Tensor, corner: Tensor, box: Tensor, flipped: Tensor, size: int, times: int) -> Tensor:
-        """Boxes of photographs, uint8 [B, size, size, 3]; `corner` and `box` [B, 2] in pixels, `flipped` bool [B]."""
+        flipped = torch.where(drawn[4] < 0.5, -1.0, 1.0)
         # In coordinates of -1..1 over the padded picture.
         scale, middle = box / LONG, (2 * corner + box) / LONG - 1
-        theta = torch.zeros(len(which), 2, 3, device=self._device)
-        theta[:, 0, 0], theta[:, 0, 2] = scale[:, 1] * torch.where(flipped, -1.0, 1.0), middle[:, 1]
+        theta = torch.zeros(number, 2, 3, device=self._device)
+        theta[:, 0, 0], theta[:, 0, 2] = scale[:, 1] * flipped, middle[:, 1]
         theta[:, 1, 1], theta[:, 1, 2] = scale[:, 0], middle[:, 0]
-        views, how = [], "bilinear" if times > 1 else "bicubic"
-        for at in range(0, len(which), CHUNK):
+        views = []
+        for at in range(0, number, CHUNK):
             part = slice(at, at + CHUNK)
             chosen = self._pictures[which[part]].float()
-            fine = size * times
+            fine = size * SUPERSAMPLED
             grid = functional.affine_grid(theta[part], [len(chosen), 3, fine, fine], align_corners=False)
-            view = functional.grid_sample(chosen, grid, how, padding_mode="border", align_corners=False)
-            views.append(functional.avg_pool2d(view, times).round().clamp(0, 255).to(torch.uint8))
+            view = functional.grid_sample(chosen, grid, padding_mode="border", align_corners=False)
+            views.append(functional.avg_pool2d(view, SUPERSAMPLED).round().clamp(0, 255).to(torch.uint8))
         return torch.cat(views).permute(0, 2, 3, 1).contiguous()
 
 

@@ -116,12 +116,6 @@ class TrainPlan(_Part):
     )
     views: int = Field(8000, ge=16, description="Views kept at a time, 220 KB each for 224 pixels.")
     fresh: int = Field(2, ge=0, description="Views replaced a step by new ones.")
-    whole: float = Field(
-        0.0,
-        ge=0,
-        le=1,
-        description="Share of the views that show as much of a photograph, as sharp, as the preprocessing takes of it.",
-    )
     price: float = Field(
         2000.0,
         gt=0,

@@ -119,10 +119,10 @@ def train(
     if plan.scenes:
         views = Gallery(share, backbone, plan.anchor, plan.later, device)
     elif device.type == "cuda":
-        views = Album(share, backbone, plan.anchor, device, plan.later, plan.whole)
+        views = Album(share, backbone, plan.anchor, device, plan.later)
     else:
         teacher = Teacher(backbone, plan.anchor, mine, device, plan.later)
-        views = Views(share, teacher, backbone, plan.views, plan.seed, mine, plan.whole)
+        views = Views(share, teacher, backbone, plan.views, plan.seed, mine)
     bar = progress.add_task("views", total=plan.views, completed=views.made)
     views.fill(lambda made: progress.update(bar, completed=made))
     lesson = Lesson(backbone, plan, shape, views, _fitted(paths, plan.seed), team, progress, begun)

@@ -24,7 +24,7 @@ from ..backbones import Backbone
 from ..chain import Chain
 from ..detection.mosaic import mosaic
 from ..export import write_onnx
-from ..measure import random_crop, random_square
+from ..measure import random_crop
 from ..onnx_time import one_core_session
 from ..tasks import CLASSIFICATION, DETECTION
 
@@ -71,16 +71,14 @@ class Views:
         count: int,
         seed: int,
         folder: Path,
-        whole: float = 0.0,
     ):
-        """Take up what an earlier run left in `folder`; `fill` makes the rest. For `whole` see `Album`.
+        """Take up what an earlier run left in `folder`; `fill` makes the rest.
 
         Raises:
             DataError: a photograph cannot be read.
         """
         self._paths, self._teacher, self._how, self._seed = paths, teacher, backbone.preprocessing, seed
         self._folder, self.count, self._mosaics = folder, count, backbone.task.name == DETECTION
-        self._whole = whole
         folder.mkdir(parents=True, exist_ok=True)
         first = self._make(0)
         shapes = [(count, *a.shape) for a in first]
@@ -129,8 +127,6 @@ class Views:
     def _drawn(self, index: int) -> npt.NDArray[np.uint8]:
         if self._mosaics and index % 2:
             drawn = mosaic(self._paths, self._how, self._seed, index)
-        elif self._whole and np.random.default_rng((self._seed, 4, index)).random() < self._whole:
-            drawn = random_square(self._paths[index % len(self._paths)], self._how, self._seed, index)
         else:
             drawn = random_crop(self._paths[index % len(self._paths)], self._how, self._seed, index)
         return np.array(drawn)  # a picture cannot be written to

@@ -1,4 +1,4 @@
-"""Going on from the networks that a bundle holds, and what else learning on takes: later maps, whole views."""
+"""Going on from the networks that a bundle holds, and what else learning on takes: later maps."""
 
 from pathlib import Path
 
@@ -16,11 +16,10 @@ from headrace.models.learning.synthesis import Synthesis, SynthesisShape
 from headrace.models.learning.team import Team
 from headrace.models.learning.train import train
 from headrace.models.learning.views import Teacher, Views
-from headrace.models.measure import find_pictures, load_pixels, random_square
+from headrace.models.measure import find_pictures
 from headrace.models.repair.deltas import Deltas, with_deltas
 from headrace.models.zoo.catalogue import load_backbone
 from headrace.models.zoo.sources import Source
-from PIL import Image
 from torch import Tensor
 
 ANCHOR = "blocks.2.0"
@@ -135,7 +134,7 @@ def test_a_tail_gives_later_maps_beside_its_answer(backbone):
 def test_the_uncut_models_later_maps_are_targets(backbone, noise_pictures, tmp_path):
     """On both sides: what a GPU's album gives, and what the ring on disk keeps."""
     paths = find_pictures(noise_pictures)[:8]
-    ring = Views(paths, Teacher(backbone, ANCHOR, tmp_path, CPU, LATER), backbone, 16, 0, tmp_path, 0.5)
+    ring = Views(paths, Teacher(backbone, ANCHOR, tmp_path, CPU, LATER), backbone, 16, 0, tmp_path)
     ring.fill()
     album = Album(paths, backbone, ANCHOR, CPU, LATER)
     for views in (ring, album):
@@ -145,22 +144,3 @@ def test_the_uncut_models_later_maps_are_targets(backbone, noise_pictures, tmp_p
         assert len(found) == 3 and len(features) == 6
         for mine, exact in zip(found, wanted, strict=True):
             torch.testing.assert_close(mine, exact, atol=0.06 * float(exact.abs().max()), rtol=0)  # bfloat16
-
-
-def test_whole_views_are_what_the_preprocessing_makes_somewhere_along_the_longer_side(backbone, tmp_path):
-    """As sharp as it makes them: of a picture with as many pixels as it asks for, the very pixels, also flipped."""
-    how = backbone.preprocessing
-    rng = np.random.default_rng(0)
-    picture = rng.integers(0, 256, (how.resize, how.resize, 3), dtype=np.uint8)
-    Image.fromarray(picture).save(tmp_path / "a.png")
-    exact = load_pixels(tmp_path / "a.png", how).astype(int)
-    album = Album([tmp_path / "a.png"], backbone, ANCHOR, CPU, whole=1.0)
-    views = album.batch(np.random.default_rng(0), 8)[0].numpy().astype(int)
-    errors = np.array([[np.abs(view - each).max() for each in (exact, exact[:, ::-1])] for view in views])
-    assert errors.min(1).max() <= 1 and set(errors.argmin(1)) == {0, 1}
-    wide = np.zeros((how.resize, 3 * how.resize, 3), np.uint8)
-    wide[:, :, 0] = np.linspace(0, 255, wide.shape[1])[None]
-    Image.fromarray(wide).save(tmp_path / "b.png")
-    drawn = [random_square(tmp_path / "b.png", how, 0, i) for i in range(20)]
-    spans = [int(d[..., 0].max()) - int(d[..., 0].min()) for d in drawn]
-    assert max(spans) < 100 and np.ptp([d[..., 0].mean() for d in drawn]) > 60
