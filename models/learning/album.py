@@ -35,11 +35,26 @@ CHUNK = 128
 class Album:
     """Photographs, and views of them."""
 
-    def __init__(self, paths: Sequence[Path], backbone: Backbone, anchor: str, device: torch.device) -> None:
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        backbone: Backbone,
+        anchor: str,
+        device: torch.device,
+        later: Sequence[str] = (),
+    ) -> None:
         """Read all photographs.
+
+        Args:
+            paths: their files.
+            backbone: what answers them.
+            anchor: split point whose features are kept.
+            device: to hold photographs and the uncut model.
+            later: split points behind the anchor whose maps are given behind the outputs.
 
         Raises:
             DataError: one cannot be read.
+            BackboneError: no such split point.
         """
         with ThreadPoolExecutor() as pool:
             pictures = list(pool.map(read_photograph, paths))
@@ -50,7 +65,8 @@ class Album:
             self._pictures[at, :, :height, :width] = torch.from_numpy(picture).to(device).permute(2, 0, 1)
         self._size, self._device = backbone.preprocessing.size, device
         self._mosaics = backbone.task.name == DETECTION
-        self._head, self._tail = (copy.deepcopy(m).to(device) for m in (backbone.head(anchor), backbone.tail(anchor)))
+        parts = backbone.head(anchor), backbone.tail_beside(anchor, later)
+        self._head, self._tail = (copy.deepcopy(m).to(device) for m in parts)
         self.count = self.made = len(pictures)
 
     def fill(self, note: Callable[[int], None] = lambda _: None) -> None:
@@ -63,8 +79,9 @@ class Album:
     def batch(
         self, rng: np.random.Generator, number: int, mix: float = 0.0
     ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-        """New views: pixels uint8 [B, S, S, 3], features float32 [B, C, H, W], outputs float32 [B, ...]. A share `mix`
-        of them is laid over one of the others, evenly from not at all to half and half."""
+        """New views: pixels uint8 [B, S, S, 3], features float32 [B, C, H, W], outputs float32 [B, ...] and the maps
+        behind them. A share `mix` of the views is laid over one of the others, evenly from not at all to half and
+        half."""
         pixels = self._views(rng, number, self._size)
         if self._mosaics:
             half = number // 2
