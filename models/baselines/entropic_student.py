@@ -30,6 +30,7 @@ SPREAD = 2.0
 """Of the prior's densities at first; latents begin far below 1, and CompressAI's 10 takes hundreds of steps to shrink.
 """
 
+
 class StudentEncoder(nn.Module):
     """float32 [B, 3, S, S] -> latent float32 [B, 24, S/4 - 1, S/4 - 1]."""
 

@@ -5,9 +5,9 @@
 2. decoder and tail: divergence of the answers from the uncut model's; encoder and prior stay, symbols are rounded.
 
 As published (see `entropic_student`), the errors are summed over stages of the backbone at strides of 4, 8, 16 and 32,
-and batches are of 64 and 128 views. What differs: each stage's errors are in units of what its features vary by, because
-that differs by a factor of forty here; beta is not given but found, see `student_rate`; labels are not used; Adam in
-both stages and rates that fall along a cosine, as for our own encoder.
+and batches are of 64 and 128 views. What differs: each stage's errors are in units of what its features vary by,
+because that differs by a factor of forty here; beta is not given but found, see `student_rate`; labels are not used;
+Adam in both stages and rates that fall along a cosine, as for our own encoder.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class StudentPlan:
     targets: tuple[int, ...] = (1000, 2000, 4000)
     batch: int = 64
     first: float = 0.6
-    together: float = 0.6
+    together: float = 0.45
     rate: float = 1e-3
     prior: float = 10.0
     tail_rate: float = 0.3
@@ -237,7 +237,8 @@ class StudentLesson:
                     if _key(at, name) in changes
                 }
                 (found,) = functional_call(part, changed, (found,))
-        return found.float()
+        answers: Tensor = found.float()
+        return answers
 
     @torch.no_grad()
     def _divide(self) -> None:
@@ -280,7 +281,8 @@ class StudentLesson:
 
 def divergence(wanted: Tensor, scores: Tensor) -> Tensor:
     """Kullback-Leibler divergence in nats of scores [B, classes] from wanted ones, on the mean."""
-    return (wanted * (wanted.clamp_min(1e-8).log() - scores.clamp_min(1e-8).log())).sum(1).mean()
+    nats: Tensor = (wanted * (wanted.clamp_min(1e-8).log() - scores.clamp_min(1e-8).log())).sum(1).mean()
+    return nats
 
 
 def check(backbone: Backbone) -> None:

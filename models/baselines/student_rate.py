@@ -1,7 +1,7 @@
 """The rate of a learned codec, steered to the bytes that are asked for while it learns.
 
-What a bit is worth (beta) is moved until rounded latents take what was asked for: an integrating control, bounded in how
-fast and how far beta goes, so that what it cannot reach does not run away.
+What a bit is worth (beta) is moved until rounded latents take what was asked for: an integrating control, bounded in
+how fast and how far beta goes, so that what it cannot reach does not run away.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ FREE = 0.04
 """Until this share of it beta stays as it began, ..."""
 HELD = 0.92
 """... and from this one on it stays as it is."""
-GAIN = 20.0
+GAIN = 30.0
 """How fast beta moves: its logarithm, for a rate off by a factor of e, in all of the learning."""
 WORTH = 0.03
 """Beta at first times the bits that are asked for. Little: where bits cost much from the first step, none are used."""
-FARTHEST = math.log(300.0)
-"""Most that beta moves from there, as a logarithm."""
+DEARER, CHEAPER = math.log(300.0), math.log(4.0)
+"""Most that beta moves from there, as logarithms. At a fourth bits are as good as free, and where fewer than allowed
+are used even so, beta must not run further away from where it will be needed."""
 LONGEST = 0.02
 """Share of the learning that a step counts for at most; a process that stood still has not learned meanwhile."""
 
@@ -61,7 +62,7 @@ class Steering:
         for number, found in bits.items():
             off = (found.detach() / (coarser * self.wanted[number])).clamp_min(1e-6).log().clamp(-1, 1)
             at, first = self.log_betas[number], self._first[number]
-            self.log_betas[number] = (at + GAIN * moved * off).clamp(first - FARTHEST, first + FARTHEST)
+            self.log_betas[number] = (at + GAIN * moved * off).clamp(first - CHEAPER, first + DEARER)
 
     def divide(self, one: int) -> None:
         """All go on from the beta of one, dearer where fewer bytes are asked for: the same share of the loss."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.progress import Progress
+from torch import Tensor
 
 from ..backbones import Backbone
 from ..exceptions import DataError
@@ -69,7 +70,7 @@ def train_student(
                 lesson.begin_second()
             descend(
                 lesson.parameters(stage),
-                lambda step, stage=stage, count=count: sum(lesson.losses(stage, step, step / count)),  # type: ignore[misc]
+                lambda step, stage=stage, count=count: _sum(lesson.losses(stage, step, step / count)),  # type: ignore[misc]
                 plan.rate,
                 count,
                 work / identity / f"stage-{stage}{SUFFIX}",
@@ -80,8 +81,8 @@ def train_student(
             )
     parts = "all of the tail" if plan.tuned == len(STAGES) else f"the tail up to {STAGES[plan.tuned]}, and its biases"
     said = (
-        f"{steps[0]} steps of {plan.views(0)} views in the first stage and {steps[1]} of {plan.views(1)} in the second, of "
-        f"{len(paths)} unlabelled photographs, seed {plan.seed}; tuned: decoder, {parts}"
+        f"{steps[0]} steps of {plan.views(0)} views in the first stage and {steps[1]} of {plan.views(1)} in the second, "
+        f"of {len(paths)} unlabelled photographs, seed {plan.seed}; tuned: decoder, {parts}"
     )
     written = []
     for i, target in enumerate(plan.targets):
@@ -91,6 +92,10 @@ def train_student(
         written.append(output / f"student-{target}{SUFFIX}")
         write_student(written[-1], student_tensors(lesson.student(i), lesson.changes(i)), facts)
     return written
+
+
+def _sum(losses: Iterable[Tensor]) -> Tensor:
+    return torch.stack(list(losses)).sum()
 
 
 def _identity(backbone: Backbone, plan: StudentPlan, paths: Sequence[Path], views: int) -> str:

@@ -28,7 +28,7 @@ def steered(lag: float, power: float, at_first: float, target: int = 1000, steps
 
 @pytest.mark.parametrize("lag", [0.0, 0.01, 0.03])
 @pytest.mark.parametrize("power", [0.4, 0.8, 1.2])
-@pytest.mark.parametrize("at_first", [0.1, 2.0, 8.0])
+@pytest.mark.parametrize("at_first", [0.6, 2.0, 8.0])
 def test_the_rate_ends_where_it_was_asked_for(lag, power, at_first):
     _, ratio = steered(lag, power, at_first)
     assert ratio == pytest.approx(1.0, abs=0.12)
@@ -43,7 +43,7 @@ def test_beta_is_bounded_where_the_rate_cannot_be_reached():
     nothing = Steering([1000], CPU)
     for step in range(1000):
         nothing.follow({0: torch.tensor(0.0)}, step / 1000)
-    assert torch.isfinite(nothing.beta(0)) and float(nothing.beta(0)) < beta / 300
+    assert torch.isfinite(nothing.beta(0)) and float(nothing.beta(0)) == pytest.approx(beta / 1200, rel=1e-3)
 
 
 def test_a_process_that_stood_still_moves_beta_no_further_than_a_long_step():
