@@ -81,7 +81,7 @@ def train_student(
             )
     parts = "all of the tail" if plan.tuned == len(STAGES) else f"the tail up to {STAGES[plan.tuned]}, and its biases"
     said = (
-        f"{steps[0]} steps of {plan.views(0)} views in the first stage and {steps[1]} of {plan.views(1)} in the second, "
+        f"{steps[0]} steps of {plan.views(0)} views in the first stage, {steps[1]} of {plan.views(1)} in the second, "
         f"of {len(paths)} unlabelled photographs, seed {plan.seed}; tuned: decoder, {parts}"
     )
     written = []
