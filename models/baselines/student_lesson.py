@@ -169,7 +169,9 @@ class StudentLesson:
         return [self.student(number) for number in range(len(self.students))]
 
     def begin_second(self) -> None:
-        """Freeze the priors."""
+        """Freeze the priors, of a student for every rate."""
+        if not self._divided:
+            self._divide()
         for student in self._each:
             student.freeze_prior()
 

@@ -268,6 +268,10 @@ def test_one_student_learns_for_all_and_is_then_divided(small):
     coarse, fine, coarsest = lesson.steering.log_betas.tolist()
     assert fine < coarse < coarsest
     assert len(list(lesson.losses(1, 0, 0.0))) == 3
+    short = small(60, 120)
+    list(short.losses(0, 0, 0.0))
+    short.begin_second()
+    assert torch.equal(*(short.student(i).encoder.last.weight for i in (0, 1))), "even after a first stage of one step"
 
 
 def test_levels_are_the_backbone_s(backbone):
