@@ -1,16 +1,15 @@
 """`headrace bench switch`: what changing the operating point between two frames costs the device.
 
-Three arms take turns at every point p, in random order; only their last frame counts:
+Every frame is captured first, as the daemon does (a picture of 640x480 is read and decoded), then run at a point. Arms
+take turns at every point p, in random order; only their last frame counts:
 
-    stay      p  p       the engine computes p as it did before
+    stay      p  p       the device computes p as it did before
     switch    q  p       ... after another point q
-    beside    p  Q  p    ... after p, while a second engine computed q in between: nothing is switched, but whatever q
-                         pushes out of the processor's caches is pushed out
 
-`switch` less `stay` is what a change costs in all, caches included. `beside` less `stay` is what other work in between
-costs where nothing is changed: as much of the first is due to the caches. (It is the dearer of the two where q and p
-share a graph: the second engine has weights and tables of its own.) Frames are timed in processor seconds of what
-depends on the point: head, encoder and coding, not the scaling of the picture.
+`switch` less `stay` is what a change costs, caches included. The same two arms *back to back*, one decoded picture for
+all frames and nothing in between, say what a change costs a device that does nothing but compute: there `stay` finds
+the processor's caches as it left them, which no device that captures its frames does. Frames are timed in processor
+seconds of what depends on the point: head, encoder and coding, not capturing or scaling the picture.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,8 @@ from rich.table import Table
 
 from ..edge.device import Device
 from ..edge.engine import Engine, reference_picture
+from ..edge.exceptions import SourceError
+from ..edge.frames import Source, open_sources
 from ..models.bundle import EDGE_MANIFEST, Bundle
 from ..models.edge_half import load_edge_half
 from ..models.exceptions import DataError
@@ -49,6 +51,8 @@ LAPS = 5
 """Times that all points have their turn while memory is watched. What is loaded late is loaded in the first lap; what
 leaks does so in every one."""
 RESAMPLES = 500
+CAMERA_QUALITY = 90
+"""Of the JPEG that a frame comes as."""
 PERCENTILES = (2.5, 97.5)
 STATM = Path("/proc/self/statm")
 
@@ -75,11 +79,18 @@ class Change(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Timed:
-    """Seconds of the last frame of each arm, float64 [rounds, points], and what changed before it."""
+    """Seconds of the last frame of each arm, float64 [rounds, points], and what changed before it.
+
+    Attributes:
+        stay, switch: every frame captured before it is run.
+        hot_stay, hot_switch: back to back.
+        changes: [rounds, points].
+    """
 
     stay: Times
     switch: Times
-    beside: Times
+    hot_stay: Times
+    hot_switch: Times
     changes: npt.NDArray[np.object_]
 
 
@@ -128,34 +139,38 @@ class Bench:
         engine.warm_up(self.points)
         return engine
 
-    def frame(self, engine: Engine, point: OperatingPoint) -> float:
-        """Seconds that a frame takes at a point, without scaling."""
+    def frame(self, engine: Engine, point: OperatingPoint, picture: Image.Image | None = None) -> float:
+        """Seconds that a frame takes at a point, without scaling; by default `picture`, without capturing it."""
+        picture = picture or self.picture
         if point.kind is Kind.LOCAL:
-            return engine.answer(self.picture, None, point).compute_s
-        encoded = engine.encode(self.picture, point, 0)
+            return engine.answer(picture, None, point).compute_s
+        encoded = engine.encode(picture, point, 0)
         return encoded.compute_s + encoded.compress_s
 
     def time(self, rounds: int, seed: int = 0, note: Callable[[], None] = lambda: None) -> Timed:
         """Run the arms at every point, `rounds` times, each time after another point; `note` is called after each."""
-        engine, other = self.engine(), self.engine()
-        rng, count = np.random.default_rng(seed), len(self.points)
+        engine, rng, count = self.engine(), np.random.default_rng(seed), len(self.points)
         shape = (rounds, count)
-        timed = Timed(np.zeros(shape), np.zeros(shape), np.zeros(shape), np.empty(shape, np.object_))
-        for r in range(rounds):
-            for i, point in enumerate(self.points):
-                before = self._another(point, rng, r)
-                timed.changes[r, i] = Change.of(before, point)
-                arms: list[tuple[Times, Sequence[tuple[Engine, OperatingPoint]]]] = [
-                    (timed.stay, [(engine, point)]),
-                    (timed.switch, [(engine, before)]),
-                    (timed.beside, [(engine, point), (other, before)]),
-                ]
-                for arm in rng.permutation(len(arms)):
-                    into, first = arms[arm]
-                    for each in first:
-                        self.frame(*each)
-                    into[r, i] = self.frame(engine, point)
-            note()
+        timed = Timed(np.zeros(shape), np.zeros(shape), np.zeros(shape), np.zeros(shape), np.empty(shape, np.object_))
+        with TemporaryDirectory() as folder:
+            file = Path(folder) / "frame.jpg"
+            self.picture.save(file, quality=CAMERA_QUALITY)
+            (camera,) = open_sources([str(file)])
+            for r in range(rounds):
+                for i, point in enumerate(self.points):
+                    before = self._another(point, rng, r)
+                    timed.changes[r, i] = Change.of(before, point)
+                    arms = [
+                        (timed.stay, point, camera),
+                        (timed.switch, before, camera),
+                        (timed.hot_stay, point, None),
+                        (timed.hot_switch, before, None),
+                    ]
+                    for arm in rng.permutation(len(arms)):
+                        into, first, source = arms[arm]
+                        self.frame(engine, first, _captured(source))
+                        into[r, i] = self.frame(engine, point, _captured(source))
+                note()
         return timed
 
     def _another(self, point: OperatingPoint, rng: np.random.Generator, number: int) -> OperatingPoint:
@@ -271,10 +286,10 @@ def summarise(timed: Timed, memory: Memory, seed: int = 0) -> dict[str, Any]:
     Returns:
         `share_of_frame`: median over all changes of rate level, split point or width (of all, where there are none) of
         (switch - stay) / stay, where stay is the point's median; with `share_of_frame_ci`, its 95 % interval over
-        rounds, `switch_us` the same in microseconds, and `frame_ms`, the median frame; `beside_share`: that of the
-        control, see the module; `changes`: by what changed, `share_of_frame`, `beside_share` and how many
-        `switches`; `allocated_bytes`, and of those `traced_bytes` and `resident_bytes`, by `switches` changes;
-        `leaked_bytes`, by each change after the first lap.
+        rounds, `switch_us` the same in microseconds, and `frame_ms`, the median frame; `back_to_back_share`, with
+        `back_to_back_ci`: the same without capturing in between, see the module; `changes`: by what changed,
+        `share_of_frame`, `back_to_back_share` and how many `switches`; `allocated_bytes`, and of those `traced_bytes`
+        and `resident_bytes`, by `switches` changes; `leaked_bytes`, by each change after the first lap.
     """
     rounds = len(timed.stay)
     rng = np.random.default_rng(seed)
@@ -282,20 +297,26 @@ def summarise(timed: Timed, memory: Memory, seed: int = 0) -> dict[str, Any]:
     if not asked.any():
         asked[:] = True
     drawn = [rng.integers(rounds, size=rounds) for _ in range(RESAMPLES)]
-    resampled = [_share(timed, timed.switch, asked, each) for each in drawn if asked[each].any()]
+    hot = timed.hot_stay, timed.hot_switch
+
+    def interval(stay: Times, switch: Times) -> list[float]:
+        shares = [_share(stay, switch, asked, each) for each in drawn if asked[each].any()]
+        return [round(float(x), 5) for x in np.percentile(shares, PERCENTILES)]
+
     changes = {}
     for change in Change:
         where = timed.changes == change
         if where.any():
             changes[str(change)] = {
-                "share_of_frame": round(_share(timed, timed.switch, where), 5),
-                "beside_share": round(_share(timed, timed.beside, where), 5),
+                "share_of_frame": round(_share(timed.stay, timed.switch, where), 5),
+                "back_to_back_share": round(_share(*hot, where), 5),
                 "switches": int(where.sum()),
             }
     return {
-        "share_of_frame": round(_share(timed, timed.switch, asked), 5),
-        "share_of_frame_ci": [round(float(x), 5) for x in np.percentile(resampled, PERCENTILES)],
-        "beside_share": round(_share(timed, timed.beside, asked), 5),
+        "share_of_frame": round(_share(timed.stay, timed.switch, asked), 5),
+        "share_of_frame_ci": interval(timed.stay, timed.switch),
+        "back_to_back_share": round(_share(*hot, asked), 5),
+        "back_to_back_ci": interval(*hot),
         "switch_us": round(float(np.median((timed.switch - np.median(timed.stay, axis=0))[asked])) * 1e6, 1),
         "frame_ms": round(float(np.median(timed.stay[asked])) * 1e3, 3),
         "rounds": rounds,
@@ -308,28 +329,43 @@ def summarise(timed: Timed, memory: Memory, seed: int = 0) -> dict[str, Any]:
     }
 
 
+def _captured(camera: Source | None) -> Image.Image | None:
+    """The next frame of a source; none of no source.
+
+    Raises:
+        SourceError: it cannot be read.
+    """
+    if camera is None:
+        return None
+    picture = next(iter(camera.frames()))
+    if isinstance(picture, SourceError):
+        raise picture
+    return picture
+
+
 def _share(
-    timed: Timed, arm: Times, where: npt.NDArray[np.bool_], rounds: npt.NDArray[np.integer[Any]] | None = None
+    stay: Times, switch: Times, where: npt.NDArray[np.bool_], rounds: npt.NDArray[np.integer[Any]] | None = None
 ) -> float:
-    """Median of (arm - stay) / stay over the chosen frames of the chosen rounds (all of them by default)."""
-    chosen = np.arange(len(arm)) if rounds is None else rounds
-    stay = np.median(timed.stay[chosen], axis=0)
-    return float(np.median(((arm[chosen] - stay) / stay)[where[chosen]]))
+    """Median of (switch - stay) / stay over the chosen frames of the chosen rounds (all of them by default)."""
+    chosen = np.arange(len(stay)) if rounds is None else rounds
+    usual = np.median(stay[chosen], axis=0)
+    return float(np.median(((switch[chosen] - usual) / usual)[where[chosen]]))
 
 
 def _print(console: Console, result: dict[str, Any]) -> None:
     table = Table(title=f"Changing among {result['points']} operating points of {result['bundle']}")
-    for title in ("what changes", "share of a frame", "other work in between", "changes"):
+    for title in ("what changes", "share of a frame", "back to back", "changes"):
         table.add_column(title, justify="left" if title == "what changes" else "right")
     for change, found in result["changes"].items():
-        shares = (f"{100 * found[key]:.2f} %" for key in ("share_of_frame", "beside_share"))
+        shares = (f"{100 * found[key]:.2f} %" for key in ("share_of_frame", "back_to_back_share"))
         table.add_row(change, *shares, str(found["switches"]))
     console.print(table)
     low, high = result["share_of_frame_ci"]
     console.print(
         f"A change of rate level, split point or width takes {result['switch_us']:.0f} us, "
         f"{100 * result['share_of_frame']:.2f} % of a frame (95 %: {100 * low:.2f} to {100 * high:.2f}), caches "
-        f"included; a frame takes {result['frame_ms']:.1f} ms. "
+        f"included, and back to back {100 * result['back_to_back_share']:.2f} %; "
+        f"a frame takes {result['frame_ms']:.1f} ms. "
         f"{result['switches']} changes of every kind leave {result['allocated_bytes']} bytes allocated, "
         f"each one after the first lap {result['leaked_bytes']:.0f}.",
         highlight=False,

@@ -58,7 +58,7 @@ def test_what_each_change_leaves_behind_is_told_from_what_the_first_does(
     """An engine that computes nothing, and keeps 10 KB at every change, or 2 MB at the first one."""
     memory, before = [], []
 
-    def frame(self, engine, point):
+    def frame(self, engine, point, picture=None):
         if before and before[-1] is not point:
             memory.append(bytes(always if memory else first))
         before[:] = [point]
@@ -92,22 +92,24 @@ def test_the_command_measures_the_edge_half_it_is_given(half, tmp_path, monkeypa
     assert sum(c["switches"] for c in found["changes"].values()) == 2 * found["points"]
     low, high = found["share_of_frame_ci"]
     assert low <= found["share_of_frame"] <= high
+    low, high = found["back_to_back_ci"]
+    assert low <= found["back_to_back_share"] <= high
     assert 0 < found["frame_ms"] < 1000
     assert found["allocated_bytes"] >= 0 and found["leaked_bytes"] >= 0
     assert "changes of every kind leave" in done.output
 
 
 def test_shares_of_known_times():
-    """Two points of 10 and 20 ms, three rounds; a change adds 1 ms, other work in between half of that."""
+    """Two points of 10 and 20 ms, three rounds; a change adds 1 ms, back to back 2 ms to half of that."""
     stay = np.array([[0.010, 0.020]] * 3)
     changes = np.array([[Change.RATE_LEVEL, Change.SPLIT]] * 2 + [[Change.KIND, Change.KIND]], np.object_)
     switched = stay + 0.001
     switched[2] = 1.0  # to another kind, which is told apart
-    found = summarise(Timed(stay, switched, stay + 0.0005, changes), Memory(-5, 8192, 6))
+    found = summarise(Timed(stay, switched, stay / 2, stay / 2 + 0.002, changes), Memory(-5, 8192, 6))
     assert found["share_of_frame"] == pytest.approx((0.1 + 0.05) / 2)
     assert found["switch_us"] == pytest.approx(1000)
     assert found["frame_ms"] == pytest.approx(15)
-    assert found["changes"]["rate level"] == {"share_of_frame": 0.1, "beside_share": 0.05, "switches": 2}
+    assert found["changes"]["rate level"] == {"share_of_frame": 0.1, "back_to_back_share": 0.4, "switches": 2}
     assert found["changes"]["split point or width"]["share_of_frame"] == 0.05
     assert found["changes"]["kind"]["share_of_frame"] == pytest.approx((99 + 49) / 2)
     assert found["allocated_bytes"] == 8192
