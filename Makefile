@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: venv demo test test-all lint format protos protos-check bench clean
+.PHONY: venv demo test test-all lint format protos protos-check bench bundles bundle-efficientnet_lite0 bundle-yolov2_tiny clean
 
 venv: $(STAMP)
 
@@ -50,6 +50,41 @@ protos-check: venv
 
 bench: venv
 	$(BIN)/headrace bench overhead
+
+# All that made the committed bundles, in their place, from folders of photographs (README, docs/detection.md):
+#   make bundles IMAGEN=DIR BSDS=DIR CALTECH=DIR [DEVICE=cpu]     # learning wants a GPU: minutes there, days on a CPU
+DEVICE ?= cuda
+BUNDLES := models/bundles
+PHOTOGRAPHS := $(IMAGEN) $(BSDS) $(CALTECH)
+NEED_PHOTOGRAPHS = @[ "$(words $(PHOTOGRAPHS))" = 3 ] || \
+	{ echo "say where photographs are: make $@ IMAGEN=DIR BSDS=DIR CALTECH=DIR"; exit 1; }
+
+bundles: bundle-efficientnet_lite0 bundle-yolov2_tiny
+
+bundle-efficientnet_lite0: B := $(BUNDLES)/efficientnet_lite0
+bundle-efficientnet_lite0: venv
+	$(NEED_PHOTOGRAPHS)
+	$(BIN)/headrace split efficientnet_lite0 --calibration $(IMAGEN) --output $(B) --held-out 300
+	$(BIN)/headrace temporal --bundle $(B) --calibration $(IMAGEN) --output $(B) --held-out 300
+	$(BIN)/headrace split efficientnet_lite0 --add-to $(B) --at blocks.2.0 --at blocks.2.0-144px --at blocks.2.0-112px \
+	  --calibration $(IMAGEN) --output $(B) --held-out 300
+	$(BIN)/headrace exit --bundle $(B) --at blocks.2.0-112px --at blocks.2.0-144px --calibration $(IMAGEN) --output $(B) \
+	  --held-out 300
+	$(BIN)/headrace train models/plans/efficientnet_lite0-slim.toml $(PHOTOGRAPHS:%=--photographs %) --output $(B) \
+	  --device $(DEVICE) --views 5
+	$(BIN)/headrace repair --bundle $(B) --at blocks.2.0 --calibration $(IMAGEN) --more $(BSDS) --more $(CALTECH) \
+	  --output $(B) --steps 800 --crops 8000 --bfloat16 --views 5
+
+bundle-yolov2_tiny: B := $(BUNDLES)/yolov2_tiny
+bundle-yolov2_tiny: venv
+	$(NEED_PHOTOGRAPHS)
+	$(BIN)/headrace split yolov2_tiny --at pool4 --at pool5 --calibration $(IMAGEN) --output $(B)
+	$(BIN)/headrace repair --bundle $(B) --at pool5 --calibration $(IMAGEN) --more $(BSDS) --steps 220 --crops 1024 \
+	  --bfloat16 --output $(B)
+	$(BIN)/headrace temporal --bundle $(B) --calibration $(IMAGEN) --output $(B)
+	$(BIN)/headrace train models/plans/yolov2_tiny-slim.toml $(PHOTOGRAPHS:%=--photographs %) --output $(B) --device $(DEVICE)
+	$(BIN)/headrace filter --bundle $(B) --at pool5 --at pool4 $(PHOTOGRAPHS:%=--calibration %) --classes person \
+	  --device $(DEVICE) --views 141824 --output $(B)
 
 clean:
 	rm -rf $(VENV) .mypy-root .mypy_cache .ruff_cache .pytest_cache demo-output

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from .bundle import BackboneSpec, Preprocessing
+from .chain import Beside, Chain, flat_tensors
 from .cutting.costs import Costs, measure_costs
 from .cutting.cuts import Cut, Head, Tail, find_cuts
 from .cutting.graph import Traced, trace
@@ -293,6 +294,23 @@ class Backbone:
             return sized.tail(split)
         return Chain(self._traced_tail(split), self.parts.rest).eval()
 
+    def tail_beside(self, split: str, later: Sequence[str]) -> nn.Module:
+        """As `tail` at a cut of the backbone itself, its weights by the same names; behind the outputs it gives the map
+        at each of some later split points.
+
+        Raises:
+            BackboneError: no such split point, or one of `later` is not behind it.
+        """
+        if not later:
+            return self.tail(split)
+        cut, beside = self.cut(split), [self.cut(each) for each in later]
+        for name, each in zip(later, beside, strict=True):
+            if each.index <= cut.index:
+                raise BackboneError(f"{name} is not behind {split}")
+        tail = Chain(Unpack(self.packing(split)), Tail(self.traced, cut, beside))
+        packs = [Pack(self.packing(each)) for each in later]
+        return Beside(tail, self.parts.rest, packs, [len(each.maps) for each in beside]).eval()
+
     def _traced_tail(self, split: str) -> nn.Module:
         return Chain(Unpack(self.packing(split)), Tail(self.traced, self.cut(split))).eval()
 
@@ -371,29 +389,3 @@ class Backbone:
     @cached_property
     def _references(self) -> dict[tuple[int, int], Sequence[Tensor]]:
         return {}
-
-
-class Chain(nn.Module):
-    """Modules in a row; a tuple that one gives is the next one's arguments."""
-
-    def __init__(self, *modules: nn.Module) -> None:
-        super().__init__()
-        self.modules_in_row = nn.ModuleList(modules)
-
-    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        values: tuple[Tensor, ...] = inputs
-        for module in self.modules_in_row:
-            given = module(*values)
-            values = given if isinstance(given, tuple) else (given,)
-        return values
-
-
-def flat_tensors(values: object) -> tuple[Tensor, ...]:
-    """The tensors of any nesting of tuples, lists and dictionaries, in order."""
-    if isinstance(values, Tensor):
-        return (values,)
-    if isinstance(values, dict):
-        return flat_tensors(list(values.values()))
-    if isinstance(values, list | tuple):
-        return tuple(t for v in values for t in flat_tensors(v))
-    return ()

@@ -13,10 +13,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .backbones import Backbone, Chain
+from .backbones import Backbone
 from .bottleneck import Encoder
 from .bundle import FEATURES, PRESENCE, UNCUT, Bundle, head_file
 from .bundle_files import exit_file
+from .chain import Chain
 from .detection.filter import WithFilter
 from .detection.presence import Presence
 from .edge_half import has_local, write_edge_manifest

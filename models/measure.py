@@ -99,11 +99,7 @@ def load_pixels(view: View, how: Preprocessing) -> npt.NDArray[np.uint8]:
 def random_crop(path: Path, how: Preprocessing, seed: int, index: int) -> npt.NDArray[np.uint8]:
     """A random box of a photograph, preprocessed like a photograph of its own, and flipped half of the time."""
     rng = np.random.default_rng((seed, index))
-    try:
-        with Image.open(path) as file:
-            picture = file.convert("RGB")
-    except (OSError, UnidentifiedImageError) as error:
-        raise DataError(f"{path} cannot be read as a photograph: {error}; take it out of the folder") from error
+    picture = _opened(path)
     area = picture.width * picture.height * rng.uniform(*AREA)
     aspect = np.exp(rng.uniform(*np.log(ASPECT)))
     width = int(np.clip(round((area * aspect) ** 0.5), 1, picture.width))
@@ -112,6 +108,24 @@ def random_crop(path: Path, how: Preprocessing, seed: int, index: int) -> npt.ND
     top = int(rng.integers(0, picture.height - height + 1))
     pixels = prepare(picture.crop((left, top, left + width, top + height)), how)
     return pixels[:, ::-1].copy() if rng.random() < 0.5 else pixels
+
+
+def random_square(path: Path, how: Preprocessing, seed: int, index: int) -> npt.NDArray[np.uint8]:
+    """The largest square anywhere along a photograph's longer side, preprocessed, and flipped half of the time."""
+    rng = np.random.default_rng((seed, index))
+    picture = _opened(path)
+    side = min(picture.size)
+    left, top = (int(rng.integers(0, each - side + 1)) for each in picture.size)
+    pixels = prepare(picture.crop((left, top, left + side, top + side)), how)
+    return pixels[:, ::-1].copy() if rng.random() < 0.5 else pixels
+
+
+def _opened(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as file:
+            return file.convert("RGB")
+    except (OSError, UnidentifiedImageError) as error:
+        raise DataError(f"{path} cannot be read as a photograph: {error}; take it out of the folder") from error
 
 
 def pixel_batches(paths: Sequence[Path], how: Preprocessing) -> Iterator[Tensor]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -161,10 +162,15 @@ def full_name(backbone: Backbone, name: str) -> str:
 
 
 def fit_splits(
-    backbone: Backbone, names: Sequence[str], fit_on: Sequence[Path], seed: int, progress: Progress
+    backbone: Backbone,
+    names: Sequence[str],
+    fit_on: Sequence[Path],
+    seed: int,
+    progress: Progress,
+    levels: Mapping[str, Sequence[float]] = MappingProxyType({}),
 ) -> tuple[list[SplitSpec], dict[str, np.ndarray[Any, Any]]]:
     """Fit the closed form at split points, learned ones among them: their specifications, and tensors as `Bundle` has
-    them."""
+    them. `levels` are the distortions of some split points, in place of the usual ones."""
     features: dict[str, list[Tensor]] = {name: [] for name in names}
     sizes: dict[int, list[str]] = {}
     for name in names:
@@ -194,7 +200,7 @@ def fit_splits(
         own = size == whole
         # With fewer pixels the answer is less certain, and every disturbance says more than it costs in accuracy.
         usual = BOX_DISTORTIONS if backbone.task.name == DETECTION else DISTORTIONS
-        distortions = [d * (whole / size) ** 2 for d in usual]
+        distortions = levels.get(name) or [d * (whole / size) ** 2 for d in usual]
         fitted = fit_map(torch.cat(batches), gradients, distortions)
         specs.append(SplitSpec(name, fitted.features, fitted.latent_channels, fitted.slices, size=0 if own else size))
         tensors |= {f"{name}/{key}": value for key, value in fitted.arrays.items()}

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..models.backbones import Backbone, Chain
+from ..models.backbones import Backbone
 from ..models.bottleneck import Decoder
 from ..models.bundle import Bundle
+from ..models.chain import Chain
 from ..models.class_map import encode_class_map
 from ..models.repair.tail import repaired, tail_of
 from ..models.tasks import Answer, Answers, Boxes, Labels, Several, Task

@@ -25,7 +25,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from ..backbones import Backbone, Chain, Pixels
+from ..backbones import Backbone, Pixels
+from ..chain import Chain
 from ..entropy_coder import EntropyTables
 from ..exceptions import BundleError, DataError
 from ..repair.deltas import weights

@@ -81,17 +81,20 @@ class Head(nn.Module):
 
 
 class Tail(nn.Module):
-    """maps float32 [B, C, H, W], one argument each -> tuple of the traced module's outputs."""
+    """maps float32 [B, C, H, W], one argument each -> tuple of the traced module's outputs, and of the maps at later
+    cuts where some are asked for."""
 
-    def __init__(self, traced: Traced, cut: Cut) -> None:
+    def __init__(self, traced: Traced, cut: Cut, beside: Sequence[Cut] = ()) -> None:
         """Shares the traced module's weights."""
         super().__init__()
-        self._maps = cut.maps
-        self.operations = traced.segment(cut.nodes, traced.outputs)
+        self._maps, self._beside = cut.maps, tuple(m for later in beside for m in later.maps)
+        nodes = [node for later in beside for node in later.nodes]
+        self.operations = traced.segment(cut.nodes, (*traced.outputs, *nodes))
 
     def forward(self, *maps: Tensor) -> tuple[Tensor, ...]:
-        outputs: tuple[Tensor, ...] = self.operations(*(m.from_map(x) for m, x in zip(self._maps, maps, strict=True)))
-        return outputs
+        found: tuple[Tensor, ...] = self.operations(*(m.from_map(x) for m, x in zip(self._maps, maps, strict=True)))
+        at = len(found) - len(self._beside)
+        return *found[:at], *(m.to_map(x) for m, x in zip(self._beside, found[at:], strict=True))
 
 
 def find_cuts(traced: Traced, goes_on: bool = False) -> tuple[Cut, ...]:

@@ -96,13 +96,13 @@ class Collage:
         """Number of photographs."""
         return len(self._extent)
 
-    def layouts(self, rng: np.random.Generator, number: int) -> Layouts:
-        """Draw what will be seen: kinds in turn by their shares, all else at random."""
+    def layouts(self, rng: np.random.Generator, number: int, kinds: Sequence[float] = KINDS) -> Layouts:
+        """Draw what will be seen: kinds by their shares, all else at random."""
 
         def uniform(low: float, high: float, *shape: int) -> npt.NDArray[np.float64]:
             return rng.uniform(low, high, (number, *shape))
 
-        kind = rng.choice(len(KINDS), number, p=KINDS)
+        kind = rng.choice(len(kinds), number, p=kinds)
         which = rng.integers(0, len(self), (number, TILES))
         extent = self._extent[which]
         shape = np.exp(uniform(*np.log(SHAPES)))

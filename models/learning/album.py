@@ -35,11 +35,29 @@ CHUNK = 128
 class Album:
     """Photographs, and views of them."""
 
-    def __init__(self, paths: Sequence[Path], backbone: Backbone, anchor: str, device: torch.device) -> None:
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        backbone: Backbone,
+        anchor: str,
+        device: torch.device,
+        later: Sequence[str] = (),
+        whole: float = 0.0,
+    ) -> None:
         """Read all photographs.
+
+        Args:
+            paths: their files.
+            backbone: what answers them.
+            anchor: split point whose features are kept.
+            device: to hold photographs and the uncut model.
+            later: split points behind the anchor whose maps are given behind the outputs.
+            whole: share of the views that are as large a square as the backbone's preprocessing takes, as sharp as it
+                makes them; others are parts of any size.
 
         Raises:
             DataError: one cannot be read.
+            BackboneError: no such split point.
         """
         with ThreadPoolExecutor() as pool:
             pictures = list(pool.map(read_photograph, paths))
@@ -48,9 +66,11 @@ class Album:
         for at, picture in enumerate(pictures):
             height, width = picture.shape[:2]
             self._pictures[at, :, :height, :width] = torch.from_numpy(picture).to(device).permute(2, 0, 1)
-        self._size, self._device = backbone.preprocessing.size, device
+        self._size, self._device, self._whole = backbone.preprocessing.size, device, whole
+        self._inner = backbone.preprocessing.size / backbone.preprocessing.resize
         self._mosaics = backbone.task.name == DETECTION
-        self._head, self._tail = (copy.deepcopy(m).to(device) for m in (backbone.head(anchor), backbone.tail(anchor)))
+        parts = backbone.head(anchor), backbone.tail_beside(anchor, later)
+        self._head, self._tail = (copy.deepcopy(m).to(device) for m in parts)
         self.count = self.made = len(pictures)
 
     def fill(self, note: Callable[[int], None] = lambda _: None) -> None:
@@ -63,9 +83,13 @@ class Album:
     def batch(
         self, rng: np.random.Generator, number: int, mix: float = 0.0
     ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-        """New views: pixels uint8 [B, S, S, 3], features float32 [B, C, H, W], outputs float32 [B, ...]. A share `mix`
-        of them is laid over one of the others, evenly from not at all to half and half."""
+        """New views: pixels uint8 [B, S, S, 3], features float32 [B, C, H, W], outputs float32 [B, ...] and the maps
+        behind them. A share `mix` of the views is laid over one of the others, evenly from not at all to half and
+        half."""
         pixels = self._views(rng, number, self._size)
+        if self._whole:
+            chosen = rng.permutation(number)[: max(1, round(number * self._whole))]
+            pixels[torch.from_numpy(chosen).to(self._device)] = self._squares(rng, len(chosen))
         if self._mosaics:
             half = number // 2
             quarters = self._views(rng, 4 * half, self._size // 2)
@@ -97,20 +121,34 @@ class Album:
         side = (area * extent.prod(1)).sqrt()
         box = torch.stack([side / aspect.sqrt(), side * aspect.sqrt()], 1).minimum(extent)
         corner = drawn[2:4].T * (extent - box)
-        flipped = torch.where(drawn[4] < 0.5, -1.0, 1.0)
+        return self._drawn(which, corner, box, drawn[4] < 0.5, size, SUPERSAMPLED)
+
+    def _squares(self, rng: np.random.Generator, number: int) -> Tensor:
+        """Of any place along a photograph's longer side what the backbone's preprocessing takes of its middle."""
+        which = torch.from_numpy(rng.choice(self.count, number, replace=number > self.count)).to(self._device)
+        drawn = torch.from_numpy(rng.random((2, number)).astype(np.float32)).to(self._device)
+        extent = self.sizes[which]
+        short = extent.amin(1, keepdim=True)
+        box = (short * self._inner).expand(-1, 2)
+        # Whole pixels, so that a photograph of the size that is asked for stays as sharp as it is.
+        corner = (drawn[0, :, None] * (extent - short)).floor() + ((short - box) / 2).floor()
+        return self._drawn(which, corner, box, drawn[1] < 0.5, self._size, 1)
+
+    def _drawn(self, which: Tensor, corner: Tensor, box: Tensor, flipped: Tensor, size: int, times: int) -> Tensor:
+        """Boxes of photographs, uint8 [B, size, size, 3]; `corner` and `box` [B, 2] in pixels, `flipped` bool [B]."""
         # In coordinates of -1..1 over the padded picture.
         scale, middle = box / LONG, (2 * corner + box) / LONG - 1
-        theta = torch.zeros(number, 2, 3, device=self._device)
-        theta[:, 0, 0], theta[:, 0, 2] = scale[:, 1] * flipped, middle[:, 1]
+        theta = torch.zeros(len(which), 2, 3, device=self._device)
+        theta[:, 0, 0], theta[:, 0, 2] = scale[:, 1] * torch.where(flipped, -1.0, 1.0), middle[:, 1]
         theta[:, 1, 1], theta[:, 1, 2] = scale[:, 0], middle[:, 0]
-        views = []
-        for at in range(0, number, CHUNK):
+        views, how = [], "bilinear" if times > 1 else "bicubic"
+        for at in range(0, len(which), CHUNK):
             part = slice(at, at + CHUNK)
             chosen = self._pictures[which[part]].float()
-            fine = size * SUPERSAMPLED
+            fine = size * times
             grid = functional.affine_grid(theta[part], [len(chosen), 3, fine, fine], align_corners=False)
-            view = functional.grid_sample(chosen, grid, padding_mode="border", align_corners=False)
-            views.append(functional.avg_pool2d(view, SUPERSAMPLED).round().clamp(0, 255).to(torch.uint8))
+            view = functional.grid_sample(chosen, grid, how, padding_mode="border", align_corners=False)
+            views.append(functional.avg_pool2d(view, times).round().clamp(0, 255).to(torch.uint8))
         return torch.cat(views).permute(0, 2, 3, 1).contiguous()
 
 

@@ -62,12 +62,16 @@ def assemble(
         name: LearnedSpec(plan.name, width, tuple(channels), plan.anchor, numbers)
         for name, (width, channels) in zip(split_names(plan), plan.encoder.taken.items(), strict=True)
     }
-    tensors = {**bundle.learned, **tensors_of(plan.name, learned.encoder, learned.synthesis, learned.tail)}
+    tensors = {
+        **bundle.learned,
+        **tensors_of(plan.name, learned.encoder, learned.synthesis, learned.tail, plan.tail_kept),
+    }
     bundle = bundle.with_learned(tensors)
     # The networks that are fitted on are those that the bundle will hold, in half precision.
     unfitted = [SplitSpec(name, shape, shape[0], (), learned=spec) for name, spec in widths.items()]
     backbone.learned = learned_cuts(replace(bundle, splits=(*bundle.splits, *unfitted)))
-    specs, arrays = fit_splits(backbone, list(widths), fit_on, plan.seed, progress)
+    levels = {name: plan.distortions[spec.width] for name, spec in widths.items() if spec.width in plan.distortions}
+    specs, arrays = fit_splits(backbone, list(widths), fit_on, plan.seed, progress, levels)
     specs = [replace(spec, learned=widths[spec.name]) for spec in specs]
     bundle = added(bundle, specs, arrays, {spec.name: _share(spec, specs) for spec in specs})
     bundle = replace(bundle, provenance={**bundle.provenance, plan.name: learned.said}).check()

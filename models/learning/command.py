@@ -54,7 +54,8 @@ def train_bundle(
         Team.joined(device) as team,
         Progress(*bar_columns(), console=Console(stderr=True), disable=not team.first) as progress,
     ):
-        learned = train(backbone, plan, paths, work, team, progress)
+        begun = {key: each for key, each in bundle.learned.items() if key.startswith(f"{plan.name}/")}
+        learned = train(backbone, plan, paths, work, team, progress, begun)
         if not team.first:
             return
         made = assemble(backbone, bundle, plan, learned, fit_on, views_of(measured_on, views, plan.seed), progress)

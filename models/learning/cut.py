@@ -1,8 +1,8 @@
 """Learned cuts: what a bundle holds of an encoder and its synthesis, and a backbone's head and tail made of them.
 
-    NAME/encoder/STEM/LAYER/weight              float16, shared by all widths with that stem: each takes the first
-                                                channels of it
-    NAME/encoder/STEM/LAYER/WIDTH/scale, .../bias  float16 [channels], a width's normalisation
+    NAME/encoder/FAMILY/LAYER/weight            float16, shared by all widths of a family (`slimmable.family`): each
+                                                takes the first channels of it
+    NAME/encoder/FAMILY/LAYER/WIDTH/scale, .../bias  float16 [channels], a width's normalisation
     NAME/synthesis/LAYER...                     float16, convolutions of the synthesis
     NAME/tail/TENSOR...                         float16, what is added to the rest of the backbone, if anything: see
                                                 `repair.deltas`
@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from ..bundle import Bundle, LearnedSpec, SplitSpec
 from ..exceptions import BundleError
 from ..repair.deltas import Deltas, with_deltas
-from ..repair.lean import lean
-from .slimmable import PlainEncoder, SlimmableEncoder
+from ..repair.lean import KEPT, lean
+from .slimmable import PlainEncoder, SlimmableEncoder, family
 from .synthesis import Synthesis, SynthesisShape
 
 INPUT = "input"
@@ -78,13 +78,13 @@ class Changes:
 
 
 def tensors_of(
-    name: str, encoder: SlimmableEncoder, synthesis: Synthesis, tail: Deltas | None = None
+    name: str, encoder: SlimmableEncoder, synthesis: Synthesis, tail: Deltas | None = None, kept: float = KEPT
 ) -> dict[str, npt.NDArray[np.float16]]:
-    """What a bundle holds of trained networks."""
+    """What a bundle holds of trained networks; of the energy of the tail's changes a share `kept`, see `lean`."""
     found = {f"{name}/encoder/{key}": value for key, value in encoder.parts().items()}
     found |= {f"{name}/synthesis/{key.replace('.', '/')}": v for key, v in synthesis.folded().state().items()}
     halved = {key: value.detach().half().cpu().contiguous().numpy() for key, value in found.items()}
-    changes = lean(tail.tensors()) if tail is not None else {}
+    changes = lean(tail.tensors(), kept) if tail is not None else {}
     return halved | {f"{name}/tail/{key}": value for key, value in changes.items()}
 
 
@@ -141,7 +141,7 @@ def _synthesis(tensors: Arrays, spec: LearnedSpec) -> Synthesis:
 def _encoder(tensors: Arrays, spec: SplitSpec) -> PlainEncoder:
     assert spec.learned is not None
     plain = PlainEncoder(spec.learned.channels, spec.features[0])
-    prefix = f"{spec.learned.name}/encoder/{spec.learned.channels[0]}"
+    prefix = f"{spec.learned.name}/encoder/{family(spec.learned.channels)}"
     with torch.no_grad():
         for at, layer in enumerate(plain.layers):
             assert isinstance(layer, nn.Conv2d) and layer.bias is not None

@@ -31,6 +31,7 @@ def descend(
     exchange: Callable[[], None] = lambda: None,
     keeps: bool = True,
     rates: Callable[[str], float] = lambda _: 1.0,
+    average: float = 0.0,
 ) -> None:
     """Descend along a loss, from the checkpoint on where there is one of the same identity.
 
@@ -47,13 +48,16 @@ def descend(
         exchange: called between gradients and step, where several processes learn together.
         keeps: whether this process writes checkpoints.
         rates: name of a parameter -> its learning rate as a multiple of `rate`.
+        average: what a running average of parameters and floating-point state keeps of itself at a step; it takes their
+            place after the last one. 0 for none.
     """
     alike: dict[float, list[nn.Parameter]] = {}
     for name, parameter in parameters.items():
         alike.setdefault(rates(name), []).append(parameter)
     groups = [{"params": each, "times": times} for times, each in alike.items()]
     optimiser = torch.optim.AdamW(groups, lr=rate, weight_decay=1e-4)
-    done = _restore(checkpoint, identity, parameters, state or {}, optimiser)
+    mean = _Average({**parameters, **(state or {})}, average)
+    done = _restore(checkpoint, identity, parameters, state or {}, optimiser, mean)
     saved = time.monotonic()
     while done < steps:
         now = rate * min(1.0, (done + 1) / WARM_UP) * (0.505 + 0.495 * math.cos(math.pi * done / steps))
@@ -67,10 +71,35 @@ def descend(
         if bool(torch.isfinite(nn.utils.clip_grad_norm_(given, CLIP))):
             optimiser.step()  # one frame that a float32 cannot hold must not end all that was learned
         done += 1
+        mean.add(done)
+        if done == steps:
+            mean.replace()
         if keeps and (time.monotonic() - saved > SAVE_SECONDS or done == steps):
-            _store(checkpoint, identity, done, parameters, state or {}, optimiser)
+            _store(checkpoint, identity, done, parameters, state or {}, optimiser, mean)
             saved = time.monotonic()
         note(done, float(loss.detach()))
+
+
+class _Average:
+    """A running average of tensors, by name; of none where it keeps nothing."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], keep: float) -> None:
+        """As a mean of what has been, at first, so that where learning began is soon forgotten."""
+        self._keep = keep
+        self._tensors = {k: v.detach() for k, v in tensors.items() if keep and v.is_floating_point()}
+        self.mean = {k: v.clone() for k, v in self._tensors.items()}
+
+    def add(self, step: int) -> None:
+        """Take what the tensors are after a step into it."""
+        if self.mean:
+            keep = min(self._keep, step / (step + 19))
+            with torch.no_grad():
+                torch._foreach_lerp_(list(self.mean.values()), list(self._tensors.values()), 1 - keep)
+
+    def replace(self) -> None:
+        """Put it in the tensors' place."""
+        for name, value in self.mean.items():
+            self._tensors[name].copy_(value)
 
 
 def _store(
@@ -80,9 +109,11 @@ def _store(
     parameters: Mapping[str, Tensor],
     state: Mapping[str, Tensor],
     optimiser: torch.optim.Optimizer,
+    mean: _Average,
 ) -> None:
     tensors = {f"parameter/{name}": p.detach() for name, p in parameters.items()}
     tensors |= {f"state/{name}": value for name, value in state.items()}
+    tensors |= {f"mean/{name}": value for name, value in mean.mean.items()}
     for name, p in parameters.items():
         tensors |= {f"{key}/{name}": torch.as_tensor(value) for key, value in optimiser.state[p].items()}
     data = save_tensors(
@@ -100,6 +131,7 @@ def _restore(
     parameters: Mapping[str, nn.Parameter],
     state: Mapping[str, Tensor],
     optimiser: torch.optim.Optimizer,
+    mean: _Average,
 ) -> int:
     """Steps done; 0 where there is no checkpoint of this identity."""
     if not file.is_file():
@@ -116,6 +148,8 @@ def _restore(
                     parameters[name].copy_(value)
             elif kind == "state":
                 state[name].copy_(value)
+            elif kind == "mean":
+                mean.mean[name].copy_(value)
             else:
                 parameter = parameters[name]
                 optimiser.state[parameter][kind] = value if kind == "step" else value.to(parameter.device)

@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from ..exceptions import DataError
 from .cut import INPUT
-from .slimmable import fault
+from .slimmable import CHANNELS, family, fault
 
 Channels = tuple[int, ...]
 
@@ -47,17 +47,17 @@ class EncoderPlan(_Part):
     @field_validator("widths")
     @classmethod
     def _rising(cls, widths: dict[str, Channels]) -> dict[str, Channels]:
-        before: dict[int, Channels] = {}
+        before: dict[str, Channels] = {}
         for name, channels in widths.items():
             if not name.isalnum():
                 raise ValueError(f"width {name!r} needs a plain name")
             if wrong := fault(channels):
                 raise ValueError(f"width {name!r} {wrong}")
-            if len(channels) != len(next(iter(widths.values()))):
+            if (len(channels) == CHANNELS) != (len(next(iter(widths.values()))) == CHANNELS):
                 raise ValueError(f"width {name!r} is of another form than the first one")
-            if any(a < b for a, b in zip(channels, before.get(channels[0], ()), strict=False)):
+            if any(a < b for a, b in zip(channels, before.get(family(channels), ()), strict=False)):
                 raise ValueError(f"width {name!r} has fewer channels than the width before it; order them by size")
-            before[channels[0]] = channels
+            before[family(channels)] = channels
         return widths
 
     @field_validator("kept")
@@ -93,12 +93,20 @@ class Stage(_Part):
         "projection of its answers, and smaller.",
     )
     mix: float = Field(0.0, ge=0, le=1, description="Share of the views that are two photographs laid over each other.")
+    later: dict[str, float] = Field(
+        {},
+        description="Split points behind the anchor -> nats that an error of the map there as large as what it varies "
+        "by counts as, beside the answers' divergence.",
+    )
 
 
 class TrainPlan(_Part):
     """See the module's docstring."""
 
     bundle: Path
+    begin: Literal["backbone", "bundle"] = Field(
+        "backbone", description="What the networks begin as: the backbone's first stages, or those of the bundle."
+    )
     name: str = Field("slim", pattern=r"^[a-z][a-z0-9_]{0,15}$")
     anchor: str = INPUT
     seed: int = Field(0, ge=0)
@@ -108,6 +116,12 @@ class TrainPlan(_Part):
     )
     views: int = Field(8000, ge=16, description="Views kept at a time, 220 KB each for 224 pixels.")
     fresh: int = Field(2, ge=0, description="Views replaced a step by new ones.")
+    whole: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of the views that show as much of a photograph, as sharp, as the preprocessing takes of it.",
+    )
     price: float = Field(
         2000.0,
         gt=0,
@@ -118,14 +132,34 @@ class TrainPlan(_Part):
     synthesis: tuple[tuple[int, int, int], ...] = Field(
         min_length=1, description="Channels, hidden channels and number of blocks of each level, see `synthesis`."
     )
+    scenes: bool = Field(False, description="Learn from a detector's scenes, see `gallery`; drawn anew for every step.")
+    tail_kept: float = Field(
+        0.8, gt=0, le=1, description="Share of the energy of each matrix's change that stays in the bundle, see `lean`."
+    )
+    distortions: dict[str, tuple[float, ...]] = Field(
+        {}, description="Width -> its rate levels, finest first, in place of the usual ones; see `fit.DISTORTIONS`."
+    )
+    average: float = Field(
+        0.0, ge=0, lt=1, description="What a running average of the weights keeps of itself a step; it ends a stage."
+    )
     tail_rank: int = Field(0, ge=0, description="Of the change of the rest of the backbone; 0 leaves it as it is.")
     stages: tuple[Stage, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _ranked(self) -> Self:
+        for width, levels in self.distortions.items():
+            if width not in self.encoder.taken:
+                raise ValueError(f"distortions are given for {width!r}, which does not become a split point")
+            if not levels or list(levels) != sorted(set(levels)) or levels[0] <= 0:
+                raise ValueError(f"the distortions of {width!r} have to rise from above 0")
         if any(stage.tail for stage in self.stages) and not self.tail_rank:
             raise ValueError("a stage has tail = true; say of what tail_rank the change may be")
         return self
+
+    @property
+    def later(self) -> tuple[str, ...]:
+        """Split points behind the anchor that any stage looks at."""
+        return tuple(dict.fromkeys(name for stage in self.stages for name in stage.later))
 
     @classmethod
     def load(cls, path: Path) -> TrainPlan:

@@ -25,7 +25,7 @@ from ..backbones import Backbone
 from ..cutting.cuts import Head
 from ..cutting.graph_passes import attribute
 from ..exceptions import BackboneError
-from .slimmable import DARKNET_CHANNELS, Layer, SlimConv, SlimmableEncoder, plan_layers
+from .slimmable import DARKNET_CHANNELS, Layer, SlimConv, SlimmableEncoder, family, plan_layers
 
 CHUNK = 4
 """Views at a time."""
@@ -80,8 +80,8 @@ class Darknet:
     def covers(self, encoder: SlimmableEncoder) -> bool:
         """Whether every width is of this form and no wider than the backbone."""
         return all(
-            len(channels) == DARKNET_CHANNELS
-            and all(a <= b for a, b in zip(channels[1:], self.channels[1:], strict=True))
+            len(channels) in (DARKNET_CHANNELS, DARKNET_CHANNELS + 1)
+            and all(a <= b for a, b in zip(channels[1:DARKNET_CHANNELS], self.channels[1:], strict=True))
             for channels in encoder.widths.values()
         )
 
@@ -103,9 +103,17 @@ class Darknet:
             orders = self._orders(encoder, layers, weights, given, metric)
         with torch.no_grad():
             for stem in encoder.stems:
-                widths = [name for name, channels in encoder.widths.items() if str(channels[0]) == stem]
+                widths = [name for name, channels in encoder.widths.items() if family(channels) == stem]
                 reached = dict.fromkeys(widths, pixels)
-                for at, (full, narrow) in enumerate(zip(layers, encoder.layers(widths[0]), strict=True)):
+                narrowed = []
+                for narrow in encoder.layers(widths[0]):
+                    if narrow.layer.residual:  # begins as nothing but its shortcut
+                        for norm in narrow.norms.values():
+                            assert isinstance(norm, nn.BatchNorm2d)
+                            nn.init.zeros_(norm.weight)
+                    else:
+                        narrowed.append(narrow)
+                for at, (full, narrow) in enumerate(zip(layers, narrowed, strict=True)):
                     weight, bias = (each[orders[at]] for each in weights[at])
                     wanted = _Wanted(full, weight, bias, pooled=full.pooled and not narrow.layer.pooled)
                     _fit(narrow, reached, given[at], wanted)

@@ -9,10 +9,13 @@ The layers are those of a mobile backbone's first stages (inverted bottlenecks: 
 2018), narrowed, so that they can start from that backbone's weights (`start`). A stem of stride 4 sees pixels at half
 the resolution; its layers run at a quarter of the places, and their weights are a set of their own.
 
-Darknet's form, 4 numbers, for YOLO's smaller networks (Redmon and Farhadi, "YOLO9000", CVPR 2017):
+Darknet's form, 4 or 5 numbers, for YOLO's smaller networks (Redmon and Farhadi, "YOLO9000", CVPR 2017):
 
 pixels, normalised [B, 3, S, S] --3x3, down by 2--> c1 --3x3, down by 2--> c2 --3x3, down by 2--> c3
     --2x2, stride 2--> latent [B, K, S/16, S/16]
+
+A fifth number is a number of residual layers, x + 3x3(x), of c3 channels before the last one: what goes down by strides
+early has time left for depth where there are few places.
 
 "Down by 2" is by the maximum of 2x2 places, as in Darknet, or, in as many layers from the first one on as the stem says
 (stem 1, 2, 4, 8: in 0, 1, 2, 3), by a stride of the convolution: a quarter of the places to compute, and no maximum.
@@ -40,7 +43,7 @@ CHANNELS = 8
 STEMS = {2: 3, 4: 6}
 """Kernel of a stem, by its stride: the second one is the first one on pixels averaged two by two."""
 DARKNET_CHANNELS = 4
-"""Numbers that describe a width of Darknet's form: the stem, then c1, c2, c3."""
+"""Numbers that describe a width of Darknet's form: stem, c1, c2, c3; one more may follow, of residual layers."""
 DARKNET_STEMS = (1, 2, 4, 8)
 SLOPE = 0.1
 """Of Darknet's activation for what is negative."""
@@ -59,6 +62,7 @@ class Layer:
         activated: a ReLU6 follows, as in the mobile backbones, or
         leaky: a ReLU that leaves a tenth of what is negative, as in Darknet.
         pooled: before that, the maximum of 2x2 places. (Darknet takes it after: the same, at four times the cost.)
+        residual: what goes in is added to what comes out.
     """
 
     given: tuple[int, ...]
@@ -69,6 +73,7 @@ class Layer:
     activated: bool = True
     leaky: bool = False
     pooled: bool = False
+    residual: bool = False
 
     @property
     def padding(self) -> tuple[int, int]:
@@ -112,14 +117,14 @@ class SlimmableEncoder(nn.Module):
         self.widths = {name: tuple(channels) for name, channels in widths.items()}
         self.latent = latent
         self.stems = nn.ModuleDict()
-        for stem in sorted({channels[0] for channels in self.widths.values()}):
-            alike = {name: channels for name, channels in self.widths.items() if channels[0] == stem}
+        for stem in sorted({family(channels) for channels in self.widths.values()}):
+            alike = {name: channels for name, channels in self.widths.items() if family(channels) == stem}
             layers = [SlimConv(layer, list(alike)) for layer in plan_layers(list(alike.values()), latent)]
-            self.stems[str(stem)] = nn.ModuleList(layers)
+            self.stems[stem] = nn.ModuleList(layers)
 
     def layers(self, width: str) -> list[SlimConv]:
         """The layers that a width runs, in order."""
-        stem = self.stems[str(self.widths[width][0])]
+        stem = self.stems[family(self.widths[width])]
         return [layer for layer in stem.children() if isinstance(layer, SlimConv)]
 
     def forward(self, pixels: Tensor, width: str) -> Tensor:
@@ -135,7 +140,7 @@ class SlimmableEncoder(nn.Module):
         found: dict[str, Tensor] = {}
         for width, channels in self.widths.items():
             for at, layer in enumerate(self.layers(width)):
-                place = f"{channels[0]}/{at}"
+                place = f"{family(channels)}/{at}"
                 found[f"{place}/weight"] = layer.weight
                 found[f"{place}/{width}/scale"], found[f"{place}/{width}/bias"] = layer.normalisation(width)
         return found
@@ -184,7 +189,8 @@ class SlimConv(nn.Module):
 
     def forward(self, x: Tensor, width: str) -> Tensor:
         """What follows the normalisation, and the activation if there is one."""
-        return self.layer.finish(self.norms[width](self.convolved(x, width)))
+        made = self.layer.finish(self.norms[width](self.convolved(x, width)))
+        return x + made if self.layer.residual else made
 
     def convolved(self, x: Tensor, width: str) -> Tensor:
         """The convolution alone."""
@@ -202,7 +208,7 @@ class SlimConv(nn.Module):
 def plan_layers(widths: Sequence[Sequence[int]], latent: int) -> list[Layer]:
     """The layers of widths that share a stem."""
     stem = widths[0][0]
-    if len(widths[0]) == DARKNET_CHANNELS:
+    if len(widths[0]) <= DARKNET_CHANNELS + 1:
         return _darknet_layers(widths, latent)
     c0, c1, h1, c2, h2, h3, c3 = (tuple(w[i] for w in widths) for i in range(1, CHANNELS))
 
@@ -226,10 +232,19 @@ def plan_layers(widths: Sequence[Sequence[int]], latent: int) -> list[Layer]:
     ]
 
 
+def family(channels: Sequence[int]) -> str:
+    """Of a width; those of one family share their weights: its stem and, where it has some, its residual layers."""
+    residual = f"x{channels[DARKNET_CHANNELS]}" if len(channels) == DARKNET_CHANNELS + 1 else ""
+    return f"{channels[0]}{residual}"
+
+
 def fault(channels: Sequence[int]) -> str:
     """What is wrong with a width's numbers; nothing for those of a form."""
-    if len(channels) not in (CHANNELS, DARKNET_CHANNELS) or min(channels) < 1:
-        return f"needs its stem's stride and {CHANNELS - 1} channels, or in Darknet's form {DARKNET_CHANNELS - 1}"
+    if len(channels) not in (CHANNELS, DARKNET_CHANNELS, DARKNET_CHANNELS + 1) or min(channels) < 1:
+        return (
+            f"needs its stem's stride and {CHANNELS - 1} channels, or in Darknet's form {DARKNET_CHANNELS - 1} and, "
+            "where there are some, its number of residual layers"
+        )
     stems = tuple(STEMS) if len(channels) == CHANNELS else DARKNET_STEMS
     return "" if channels[0] in stems else f"has a stem of stride {channels[0]}; there are {', '.join(map(str, stems))}"
 
@@ -243,6 +258,7 @@ def _darknet_layers(widths: Sequence[Sequence[int]], latent: int) -> list[Layer]
         kernel = 4 if strided and at == 1 else 3
         layers.append(Layer(given, made, kernel, 2 if strided else 1, leaky=True, pooled=not strided))
         given = made
+    layers += [Layer(given, given, 3, leaky=True, residual=True)] * sum(widths[0][DARKNET_CHANNELS:])
     return [*layers, Layer(given, (latent,) * len(widths), 2, 2, activated=False)]
 
 
@@ -264,4 +280,5 @@ def run(
 
 def _apply(layer: Layer, convolution: nn.Module, x: Tensor) -> Tensor:
     assert isinstance(convolution, nn.Conv2d)
-    return layer.finish(layer.convolve(x, convolution.weight, convolution.bias))
+    made = layer.finish(layer.convolve(x, convolution.weight, convolution.bias))
+    return x + made if layer.residual else made

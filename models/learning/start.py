@@ -20,7 +20,7 @@ from ..backbones import Backbone
 from ..exceptions import BackboneError
 from .metric import Nats
 from .refit import Darknet, Weights, convolutions
-from .slimmable import CHANNELS, Layer, SlimConv, SlimmableEncoder, plan_layers, run
+from .slimmable import CHANNELS, Layer, SlimConv, SlimmableEncoder, family, plan_layers, run
 from .synthesis import Synthesis
 
 LATENT_KERNEL = 2
@@ -148,7 +148,7 @@ def _narrow(
     layers = [*narrowing.ordered(pixels), (last, (variance.sqrt(), mean))]
     with torch.no_grad():
         for stem in encoder.stems:
-            widths = [name for name, channels in encoder.widths.items() if str(channels[0]) == stem]
+            widths = [name for name, channels in encoder.widths.items() if family(channels) == stem]
             for ((weight, _), _), layer in zip(layers, encoder.layers(widths[0]), strict=True):
                 made, given = layer.weight.shape[:2]
                 scale = layer.layer.kernel // weight.shape[-1]  # 2 where the same is done to pixels averaged two by two

@@ -40,14 +40,21 @@ class Surrogate(nn.Module):
         self.scales = nn.Buffer(torch.ones(widths, latent, side, side))
         self.prior = GaussianConditional(None)
 
+    def observe(self, latent: Tensor, width: int, share: float) -> None:
+        """Move a width's scales towards those of latents [B, K, h, w], all the way at a share of 1."""
+        self._observe(self.transform @ latent @ self.transform.T, width, share)
+
+    def _observe(self, values: Tensor, width: int, share: float) -> None:
+        with torch.no_grad():
+            self.scales[width].mul_(1 - share).add_(values.abs().mean(0), alpha=share)
+
     def forward(self, latent: Tensor, gain: Tensor, width: int, rounded: bool) -> tuple[Tensor, Tensor]:
         """While it is trained, noise of PyTorch's own generator, uniform on -0.5..0.5, takes the place of rounding in
         the rate, and everywhere unless `rounded`."""
         gain = gain[:, None, None, None]
         values = self.transform @ latent @ self.transform.T
         if self.training:
-            with torch.no_grad():
-                self.scales[width].mul_(1 - MOMENTUM).add_(values.abs().mean(0), alpha=MOMENTUM)
+            self._observe(values, width, MOMENTUM)
         values = values * gain
         noisy, likelihood = self.prior(values, self.scales[width] * DEVIATION * gain)
         bits = -likelihood.log2().flatten(1).sum(1)

@@ -65,7 +65,7 @@ class Synthesis(nn.Module):
             if at == 0:
                 layers += [_conv(before, channels, 1, normalised), nn.ReLU()]
             else:
-                layers += [nn.Conv2d(before, channels * 4, 1), nn.PixelShuffle(2)]
+                layers += [nn.Conv2d(before, channels * 4, 1), _Shuffle(2)]
             layers += [_Block(channels, hidden, normalised) for _ in range(blocks)]
             before = channels
         self.layers = nn.Sequential(*layers)
@@ -115,6 +115,13 @@ class Synthesis(nn.Module):
     def state(self) -> dict[str, Tensor]:
         """Its convolutions' weights and biases, by name."""
         return {k: v for k, v in self.state_dict().items() if k not in ("mean", "spread")}
+
+
+class _Shuffle(nn.PixelShuffle):
+    """A shuffle after which channels still lie together, as convolutions on a GPU want them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).contiguous(memory_format=torch.channels_last)
 
 
 class _Block(nn.Module):

@@ -29,16 +29,17 @@ from rich.progress import Progress
 from torch import Tensor
 
 from ..backbones import Backbone, Pixels
-from ..closed_form import fisher_gradients
 from ..exceptions import DataError
-from ..measure import pixel_batches
 from ..repair.deltas import Deltas
 from ..repair.distil import distance
 from ..tasks import CLASSIFICATION, DETECTION
 from .album import Album
+from .anchor import at_anchor, root, variances
 from .descent import descend
+from .gallery import Gallery
 from .metric import Nats
 from .plan import Stage, TrainPlan
+from .resume import Arrays, resume
 from .slimmable import STRIDE, SlimmableEncoder
 from .start import Narrowing, start
 from .surrogate import Surrogate
@@ -52,6 +53,8 @@ STARTED = 64
 """Views from which the encoder's first statistics are taken."""
 ANSWERS_SHARE = 0.75
 """In the stage towards answers, the share of their divergence; the rest is the metric's."""
+RESUMED = 256
+"""Views from which statistics of networks are taken that are gone on from."""
 RUNNING = 0.98
 
 
@@ -79,6 +82,7 @@ def train(
     work: Path,
     team: Team,
     progress: Progress | None = None,
+    begun: Arrays | None = None,
 ) -> Learned:
     """Learn, from where an earlier run of the same plan and photographs was killed.
 
@@ -89,28 +93,39 @@ def train(
         work: folder for views and checkpoints.
         team: the processes that learn together, and this one's device.
         progress: where to show progress; None for nowhere.
+        begun: what a bundle holds of the networks, where the plan begins with those.
 
     Raises:
-        DataError: too few photographs, or one cannot be read; the backbone is for another task, its input no multiple
-            of 16 pixels, or its features at the anchor are not one map of a size that a latent can be scaled to.
+        DataError: the plan begins with a bundle's networks and there are none, or others; too few photographs, or one
+            cannot be read; the backbone is for another task, its input no multiple of 16 pixels, or its features at the
+            anchor are not one map of a size that a latent can be scaled to.
         BackboneError: no such split point.
     """
     progress = progress or Progress(disable=True)
     shape = synthesis_shape(backbone, plan)
+    if plan.scenes and backbone.task.name != DETECTION:
+        raise DataError(f"{backbone.spec.name} sees no scenes, which are a detector's; take scenes out of the plan")
     if len(paths) < FITTED:
         raise DataError(f"{len(paths)} photographs are too few to learn from; give at least {FITTED}")
-    folder = work / _identity(backbone, plan, 0, paths)
+    if plan.begin == "bundle" and not begun:
+        raise DataError(f"there are no networks {plan.name!r} to go on from; let the plan begin with the backbone")
+    begun = begun if begun and plan.begin == "bundle" else {}
+    folder = work / _identity(backbone, plan, 0, paths, begun)
     device, mine = team.device, folder / f"rank-{team.rank}"
     share = paths[team.rank :: team.size]  # each of a team takes every so manieth photograph
-    views: Album | Views
+    views: Album | Gallery | Views
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True  # all batches have one shape, and depthwise kernels differ much in speed
-        views = Album(share, backbone, plan.anchor, device)
+    if plan.scenes:
+        views = Gallery(share, backbone, plan.anchor, plan.later, device)
+    elif device.type == "cuda":
+        views = Album(share, backbone, plan.anchor, device, plan.later, plan.whole)
     else:
-        views = Views(share, Teacher(backbone, plan.anchor, mine, device), backbone, plan.views, plan.seed, mine)
+        teacher = Teacher(backbone, plan.anchor, mine, device, plan.later)
+        views = Views(share, teacher, backbone, plan.views, plan.seed, mine, plan.whole)
     bar = progress.add_task("views", total=plan.views, completed=views.made)
     views.fill(lambda made: progress.update(bar, completed=made))
-    lesson = Lesson(backbone, plan, shape, views, _fitted(paths, plan.seed), team, progress)
+    lesson = Lesson(backbone, plan, shape, views, _fitted(paths, plan.seed), team, progress, begun)
     for number, stage in enumerate(plan.stages):
         lesson.begin(number, stage)
         note = _noting(progress, f"towards {stage.towards}", stage.steps, lesson.batch * team.size, lesson)
@@ -121,18 +136,18 @@ def train(
             stage.rate,
             stage.steps,
             folder / f"stage-{number}.safetensors",
-            _identity(backbone, plan, number + 1, paths),
+            _identity(backbone, plan, number + 1, paths, begun),
             note,
             state,
             partial(team.average_gradients, list(named.values())),
             keeps=team.first,
+            average=plan.average,
         )
         team.average(state.values())
     stages = ", then ".join(
         f"{s.steps} steps of {s.batch or plan.batch} views towards {s.towards}" for s in plan.stages
     )
-    begun = "from the backbone's own first stages" if lesson.started else "from random weights"
-    said = f"{begun} {stages}, of {len(paths)} unlabelled photographs, seed {plan.seed}"
+    said = f"{lesson.began} {stages}, of {len(paths)} unlabelled photographs, seed {plan.seed}"
     return Learned(lesson.encoder.eval(), lesson.synthesis.eval(), lesson.tail.eval(), said)
 
 
@@ -168,40 +183,52 @@ class Lesson:
         backbone: Backbone,
         plan: TrainPlan,
         shape: SynthesisShape,
-        views: Album | Views,
+        views: Album | Gallery | Views,
         fitted: Sequence[Path],
         team: Team,
         progress: Progress,
+        begun: Arrays | None = None,
     ) -> None:
-        """The metric at the anchor, and the networks, which start from the backbone where that has their form."""
+        """The metric at the anchor, and the networks, which start as what has begun, or else from the backbone where
+        that has their form."""
         device = team.device
         self._plan, self._views, self._device, self._rank = plan, views, device, team.rank
         self._pixels = Pixels(backbone.preprocessing).to(device)
-        self.tail = Deltas(copy.deepcopy(backbone.tail(plan.anchor)).to(device), plan.tail_rank, plan.seed)
+        tail = copy.deepcopy(backbone.tail_beside(plan.anchor, plan.later)).to(device)
+        self.tail = Deltas(tail, plan.tail_rank, plan.seed)
         self._task = backbone.task
         self._widths = list(plan.encoder.widths)
         self._number, self._stage = 0, plan.stages[0]
         self.nats, self.bytes = 0.0, 0.0
-        features, gradients = _at_anchor(backbone, plan, fitted, progress)
+        features, gradients = at_anchor(backbone, plan, fitted, progress)
         self._metric = Nats(gradients).to_device(device)
+        self._varied = variances(tail, features, len(plan.later), device)
         # What the features vary by, in nats: so the loss is of the order of 1, as the optimiser expects.
         varied = torch.cat([self._metric((part - features.mean(0)).to(device)) for part in torch.split(features, 32)])
         self._unlearned = max(float(varied.mean()), 1e-30)
         torch.manual_seed(plan.seed)
         self.encoder = SlimmableEncoder(plan.encoder.widths, plan.encoder.latent)
         mean = features.mean((0, 2, 3))
-        spread = _root(features - mean[:, None, None])
+        spread = root(features - mean[:, None, None])
         self.synthesis = Synthesis(shape, mean, spread)
-        self.started = False
+        self.began = "from random weights"
         narrowing = Narrowing.of(backbone, plan.anchor)
-        if narrowing and narrowing.covers(self.encoder) and shape.scale == 2:
+        if not begun and narrowing and narrowing.covers(self.encoder) and shape.scale == 2:
             seen = Pixels(backbone.preprocessing)(views.batch(np.random.default_rng(plan.seed), STARTED)[0].cpu())
             start(self.encoder, self.synthesis, narrowing, seen, features, self._metric, plan.price)
-            self.started = True
+            self.began = "from the backbone's own first stages"
         self.encoder.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.synthesis.to(device)
+        if begun:
+            seen = self._pixels(views.batch(np.random.default_rng(plan.seed), min(RESUMED, views.count))[0].to(device))
+            resume(begun, plan.name, self.encoder, self.synthesis, self.tail, seen)
         side = backbone.preprocessing.size // STRIDE
         self.surrogate = Surrogate(len(self._widths), plan.encoder.latent, side).to(device)
+        if begun:
+            self.began = "from the bundle's networks"
+            with torch.no_grad():
+                for at, width in enumerate(self._widths):
+                    self.surrogate.observe(self.encoder.eval()(seen, width), at, 1.0)
 
     def begin(self, number: int, stage: Stage) -> None:
         """Go on to a stage."""
@@ -263,14 +290,19 @@ class Lesson:
             bits.append(each[1])
         rate = torch.cat(bits)
         with self._half():
-            made = self.synthesis(torch.cat(decoded)).float()
+            made = self.synthesis(torch.cat(decoded).contiguous(memory_format=torch.channels_last)).float()
         with self._half():
             nats = self._metric(made - features)
         if stage.towards == "answers":
             with self._half():
-                outputs = tuple(o.float() for o in self.tail(made))
-            divergence = distance(self._task, outputs, tuple(w.to(self._device) for w in wanted))
+                outputs = tuple(o.float() for o in self.tail(made.contiguous(memory_format=torch.channels_last)))
+            aims = tuple(w.to(self._device) for w in wanted)
+            end = len(outputs) - len(self._varied)
+            divergence = distance(self._task, outputs[:end], aims[:end])
             nats = ANSWERS_SHARE * stage.worth * divergence + (1 - ANSWERS_SHARE) * nats
+            for name, mine, aim, varied in zip(plan.later, outputs[end:], aims[end:], self._varied, strict=True):
+                if name in stage.later:
+                    nats = nats + stage.later[name] * ((mine - aim).square() / varied).flatten(1).mean(1)
         self._remember(nats, rate)
         if stage.ramp:
             rate = rate * min(1.0, (step + 1) / (stage.ramp * stage.steps))
@@ -283,8 +315,12 @@ class Lesson:
         batch, last = self.batch, len(self._widths) - 1
         if last == 0:
             return [(0, batch)]
-        between = int(rng.integers(1, last)) if last > 1 else 0
-        others = max(1, round(batch * (1 - (self._stage.widest or self._plan.widest)) / 2))
+        rest = 1 - (self._stage.widest or self._plan.widest)
+        if last == 1:
+            narrowest = max(1, round(batch * rest))
+            return [(last, batch - narrowest), (0, narrowest)]
+        between = int(rng.integers(1, last))
+        others = max(1, round(batch * rest / 2))
         return [(last, batch - 2 * others), (between, others), (0, others)]
 
     def _half(self) -> torch.autocast:
@@ -297,38 +333,12 @@ class Lesson:
         self.bytes = keep * self.bytes + (1 - keep) * now[1]
 
 
-def _at_anchor(backbone: Backbone, plan: TrainPlan, paths: Sequence[Path], progress: Progress) -> tuple[Tensor, Tensor]:
-    """Features [N, C, H, W] and gradients [M, C, H, W] of some photographs."""
-    bar = progress.add_task(f"{plan.anchor}: metric", total=2 * len(paths))
-    head, batches = backbone.head(plan.anchor), []
-    with torch.inference_mode():
-        for pixels in pixel_batches(paths, backbone.preprocessing):
-            batches.append(head(pixels)[0].clone())
-            progress.advance(bar, len(pixels))
-    copies = [b.clone() for b in batches]
-
-    def note(done: int) -> None:
-        progress.advance(bar, done)
-
-    gradients = fisher_gradients(backbone.tail(plan.anchor), copies, plan.seed, backbone.task.probe, note)
-    return torch.cat(batches), gradients
-
-
-def _root(features: Tensor) -> Tensor:
-    """A root of the covariance over channels of centred features [N, C, H, W]."""
-    flat = features.movedim(1, 0).flatten(1).double()
-    covariance = flat @ flat.T / flat.shape[1]
-    ridge = 1e-4 * covariance.diagonal().mean().clamp_min(1e-12)
-    root: Tensor = torch.linalg.cholesky(covariance + ridge * torch.eye(len(covariance), dtype=torch.float64))
-    return root.float()
-
-
 def _fitted(paths: Sequence[Path], seed: int) -> list[Path]:
     order = np.random.default_rng((seed, 7)).permutation(len(paths))[:FITTED]
     return [paths[i] for i in order]
 
 
-def _identity(backbone: Backbone, plan: TrainPlan, stages: int, paths: Sequence[Path]) -> str:
+def _identity(backbone: Backbone, plan: TrainPlan, stages: int, paths: Sequence[Path], begun: Arrays) -> str:
     """16 hex digits over everything that the result of the first stages hangs on, by which files are found again: a
     plan that gets one more stage goes on from where it ended."""
     first = plan.model_copy(update={"stages": plan.stages[:stages]})
@@ -336,6 +346,7 @@ def _identity(backbone: Backbone, plan: TrainPlan, stages: int, paths: Sequence[
         backbone.spec.sha256,
         first.model_dump(mode="json", exclude={"bundle": True, "encoder": {"kept"}}),
         [f"{p.parent.name}/{p.name}" for p in paths],
+        *(hashlib.sha256(begun[key].tobytes()).hexdigest() for key in sorted(begun)),
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 

@@ -20,10 +20,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from ..backbones import Backbone, Chain
+from ..backbones import Backbone
+from ..chain import Chain
 from ..detection.mosaic import mosaic
 from ..export import write_onnx
-from ..measure import random_crop
+from ..measure import random_crop, random_square
 from ..onnx_time import one_core_session
 from ..tasks import CLASSIFICATION, DETECTION
 
@@ -33,22 +34,25 @@ NOTE_EVERY = 64
 
 
 class Teacher:
-    """The uncut model: pixels uint8 [S, S, 3] -> features float16 [C, H, W] at the anchor, and outputs float16 [...],
-    which are scores [classes] of a classifier."""
+    """The uncut model: pixels uint8 [S, S, 3] -> features float16 [C, H, W] at the anchor, outputs float16 [...], which
+    are scores [classes] of a classifier, and maps float16 [C, H, W] at split points behind the anchor."""
 
-    def __init__(self, backbone: Backbone, anchor: str, folder: Path, device: torch.device) -> None:
+    def __init__(
+        self, backbone: Backbone, anchor: str, folder: Path, device: torch.device, later: Sequence[str] = ()
+    ) -> None:
         """On a CPU a classifier runs in ONNX Runtime, which takes a third of the time; what makes boxes cannot."""
-        module = _Both(backbone.head(anchor), backbone.tail(anchor))
+        module = _Both(backbone.head(anchor), backbone.tail_beside(anchor, later))
+        self._names = ("features", "scores", *(f"map-{i}" for i in range(len(later))))
         self._module, self._session, self._device = copy.deepcopy(module).to(device), None, device
         if device.type == "cpu" and backbone.task.name == CLASSIFICATION:
             path = folder / "teacher.onnx"
             folder.mkdir(parents=True, exist_ok=True)
-            write_onnx(backbone, module, ("features", "scores"), path)
+            write_onnx(backbone, module, self._names, path)
             self._session = one_core_session(path)
 
     def __call__(self, pixels: npt.NDArray[np.uint8]) -> tuple[Array, ...]:
         if self._session is not None:
-            found = self._session.run(["features", "scores"], {"pixels": pixels[None]})
+            found = self._session.run(self._names, {"pixels": pixels[None]})
         else:
             with torch.inference_mode():
                 tensors = self._module(torch.from_numpy(pixels[None]).to(self._device))
@@ -60,15 +64,23 @@ class Views:
     """The ring."""
 
     def __init__(
-        self, paths: Sequence[Path], teacher: Teacher, backbone: Backbone, count: int, seed: int, folder: Path
+        self,
+        paths: Sequence[Path],
+        teacher: Teacher,
+        backbone: Backbone,
+        count: int,
+        seed: int,
+        folder: Path,
+        whole: float = 0.0,
     ):
-        """Take up what an earlier run left in `folder`; `fill` makes the rest.
+        """Take up what an earlier run left in `folder`; `fill` makes the rest. For `whole` see `Album`.
 
         Raises:
             DataError: a photograph cannot be read.
         """
         self._paths, self._teacher, self._how, self._seed = paths, teacher, backbone.preprocessing, seed
         self._folder, self.count, self._mosaics = folder, count, backbone.task.name == DETECTION
+        self._whole = whole
         folder.mkdir(parents=True, exist_ok=True)
         first = self._make(0)
         shapes = [(count, *a.shape) for a in first]
@@ -117,6 +129,8 @@ class Views:
     def _drawn(self, index: int) -> npt.NDArray[np.uint8]:
         if self._mosaics and index % 2:
             drawn = mosaic(self._paths, self._how, self._seed, index)
+        elif self._whole and np.random.default_rng((self._seed, 4, index)).random() < self._whole:
+            drawn = random_square(self._paths[index % len(self._paths)], self._how, self._seed, index)
         else:
             drawn = random_crop(self._paths[index % len(self._paths)], self._how, self._seed, index)
         return np.array(drawn)  # a picture cannot be written to

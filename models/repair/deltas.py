@@ -80,6 +80,27 @@ class Deltas(nn.Module):
                 found[name + RIGHT] = self.deltas[short + RIGHT]
         return {key: value.detach().half().cpu().contiguous().numpy() for key, value in found.items()}
 
+    def take_up(self, tensors: Mapping[str, Tensor]) -> None:
+        """Set what a bundle holds; where its rank is lower, the other directions stay as they were, without effect.
+
+        Raises:
+            KeyError, RuntimeError: it is of another network, or of a higher rank.
+        """
+        if other := {key.removesuffix(LEFT).removesuffix(RIGHT) for key in tensors} - set(self._names):
+            raise KeyError(f"{min(other)} is not changed at this rank")
+        with torch.no_grad():
+            for name, short in self._names.items():
+                unit = self._units[name]
+                if short in self.deltas:
+                    self.deltas[short].copy_(tensors[name].to(unit.device) / unit)
+                    continue
+                left = tensors[name + LEFT].to(unit.device) / unit.reshape(-1, 1)
+                right = tensors[name + RIGHT].to(unit.device)
+                # As long as those that begin at random, so that one learning rate suits both.
+                length = right.norm(dim=1).clamp_min(1e-12)
+                self.deltas[short + LEFT].zero_()[:, : len(right)].copy_(left * length)
+                self.deltas[short + RIGHT][: len(right)].copy_(right / length[:, None])
+
     def _factors(self, name: str, weight: Tensor) -> tuple[Tensor, Tensor]:
         """A kernel's product as two kernels, [rank, in, h, w] and then [out, rank, 1, 1]."""
         short, unit = self._names[name], self._units[name].reshape(-1, 1)

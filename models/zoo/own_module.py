@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..backbones import AsTheyAre, Parts, Scores, flat_tensors
+from ..backbones import AsTheyAre, Parts, Scores
 from ..bundle import Preprocessing
+from ..chain import flat_tensors
 from ..exceptions import BackboneError
 from ..tasks import (
     BOTH,

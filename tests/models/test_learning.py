@@ -143,6 +143,23 @@ def test_a_plan_with_one_more_stage_goes_on_from_where_it_ended(base, plan, phot
         assert torch.equal(mine, theirs)
 
 
+def test_a_plan_that_begins_with_the_bundle_goes_on_from_its_networks(bundle, plan, photographs, learned, tmp_path):
+    """One step at hardly any rate leaves them what they were, but for half precision."""
+    stage = plan.stages[1].model_copy(update={"steps": 1, "rate": 1e-9})
+    further = plan.model_copy(update={"begin": "bundle", "stages": (stage,)})
+    again = train(backbone_of(bundle), further, photographs, tmp_path, ALONE, begun=bundle.learned)
+    assert again.said.startswith("from the bundle's networks 1 steps of 12 views towards answers")
+    pixels = torch.randn(4, 3, 64, 64)
+    with torch.inference_mode():
+        for width in plan.encoder.widths:
+            latent, mine = learned.encoder(pixels, width), again.encoder(pixels, width)
+            # The step moved running statistics by a tenth of the way to those of its batch.
+            assert float((mine - latent).abs().mean()) < 0.2 * float(latent.abs().mean()), width
+    other = train(backbone_of(bundle), further, photographs, tmp_path, ALONE, begun=bundle.learned)
+    assert len(list(tmp_path.iterdir())) == 1, "the same networks to begin with are the same run"
+    assert torch.equal(other.synthesis.last.weight, again.synthesis.last.weight)
+
+
 def test_the_rest_of_the_backbone_is_changed_for_all_widths_alike(bundle, learned):
     changes = {k: v for k, v in bundle.learned.items() if k.startswith("slim/tail/")}
     assert changes and any(np.abs(v.astype(np.float32)).max() > 0 for v in changes.values())
@@ -258,6 +275,15 @@ def test_learning_again_takes_the_place_of_what_was_learned(bundle, plan, photog
     assert [s.name for s in again.splits] == [s.name for s in bundle.splits]
     assert again.learned_digest == bundle.learned_digest and set(again.tensors) == set(bundle.tensors)
     assert [p.identity() for p in again.operating_points] == [p.identity() for p in bundle.operating_points]
+
+
+def test_a_plan_says_which_rate_levels_and_how_much_of_the_tails_change(bundle, plan, photographs, learned):
+    few = plan.model_copy(update={"distortions": {"50": (0.02, 0.05, 0.2)}, "tail_kept": 1.0})
+    made = assemble(backbone_of(bundle), bundle, few, learned, photographs[:60], photographs[60:68])
+    assert made.split("slim-50").rate_levels == 3
+    assert made.split("slim-100").rate_levels == bundle.split("slim-100").rate_levels
+    usual, whole = (sum(v.size for k, v in b.learned.items() if "/tail/" in k) for b in (bundle, made))
+    assert whole > usual
 
 
 def test_too_many_operating_points_are_refused(bundle, plan, photographs, learned):

@@ -21,6 +21,9 @@ PLAN = (Path(__file__).parent / "slim_plan.toml").read_text()
         (("latent = 12", "latent = 12\nkept = ['75']"), "no width '75'"),
         (("tail_rank = 2", "tail_rank = 0"), "tail_rank"),
         (("views = 64", "views = "), "not TOML"),
+        (("views = 64", "views = 64\ndistortions = { 75 = [0.1] }"), "'75'"),
+        (("views = 64", "views = 64\ndistortions = { 50 = [0.2, 0.1] }"), "have to rise"),
+        (("views = 64", "views = 64\ntail_kept = 0"), "tail_kept"),
     ],
 )
 def test_plans_with_mistakes_are_refused(tmp_path, change, says):

@@ -1,24 +1,29 @@
 """Darknet's form of the slimmable encoder: where it starts, and YOLOv2-tiny's own plan end to end with tiny sizes."""
 
+import copy
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from headrace.models.backbones import Backbone, Pixels
+from headrace.models.bundle import LearnedSpec, SplitSpec
 from headrace.models.closed_form import fisher_gradients
 from headrace.models.exceptions import DataError
 from headrace.models.learning.album import Album
 from headrace.models.learning.assemble import assemble
+from headrace.models.learning.cut import _encoder, tensors_of
 from headrace.models.learning.metric import Nats
 from headrace.models.learning.plan import TrainPlan
 from headrace.models.learning.refit import Darknet
+from headrace.models.learning.resume import resume
 from headrace.models.learning.slimmable import SlimmableEncoder
 from headrace.models.learning.start import Narrowing, start
 from headrace.models.learning.synthesis import Synthesis, SynthesisShape
 from headrace.models.learning.team import Team
 from headrace.models.learning.train import train
 from headrace.models.measure import find_pictures, load_pixels
+from headrace.models.repair.deltas import Deltas
 from headrace.models.split import fit
 from headrace.models.zoo.catalogue import load_backbone
 from headrace.models.zoo.sources import Source
@@ -26,9 +31,11 @@ from torch import Tensor
 from torch.nn import functional
 
 ANCHOR = "pool3"
+WIDE = "100 = [8, 16, 32, 64, 2]"
 PLAN = Path(__file__).parents[2] / "models" / "plans" / "yolov2_tiny-slim.toml"
 WIDTHS = {
     "8": (8, 16, 16, 64),
+    "deep": (8, 16, 32, 64, 2),
     "4": (4, 16, 16, 64),
     "narrow": (1, 8, 16, 48),
     "middle": (1, 16, 16, 64),
@@ -91,6 +98,45 @@ def test_narrower_widths_start_better_than_with_nothing(started):
         off = {w: float(metric(synthesis(encoder(seen, w)) - features).mean()) / unlearned for w in WIDTHS}
     assert off["whole"] < off["middle"] < off["narrow"] < 1, off
     assert off["middle"] < off["4"] < 1 and off["8"] < 1, off
+    assert off["deep"] < off["8"], off
+
+
+def test_residual_layers_begin_as_nothing_but_their_shortcuts(started):
+    encoder, *_ = started
+    *_, first, second, _ = encoder.layers("deep")
+    assert first.layer.residual and second.layer.residual
+    x = torch.randn(2, 64, 8, 8)
+    with torch.inference_mode():
+        torch.testing.assert_close(second(first(x, "deep"), "deep"), x)
+
+
+def test_a_width_with_residual_layers_taken_out_is_the_slimmable_one(started):
+    """Once they do something: its weights are its own, and its shortcuts are there."""
+    encoder = copy.deepcopy(started[0])
+    for layer in encoder.layers("deep"):
+        torch.nn.init.uniform_(layer.norms["deep"].weight, 0.5, 1.0)
+    parts = {f"s/encoder/{key}": value.detach().numpy() for key, value in encoder.parts().items()}
+    assert "s/encoder/8x2/3/deep/scale" in parts and "s/encoder/8/3/8/scale" in parts
+    split = SplitSpec("s-deep", (256, 8, 8), 256, (), learned=LearnedSpec("s", "deep", WIDTHS["deep"], ANCHOR, ()))
+    plain = _encoder(parts, split)
+    x = started[2][:2]
+    with torch.inference_mode():
+        wanted = encoder(x, "deep")
+        torch.testing.assert_close(plain(x), wanted, atol=1e-3 * float(wanted.abs().max()), rtol=1e-3)
+
+
+def test_residual_layers_go_on_from_a_bundle(started):
+    encoder, synthesis, seen, _, _ = copy.deepcopy(started)
+    for layer in encoder.layers("deep"):
+        torch.nn.init.uniform_(layer.norms["deep"].weight, 0.5, 1.0)
+    again, theirs = copy.deepcopy(encoder), copy.deepcopy(synthesis)
+    for parameter in again.parameters():
+        torch.nn.init.normal_(parameter)
+    nothing = Deltas(torch.nn.Conv2d(3, 3, 1), 0, 0)
+    resume(tensors_of("s", encoder, synthesis), "s", again, theirs, nothing, seen)
+    with torch.inference_mode():
+        wanted, found = encoder(seen[:2], "deep"), again.eval()(seen[:2], "deep")
+    assert float((found - wanted).abs().max()) < 2e-2 * float(wanted.abs().max())  # half precision
 
 
 def test_channels_that_say_most_come_first():
@@ -122,10 +168,10 @@ def test_every_stem_ends_at_a_sixteenth(channels):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (("100 = [1, ", "100 = [3, "), "stride 3"),
-        (("100 = [1, 16, 16, 64]", "100 = [1, 16, 16]"), "needs its stem's stride"),
-        (("100 = [1, 16, 16, 64]", "100 = [2, 16, 16, 16, 16, 16, 16, 40]"), "another form"),
-        (("100 = [1, 16, 16, 64]", "100 = [2, 16, 16, 32]"), "fewer channels"),
+        ((WIDE, "100 = [3, 16, 32, 64, 2]"), "stride 3"),
+        ((WIDE, "100 = [8, 16, 32]"), "needs its stem's stride"),
+        ((WIDE, "100 = [2, 16, 16, 16, 16, 16, 16, 40]"), "another form"),
+        ((WIDE, "100 = [8, 16, 16, 32]"), "fewer channels"),
     ],
 )
 def test_plans_with_mistakes_are_refused(tmp_path, change, says):
