@@ -40,39 +40,10 @@ REFRESHED = 50
 
 
 class Views(Protocol):
-    """Of photographs, see `learning.album`, for a backbone that is `Staged`."""
+    """Of photographs, see `learning.album`; `later` are the other `STAGES`."""
 
     def batch(self, rng: np.random.Generator, number: int) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-        """Pixels uint8 [B, S, S, 3], features float32 [B, C, H, W], features behind the other stages and scores."""
-
-
-class Staged(Backbone):
-    """A backbone whose tail from `ANCHOR` on gives its features behind the other `STAGES` too, before the outputs: what
-    both stages learn from, computed once."""
-
-    def __init__(self, backbone: Backbone) -> None:
-        """The same weights, and the same graph."""
-        super().__init__(backbone.spec, backbone.parts, backbone.state, backbone.program)
-        self.traced, self.cuts = backbone.traced, backbone.cuts
-
-    def tail(self, split: str) -> nn.Module:
-        """Features float32 [B, C, H, W] -> features behind each of the other stages, and the outputs."""
-        return InRow(tail_parts(self)) if split == ANCHOR else super().tail(split)
-
-
-class InRow(nn.Module):
-    """Modules in a row; what each gives is given out."""
-
-    def __init__(self, parts: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.parts = nn.ModuleList(parts)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """See the class."""
-        found: tuple[Tensor, ...] = (x,)
-        for part in self.parts:
-            found += part(found[-1])
-        return found[1:]
+        """Pixels uint8 [B, S, S, 3], features float32 [B, C, H, W], scores and the features behind the other stages."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +99,7 @@ class StudentLesson:
         )
         self._units = {_key(i, name): unit(w) for i, name, w in self._changed()}
         _, features, outputs = views.batch(np.random.default_rng((plan.seed, 9)), plan.batch)
-        seen = [f.to(device) for f in (features, *outputs[: len(STAGES) - 1])]
+        seen = [f.to(device) for f in (features, *outputs[1:])]
         for decoder in (student.decoder for student in self._each):
             decoder.mean.copy_(seen[0].mean((0, 2, 3))[:, None, None])
             decoder.deviation.copy_(seen[0].std((0, 2, 3))[:, None, None])
@@ -182,7 +153,7 @@ class StudentLesson:
         torch.manual_seed(int(rng.integers(2**62)))
         pixels, features, outputs = self._views.batch(rng, self._plan.views(stage))
         x = self._pixels(pixels.to(self._device))
-        *levels, scores = (each.to(self._device) for each in (features, *outputs))
+        scores, *levels = (each.to(self._device) for each in (outputs[0], features, *outputs[1:]))
         if stage:
             for number in range(len(self.students)):
                 yield self._second(number, x, scores)

@@ -22,7 +22,7 @@ from ..measure import find_pictures
 from ..split import bar_columns
 from .entropic_student import ANCHOR
 from .student_file import SUFFIX, StudentFacts, student_tensors, write_student
-from .student_lesson import STAGES, Staged, StudentLesson, StudentPlan, check
+from .student_lesson import STAGES, StudentLesson, StudentPlan, check
 
 SMOOTHED = 0.98
 
@@ -63,7 +63,7 @@ def train_student(
     where = torch.device(device)
     identity = _identity(backbone, plan, paths, views)
     output.mkdir(parents=True, exist_ok=True)
-    lesson = StudentLesson(backbone, plan, Album(paths, Staged(backbone), ANCHOR, where), where)
+    lesson = StudentLesson(backbone, plan, Album(paths, backbone, ANCHOR, where, STAGES[1:]), where)
     with Progress(*bar_columns(), console=Console(stderr=True)) as progress:
         for stage, count in enumerate(steps):
             if stage:

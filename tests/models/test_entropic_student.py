@@ -19,7 +19,7 @@ from headrace.models.baselines.student_file import (
     student_tensors,
     write_student,
 )
-from headrace.models.baselines.student_lesson import Staged, StudentLesson, StudentPlan, tail_parts
+from headrace.models.baselines.student_lesson import STAGES, StudentLesson, StudentPlan, tail_parts
 from headrace.models.baselines.student_measure import StudentCodec, measure_student
 from headrace.models.baselines.student_train import train_student
 from headrace.models.bitstream import Packet
@@ -226,7 +226,7 @@ def test_training_goes_on_and_ends_the_same(noise_pictures, tmp_path, monkeypatc
 def small(noise_pictures):
     """Views of 32 pixels, and a lesson of them for given targets."""
     backbone = load_backbone("efficientnet_lite0").at(f"{ANCHOR}-32px")[0]
-    album = Album(find_pictures(noise_pictures)[:40], Staged(backbone), ANCHOR, torch.device("cpu"))
+    album = Album(find_pictures(noise_pictures)[:40], backbone, ANCHOR, torch.device("cpu"), STAGES[1:])
     return lambda *targets: StudentLesson(backbone, StudentPlan(targets, batch=4), album, torch.device("cpu"))
 
 
@@ -272,17 +272,6 @@ def test_one_student_learns_for_all_and_is_then_divided(small):
     list(short.losses(0, 0, 0.0))
     short.begin_second()
     assert torch.equal(*(short.student(i).encoder.last.weight for i in (0, 1))), "even after a first stage of one step"
-
-
-def test_levels_are_the_backbone_s(backbone):
-    """What is learned from is computed in one pass, and is what each part of the backbone gives."""
-    staged = Staged(backbone)
-    with torch.inference_mode():
-        (features,) = staged.head(ANCHOR)(torch.from_numpy(skimage.data.chelsea()[None, :224, :224].copy()))
-        *levels, scores = staged.tail(ANCHOR)(features)
-        assert torch.allclose(scores, backbone.tail(ANCHOR)(features)[0], atol=1e-6)
-        assert torch.allclose(levels[1], backbone.between(ANCHOR, "blocks.4")(features)[0], atol=1e-4)
-    assert [level.shape[1:] for level in levels] == [(40, 28, 28), (112, 14, 14), (320, 7, 7)]
 
 
 def test_eval_rd_refuses_what_is_no_student(labelled, tmp_path):
