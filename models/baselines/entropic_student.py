@@ -6,18 +6,20 @@ symbols --2x2--> 512 --inverse GDN--> --2x2--> 256 --inverse GDN--> --2x2--> the
 Matsubara, Yang, Levorato and Mandt, "Supervised Compression for Resource-Constrained Edge Computing Systems" (WACV
 2022); the same authors, "SC2 Benchmark: Supervised Compression for Split Computing" (TMLR 2023), whose code has the
 paddings, the simplified normalisation of Johnston et al. (arXiv 1912.08771) and no biases. There the features are those
-of the first stage of a ResNet-50, 256 channels; here they are the backbone's own map of that size. Symbols go through
-our packets, under integer tables that the learned prior is frozen to.
+of the first stage of a ResNet-50, 256 channels; here they are the backbone's own map of that size. Normalisation and
+factorised prior are CompressAI's, as there. Symbols go through our packets, under the integer tables that CompressAI
+freezes the prior to.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from compressai.entropy_models import EntropyBottleneck
+from compressai.layers import GDN1
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx
-from torch.nn import functional
 
-from .factorised import FactorisedPrior
+from ..entropy_coder import EntropyTables
 
 ANCHOR = "blocks.1"
 """Of the EfficientNet-Lite models: the first stage of a quarter of the input's size."""
@@ -27,61 +29,6 @@ DECODER = (512, 256)
 SPREAD = 2.0
 """Of the prior's densities at first; latents begin far below 1, and CompressAI's 10 takes hundreds of steps to shrink.
 """
-_PEDESTAL = 2.0**-36
-_SMALLEST = 2.0**-18
-_LEAST_BETA = 1e-6
-
-
-class _AtLeast(torch.autograd.Function):
-    """Values, but for those below a bound; these are moved by gradients that lead up again."""
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, values: Tensor, bound: float) -> Tensor:
-        ctx.save_for_backward(values)
-        ctx.bound = bound  # type: ignore[attr-defined]
-        return values.clamp_min(bound)
-
-    @staticmethod
-    def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor, None]:
-        (values,) = ctx.saved_tensors  # type: ignore[attr-defined]
-        passed = (values >= ctx.bound) | (gradients[0] < 0)  # type: ignore[attr-defined]
-        return gradients[0] * passed, None
-
-
-class Gdn(nn.Module):
-    """Simplified divisive normalisation, float [B, C, H, W] -> the same: x / (beta + gamma |x|), or times that."""
-
-    def __init__(self, channels: int, inverse: bool = False) -> None:
-        """Beta 1, gamma a tenth of the identity."""
-        super().__init__()
-        self.inverse = inverse
-        self.beta = nn.Parameter((torch.ones(channels) + _PEDESTAL).sqrt())
-        self.gamma = nn.Parameter((0.1 * torch.eye(channels) + _PEDESTAL).sqrt())
-
-    def factors(self) -> tuple[Tensor, Tensor]:
-        """Gamma [C, C, 1, 1] and beta [C], which their roots stand for, so that neither is negative."""
-        gamma = _AtLeast.apply(self.gamma, _SMALLEST) ** 2 - _PEDESTAL
-        beta = _AtLeast.apply(self.beta, (_LEAST_BETA + _PEDESTAL) ** 0.5) ** 2 - _PEDESTAL
-        return gamma[:, :, None, None], beta
-
-    def forward(self, x: Tensor) -> Tensor:
-        """See the class."""
-        norm = functional.conv2d(x.abs(), *self.factors())
-        return x * norm if self.inverse else x / norm
-
-
-class FrozenGdn(nn.Module):
-    """`Gdn` of given factors, for what does not learn."""
-
-    def __init__(self, learned: Gdn) -> None:
-        super().__init__()
-        gamma, beta = (each.detach().clone() for each in learned.factors())
-        self.gamma, self.beta, self.inverse = nn.Buffer(gamma), nn.Buffer(beta), learned.inverse
-
-    def forward(self, x: Tensor) -> Tensor:
-        """See `Gdn`."""
-        norm = functional.conv2d(x.abs(), self.gamma, self.beta)
-        return x * norm if self.inverse else x / norm
 
 
 class StudentEncoder(nn.Module):
@@ -92,9 +39,9 @@ class StudentEncoder(nn.Module):
         wide, narrow = ENCODER
         self.layers = nn.Sequential(
             nn.Conv2d(3, wide, 5, 2, 2, bias=False),
-            Gdn(wide),
+            GDN1(wide),
             nn.Conv2d(wide, narrow, 5, 2, 2, bias=False),
-            Gdn(narrow),
+            GDN1(narrow),
         )
         self.last = nn.Conv2d(narrow, LATENT, 2, bias=False)
 
@@ -120,9 +67,9 @@ class StudentDecoder(nn.Module):
         wide, narrow = DECODER
         self.layers = nn.Sequential(
             nn.Conv2d(LATENT, wide, 2, padding=1, bias=False),
-            Gdn(wide, inverse=True),
+            GDN1(wide, inverse=True),
             nn.Conv2d(wide, narrow, 2, bias=False),
-            Gdn(narrow, inverse=True),
+            GDN1(narrow, inverse=True),
             nn.Conv2d(narrow, channels, 2, padding=1, bias=False),
         )
 
@@ -139,13 +86,28 @@ class Student(nn.Module):
         """`channels` of the features."""
         super().__init__()
         self.encoder, self.decoder = StudentEncoder(), StudentDecoder(channels)
-        self.prior = FactorisedPrior(LATENT, SPREAD)
+        self.prior = EntropyBottleneck(LATENT, init_scale=SPREAD)
+        self.prior.quantiles.requires_grad_(False)  # found by bisection (`freeze_prior`), not by a loss of their own
 
+    @property
+    def medians(self) -> Tensor:
+        """float32 [24, 1, 1], about which latents are rounded; those of the last `freeze_prior`."""
+        medians: Tensor = self.prior.quantiles[:, :, 1:2].detach()
+        return medians
 
-def frozen(module: nn.Module) -> nn.Module:
-    """Put `FrozenGdn` in place of every `Gdn` of a module, which is changed and returned."""
-    for parent in list(module.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, Gdn):
-                setattr(parent, name, FrozenGdn(child))
-    return module.requires_grad_(False).eval()
+    def rounded(self, latent: Tensor) -> Tensor:
+        """A latent rounded about its channels' medians."""
+        whole: Tensor = self.prior.quantize(latent, "dequantize", self.medians)
+        return whole
+
+    def freeze_prior(self) -> None:
+        """Find medians and ends of the densities as they now are, and the integer tables of them."""
+        self.prior.update(force=True, update_quantiles=True)
+
+    def tables(self) -> EntropyTables:
+        """One a channel, of whole numbers relative to its median. `freeze_prior` comes first."""
+        cdf, sizes, offsets = (
+            values.cpu().numpy().astype(np.int32)
+            for values in (self.prior.quantized_cdf, self.prior.cdf_length, self.prior.offset)
+        )
+        return EntropyTables(cdf, sizes, offsets)

@@ -1,6 +1,6 @@
 """A learned Entropic Student in a file, one a rate.
 
-    encoder/NAME, prior/NAME           float32, as `entropic_student` and `factorised` call their parameters
+    encoder/NAME, prior/NAME           float32, as `entropic_student` and CompressAI call their parameters
     decoder/NAME                       float16
     tail/PART/NAME                     float16, added to the weights of a part of the tail, see `student_lesson`
     tables/cdf, tables/sizes, tables/offsets
@@ -30,11 +30,13 @@ from ..chain import Chain
 from ..entropy_coder import EntropyTables
 from ..exceptions import BundleError, DataError
 from ..repair.deltas import weights
-from .entropic_student import ANCHOR, LATENT, Student, StudentDecoder, StudentEncoder, frozen
+from .entropic_student import ANCHOR, LATENT, Student, StudentDecoder, StudentEncoder
 from .student_lesson import tail_parts
 
-KIND, VERSION, SUFFIX = "entropic_student", 1, ".safetensors"
+KIND, VERSION, SUFFIX = "entropic_student", 2, ".safetensors"
 MAX_BYTES = 64 * 2**20
+CONSTANT = "_reparam."
+"""Part of the names of CompressAI's constants, which half precision would make 0."""
 _REMEDY = "give a file that `headrace eval train-student` wrote, or a folder of such files"
 
 
@@ -82,11 +84,11 @@ class LearnedStudent:
 
 
 def student_tensors(student: Student, changes: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What a file holds; the prior's quantiles must have been found."""
-    tables = student.prior.tables()
-    found = {f"encoder/{k}": v for k, v in student.encoder.state_dict().items()}
-    found |= {f"prior/{k}": v for k, v in student.prior.state_dict().items()}
-    found |= {f"decoder/{k}": v.half() for k, v in student.decoder.state_dict().items()}
+    """What a file holds; the prior must have been frozen."""
+    tables = student.tables()
+    found = {f"encoder/{k}": v for k, v in _learned(student.encoder).items()}
+    found |= {f"prior/{k}": v for k, v in student.prior.named_parameters()}
+    found |= {f"decoder/{k}": v.half() for k, v in _learned(student.decoder).items()}
     found |= {f"tail/{k}": v.half() for k, v in changes.items()}
     whole = {"cdf": tables.flat(), "sizes": tables.sizes, "offsets": tables.offsets}
     found |= {f"tables/{k}": torch.from_numpy(np.ascontiguousarray(v)) for k, v in whole.items()}
@@ -129,8 +131,10 @@ def read_student(path: Path, backbone: Backbone) -> LearnedStudent:
         )
     try:
         encoder, decoder = StudentEncoder(), StudentDecoder(backbone.shape(ANCHOR)[0])
-        encoder.load_state_dict(_below(tensors, "encoder/"))
-        decoder.load_state_dict({k: v.float() for k, v in _below(tensors, "decoder/").items()})
+        for module, place in ((encoder, "encoder/"), (decoder, "decoder/")):
+            stored = {k: v.float() for k, v in _below(tensors, place).items()}
+            module.load_state_dict({k: v for k, v in module.state_dict().items() if CONSTANT in k} | stored)
+            module.requires_grad_(False).eval()
         quantiles = tensors["prior/quantiles"]
         whole: dict[str, Any] = {k: v.numpy().astype(np.int32) for k, v in _below(tensors, "tables/").items()}
         tables = EntropyTables.of_flat(whole["cdf"], whole["sizes"], whole["offsets"])
@@ -143,10 +147,10 @@ def read_student(path: Path, backbone: Backbone) -> LearnedStudent:
         name=f"entropic-student-{facts.target}",
         facts=facts,
         digest=digest,
-        encoder=Chain(Pixels(backbone.preprocessing), frozen(encoder)).eval(),
+        encoder=Chain(Pixels(backbone.preprocessing), encoder).eval(),
         medians=quantiles[:, :, 1:2].clone(),
         tables=tables,
-        answer=Chain(frozen(decoder), *parts).eval(),
+        answer=Chain(decoder, *parts).eval(),
     )
 
 
@@ -172,6 +176,10 @@ def _changed_parts(backbone: Backbone, changes: Mapping[str, Tensor]) -> Sequenc
             number, name = key.split("/", 1)
             weights(parts[int(number)])[name.replace("/", ".")] += change.float()
     return parts
+
+
+def _learned(module: nn.Module) -> dict[str, Tensor]:
+    return {k: v for k, v in module.state_dict().items() if CONSTANT not in k}
 
 
 def _below(tensors: Mapping[str, Tensor], start: str) -> dict[str, Tensor]:

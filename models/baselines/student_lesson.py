@@ -1,20 +1,19 @@
 """What Entropic Student learns from: both stages' losses, for several rates side by side on the same views.
 
 1. encoder, prior, decoder: squared errors of features behind four stages of the backbone + beta x bits, noise for
-   rounding; the backbone stays as it is.
+   rounding; the backbone stays as it is. At first one student learns for all, and is then copied for every rate.
 2. decoder and tail: divergence of the answers from the uncut model's; encoder and prior stay, symbols are rounded.
 
-As published (see `entropic_student`), the errors are summed over stages of the backbone at strides of 4, 8, 16 and 32.
-What differs: each stage's errors are in units of what its features vary by, because that differs by a factor of forty
-here; beta is not given but found, it moves until the rate is the one that was asked for; labels are not used; Adam in
-both stages and rates that fall along a cosine, as for our own encoder.
+As published (see `entropic_student`), the errors are summed over stages of the backbone at strides of 4, 8, 16 and 32,
+and batches are of 64 and 128 views. What differs: each stage's errors are in units of what its features vary by,
+because that differs by a factor of forty here; beta is not given but found, see `student_rate`; labels are not used;
+Adam in both stages and rates that fall along a cosine, as for our own encoder.
 """
 
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol
@@ -29,37 +28,22 @@ from ..exceptions import DataError
 from ..repair.deltas import weights
 from ..tasks import CLASSIFICATION
 from .entropic_student import ANCHOR, Student
+from .student_rate import HEADER, Steering
 
 STAGES = (ANCHOR, "blocks.2", "blocks.4", "blocks.6")
 """The last stages of the EfficientNet-Lite models at strides of 4, 8, 16, 32."""
-HEADER = 22
-"""Bytes of a packet beside its slice."""
 ROWS = 4
 """The prior looks at every fourth row of a latent, others in each step: a fourth of the work, the same on the mean."""
-COARSER = 8.0
-"""How many times the rate that is asked for is allowed at first, ..."""
-REACHED = 0.5
-"""... falling to it in this share of the first stage."""
-FREE = 0.08
-"""Until this share of the first stage beta stays as it began, ..."""
-HELD = 0.8
-"""... and from this one on it stays as it is."""
-GAIN = 20.0
-"""How fast beta moves: its logarithm, for a rate off by a factor of e, in all of the stage."""
-WORTH = 0.03
-"""Beta at first times the bits that are asked for. Little: where bits cost much from the first step, none are used."""
-FARTHEST = math.log(300.0)
-"""Most that beta moves from there, as a logarithm."""
-LONGEST = 0.02
-"""Share of the stage that a step counts for at most; a process that stood still has not learned meanwhile."""
 RUNNING = 0.95
+REFRESHED = 50
+"""Steps after which the medians, about which latents are rounded, are found anew."""
 
 
 class Views(Protocol):
-    """Of photographs, see `learning.album` and `learning.views`."""
+    """Of photographs, see `learning.album`; `later` are the other `STAGES`."""
 
     def batch(self, rng: np.random.Generator, number: int) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-        """Pixels uint8 [B, S, S, 3], features float32 [B, C, H, W], outputs float32 [B, ...]."""
+        """Pixels uint8 [B, S, S, 3], features float32 [B, C, H, W], scores and the features behind the other stages."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +52,9 @@ class StudentPlan:
 
     Attributes:
         targets: bytes of a packet, one student each.
-        batch: views a step, the same ones for all students.
-        first: share of the steps that are the first stage's.
+        batch: views a step, the same ones for all students; twice as many in the second stage.
+        first: share of the views that are the first stage's.
+        together: share of the first stage in which one student learns for all.
         rate: learning rate at its height; the prior's is `prior` times as high.
         tail_rate: what the tail may change by in a step, in units of each output channel's root mean square, as a
             share of `rate`.
@@ -81,11 +66,16 @@ class StudentPlan:
     targets: tuple[int, ...] = (1000, 2000, 4000)
     batch: int = 64
     first: float = 0.6
+    together: float = 0.45
     rate: float = 1e-3
     prior: float = 10.0
     tail_rate: float = 0.3
     tuned: int = len(STAGES)
     seed: int = 0
+
+    def views(self, stage: int) -> int:
+        """A step of a stage."""
+        return self.batch * (1 + stage)
 
 
 class StudentLesson:
@@ -100,17 +90,16 @@ class StudentLesson:
         self.students.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._pixels = Pixels(backbone.preprocessing).to(device)
         self.parts = [copy.deepcopy(part).to(device) for part in tail_parts(backbone)]
-        self._wanted = 8.0 * (torch.tensor(plan.targets, device=device) - HEADER)
-        self.first_betas = (WORTH / self._wanted).log()
-        self.log_betas = self.first_betas.clone()
-        self._share: float | None = None
+        self.steering = Steering(plan.targets, device)
+        self._finest = max(range(len(plan.targets)), key=plan.targets.__getitem__)
+        self._divided = torch.zeros(())
         self.deltas = nn.ModuleList(
             nn.ParameterDict({_key(i, name): nn.Parameter(torch.zeros_like(w)) for i, name, w in self._changed()})
             for _ in plan.targets
         )
         self._units = {_key(i, name): unit(w) for i, name, w in self._changed()}
-        with torch.no_grad():
-            seen = self._levels(views.batch(np.random.default_rng((plan.seed, 9)), plan.batch)[1])
+        _, features, outputs = views.batch(np.random.default_rng((plan.seed, 9)), plan.batch)
+        seen = [f.to(device) for f in (features, *outputs[1:])]
         for decoder in (student.decoder for student in self._each):
             decoder.mean.copy_(seen[0].mean((0, 2, 3))[:, None, None])
             decoder.deviation.copy_(seen[0].std((0, 2, 3))[:, None, None])
@@ -137,7 +126,8 @@ class StudentLesson:
 
     def state(self) -> dict[str, Tensor]:
         """What else a checkpoint has to hold."""
-        return {"log_betas": self.log_betas, "spreads": self.spreads}
+        quantiles = {f"quantiles.{i}": student.prior.quantiles.data for i, student in enumerate(self._each)}
+        return {"log_betas": self.steering.log_betas, "spreads": self.spreads, "divided": self._divided, **quantiles}
 
     def student(self, number: int) -> Student:
         """Of one rate, in the order of the plan's targets."""
@@ -150,90 +140,88 @@ class StudentLesson:
         return [self.student(number) for number in range(len(self.students))]
 
     def begin_second(self) -> None:
-        """Freeze the priors."""
+        """Freeze the priors, of a student for every rate."""
+        if not self._divided:
+            self._divide()
         for student in self._each:
-            student.prior.find_quantiles()
+            student.freeze_prior()
 
-    def loss(self, stage: int, step: int, share: float) -> Tensor:
-        """The loss of a step at a share 0..1 of its stage; the sum over students, none of which sees another's."""
+    def losses(self, stage: int, step: int, share: float) -> Iterator[Tensor]:
+        """The losses of a step at a share 0..1 of its stage, of each student that learns in it, of which none sees
+        another's; one after another, so that gradients of one can be taken before the next one is computed."""
         rng = np.random.default_rng((self._plan.seed, stage, step))
-        generator = torch.Generator(self._device).manual_seed(int(rng.integers(2**62)))
-        pixels, features, outputs = self._views.batch(rng, self._plan.batch)
-        pixels, features = pixels.to(self._device), features.to(self._device)
-        if stage == 0:
-            return self._first(pixels, features, generator, int(rng.integers(ROWS)), share)
-        return self._second(pixels, outputs[0].to(self._device))
-
-    def _first(self, pixels: Tensor, features: Tensor, generator: torch.Generator, row: int, share: float) -> Tensor:
-        bits, coded, decoded = [], [], []
-        with self._half():
-            with torch.no_grad():
-                wanted = self._levels(features)
-            x = self._pixels(pixels)
-            for student in self._each:
-                latent = student.encoder(x)
-                noise = torch.rand(latent.shape, generator=generator, device=self._device) - 0.5
-                noisy = latent + noise
-                decoded.append(student.decoder(noisy))
-                with torch.autocast(self._device.type, enabled=False):
-                    some = noisy[:, :, row::ROWS]
-                    each = noisy.shape[2] / some.shape[2] / len(x)
-                    bits.append(student.prior.bits(some).sum() * each)
-                    with torch.no_grad():
-                        coded.append(student.prior.bits(latent[:, :, row::ROWS].round()).sum() * each)
-            made = self._levels(torch.cat(decoded))
-        rates = torch.stack(bits)
-        errors = torch.stack(
-            [
-                ((mine.float() - theirs.float().repeat(len(self.students), 1, 1, 1)) ** 2).flatten(1).sum(1)
-                .reshape(len(self.students), -1).mean(1) / spread
-                for mine, theirs, spread in zip(made, wanted, self.spreads, strict=True)
-            ]
-        ).sum(0)  # fmt: skip
-        self._remember(errors=errors, bytes=torch.stack(coded) / 8 + HEADER)
-        loss = (errors + self.log_betas.exp() * rates).sum()
+        torch.manual_seed(int(rng.integers(2**62)))
+        pixels, features, outputs = self._views.batch(rng, self._plan.views(stage))
+        x = self._pixels(pixels.to(self._device))
+        scores, *levels = (each.to(self._device) for each in (outputs[0], features, *outputs[1:]))
+        if stage:
+            for number in range(len(self.students)):
+                yield self._second(number, x, scores)
+            return
+        if share >= self._plan.together and not self._divided:
+            self._divide()
+        learning = range(len(self.students)) if self._divided else [self._finest]
+        row, coded = int(rng.integers(ROWS)), {}
+        for number in learning:
+            if step % REFRESHED == 0:
+                self.student(number).freeze_prior()
+            loss, coded[number] = self._first(number, x, levels, row)
+            yield loss
         # Noise costs bits that rounding does not: where most latents are small, several times what is then coded.
-        self._steer(torch.stack(coded), share)
-        return loss
+        self.steering.follow(coded, share)
 
-    def _second(self, pixels: Tensor, wanted: Tensor) -> Tensor:
-        x = self._pixels(pixels)
-        nats, same = [], []
-        for index, student in enumerate(self._each):
-            with self._half():
-                with torch.no_grad():
-                    medians = student.prior.medians
-                    latent = torch.round(student.encoder(x) - medians) + medians
-                found = student.decoder(latent)
-                changes = self._changes(index)
-                for number, part in enumerate(self.parts):
-                    changed = {
-                        name: weight + changes[_key(number, name)]
-                        for name, weight in weights(part).items()
-                        if _key(number, name) in changes
-                    }
-                    (found,) = functional_call(part, changed, (found,))
-            scores = found.float()
-            logarithms = wanted.clamp_min(1e-8).log() - scores.clamp_min(1e-8).log()
-            nats.append((wanted * logarithms).sum(1).mean())
-            same.append((scores.argmax(1) == wanted.argmax(1)).float().mean())
-        self._remember(nats=torch.stack(nats), same=torch.stack(same))
-        return torch.stack(nats).sum()
+    def _first(self, number: int, x: Tensor, wanted: Sequence[Tensor], row: int) -> tuple[Tensor, Tensor]:
+        """The loss of a student, and the bits of its rounded latent."""
+        student = self.student(number)
+        with self._half():
+            latent = student.encoder(x)
+            noise = torch.rand_like(latent) - 0.5
+            made = [student.decoder(latent + noise)]
+            for part in self.parts[:-1]:
+                made += part(made[-1])
+        some = latent[:, :, row::ROWS]
+        each = latent.shape[2] / some.shape[2] / len(x)
+        bits = _bits(student.prior(some, training=True)[1]) * each
+        with torch.no_grad():
+            coded = _bits(student.prior(some, training=False)[1]) * each
+        pairs = zip(made, wanted, self.spreads, strict=True)
+        errors = torch.stack([(a.float() - b).square().sum() / len(x) / spread for a, b, spread in pairs]).sum()
+        self._remember(number, errors=errors, bytes=coded / 8 + HEADER)
+        return errors + self.steering.beta(number) * bits, coded
+
+    def _second(self, number: int, x: Tensor, wanted: Tensor) -> Tensor:
+        student = self.student(number)
+        with torch.no_grad(), self._half():
+            latent = student.rounded(student.encoder(x))
+        scores = self.scores(number, latent)
+        nats = divergence(wanted, scores)
+        self._remember(number, nats=nats, same=(scores.argmax(1) == wanted.argmax(1)).float().mean())
+        return nats
+
+    def scores(self, number: int, latent: Tensor) -> Tensor:
+        """What a student's decoder and the tail, as it is changed for that student, answer: float32 [B, classes]."""
+        changes = self._changes(number)
+        with self._half():
+            found = self.student(number).decoder(latent)
+            for at, part in enumerate(self.parts):
+                changed = {
+                    name: weight + changes[_key(at, name)]
+                    for name, weight in weights(part).items()
+                    if _key(at, name) in changes
+                }
+                (found,) = functional_call(part, changed, (found,))
+        answers: Tensor = found.float()
+        return answers
 
     @torch.no_grad()
-    def _steer(self, rates: Tensor, share: float) -> None:
-        moved, self._share = share - (share if self._share is None else self._share), share
-        if FREE < share < HELD:
-            allowed = self._wanted * COARSER ** (1 - min(share / REACHED, 1))
-            self.log_betas += GAIN * min(moved, LONGEST) * (rates / allowed).log().clamp(-1, 1)
-            self.log_betas.clamp_(self.first_betas - FARTHEST, self.first_betas + FARTHEST)
-
-    def _levels(self, features: Tensor) -> list[Tensor]:
-        """Features behind each of `STAGES`."""
-        found = [features]
-        for part in self.parts[:-1]:
-            found.append(part(found[-1])[0])
-        return found
+    def _divide(self) -> None:
+        """From here on every rate has a student of its own."""
+        learned = self.student(self._finest)
+        for student in self._each:
+            for mine, theirs in zip(student.parameters(), learned.parameters(), strict=True):
+                mine.copy_(theirs)
+        self.steering.divide(self._finest)
+        self._divided.fill_(1)
 
     def _changed(self) -> list[tuple[int, str, Tensor]]:
         """Number of the part, name and weight of what is tuned."""
@@ -257,11 +245,17 @@ class StudentLesson:
         return torch.autocast(self._device.type, torch.bfloat16)
 
     @torch.no_grad()
-    def _remember(self, **values: Tensor) -> None:
+    def _remember(self, number: int, **values: Tensor) -> None:
         for name, value in values.items():
-            known = self.running[name]
+            known = self.running[name][number]
             keep = torch.where(known > 0, RUNNING, 0.0)
             known.copy_(keep * known + (1 - keep) * value)
+
+
+def divergence(wanted: Tensor, scores: Tensor) -> Tensor:
+    """Kullback-Leibler divergence in nats of scores [B, classes] from wanted ones, on the mean."""
+    nats: Tensor = (wanted * (wanted.clamp_min(1e-8).log() - scores.clamp_min(1e-8).log())).sum(1).mean()
+    return nats
 
 
 def check(backbone: Backbone) -> None:
@@ -291,6 +285,10 @@ def unit(weight: Tensor) -> Tensor:
         return whole
     rows = weight.detach().flatten(1).square().mean(1).sqrt().maximum(1e-2 * whole)
     return rows.reshape(-1, *[1] * (weight.ndim - 1))
+
+
+def _bits(likelihoods: Tensor) -> Tensor:
+    return -likelihoods.log2().sum()
 
 
 def _key(part: int, name: str) -> str:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.progress import Progress
+from torch import Tensor
 
 from ..backbones import Backbone
 from ..exceptions import DataError
@@ -54,7 +55,7 @@ def train_student(
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise DataError("there is no CUDA device here; use --device cpu, or check the driver with nvidia-smi")
-    steps = [int(views * share / plan.batch) for share in (plan.first, 1 - plan.first)]
+    steps = [int(views * share / plan.views(stage)) for stage, share in enumerate((plan.first, 1 - plan.first))]
     if min(steps) < 1:
         raise DataError(f"{views} views are too few for both stages of batches of {plan.batch}; give more")
     check(backbone)
@@ -62,35 +63,39 @@ def train_student(
     where = torch.device(device)
     identity = _identity(backbone, plan, paths, views)
     output.mkdir(parents=True, exist_ok=True)
-    lesson = StudentLesson(backbone, plan, Album(paths, backbone, ANCHOR, where), where)
+    lesson = StudentLesson(backbone, plan, Album(paths, backbone, ANCHOR, where, STAGES[1:]), where)
     with Progress(*bar_columns(), console=Console(stderr=True)) as progress:
         for stage, count in enumerate(steps):
             if stage:
                 lesson.begin_second()
             descend(
                 lesson.parameters(stage),
-                lambda step, stage=stage, count=count: lesson.loss(stage, step, step / count),  # type: ignore[misc]
+                lambda step, stage=stage, count=count: _sum(lesson.losses(stage, step, step / count)),  # type: ignore[misc]
                 plan.rate,
                 count,
                 work / identity / f"stage-{stage}{SUFFIX}",
                 identity,
-                _noting(progress, lesson, stage, count, plan.batch),
+                _noting(progress, lesson, stage, count, plan.views(stage)),
                 lesson.state(),
                 rates=lesson.rates,
             )
     parts = "all of the tail" if plan.tuned == len(STAGES) else f"the tail up to {STAGES[plan.tuned]}, and its biases"
     said = (
-        f"{steps[0]} steps of the first stage and {steps[1]} of the second, {plan.batch} views each of {len(paths)} "
-        f"unlabelled photographs, seed {plan.seed}; tuned: decoder, {parts}"
+        f"{steps[0]} steps of {plan.views(0)} views in the first stage, {steps[1]} of {plan.views(1)} in the second, "
+        f"of {len(paths)} unlabelled photographs, seed {plan.seed}; tuned: decoder, {parts}"
     )
     written = []
     for i, target in enumerate(plan.targets):
         name, digest = backbone.spec.name, backbone.spec.sha256
-        beta = float(lesson.log_betas[i].exp())
-        facts = StudentFacts(name, digest, target, beta, sum(steps) * plan.batch, said)
+        seen = sum(count * plan.views(stage) for stage, count in enumerate(steps))
+        facts = StudentFacts(name, digest, target, float(lesson.steering.beta(i)), seen, said)
         written.append(output / f"student-{target}{SUFFIX}")
         write_student(written[-1], student_tensors(lesson.student(i), lesson.changes(i)), facts)
     return written
+
+
+def _sum(losses: Iterable[Tensor]) -> Tensor:
+    return torch.stack(list(losses)).sum()
 
 
 def _identity(backbone: Backbone, plan: StudentPlan, paths: Sequence[Path], views: int) -> str:

@@ -11,7 +11,7 @@ import skimage.data
 import torch
 from headrace.cli import app
 from headrace.models.baselines import student_file, student_train
-from headrace.models.baselines.entropic_student import ANCHOR, Gdn, Student, StudentEncoder, frozen
+from headrace.models.baselines.entropic_student import ANCHOR, Student, StudentEncoder
 from headrace.models.baselines.student_file import (
     StudentFacts,
     read_student,
@@ -19,7 +19,7 @@ from headrace.models.baselines.student_file import (
     student_tensors,
     write_student,
 )
-from headrace.models.baselines.student_lesson import StudentLesson, StudentPlan, tail_parts
+from headrace.models.baselines.student_lesson import STAGES, StudentLesson, StudentPlan, tail_parts
 from headrace.models.baselines.student_measure import StudentCodec, measure_student
 from headrace.models.baselines.student_train import train_student
 from headrace.models.bitstream import Packet
@@ -47,7 +47,7 @@ def untrained(seed: int = 3, spread: float = 4.0) -> Student:
         student.encoder.last.weight *= spread / 0.15
         student.prior.matrices[0] += torch.linspace(-1, 1, 24)[:, None, None]
         student.prior.biases[0] += torch.linspace(-2, 2, 24)[:, None, None]
-    student.prior.find_quantiles()
+    student.freeze_prior()
     return student
 
 
@@ -71,66 +71,27 @@ def labelled(tmp_path) -> Path:
     return folder
 
 
-def test_the_prior_is_compressai_s():
-    """Under the same parameters the same likelihoods, and tables that cost what CompressAI's do."""
-    from compressai.entropy_models import EntropyBottleneck
-
-    prior = untrained().prior
-    theirs = EntropyBottleneck(24).eval()
-    missing, unexpected = theirs.load_state_dict(prior.state_dict(), strict=False)
-    assert not unexpected and all("quantiles" not in name and "matri" not in name for name in missing)
+def test_tables_cost_what_the_density_says():
+    """Medians have half of the mass on either side; a packet's symbols take as many bits as training counts."""
+    student = untrained()
     symbols = torch.randint(-6, 7, (2, 24, 5, 5)).float()
-    latent = symbols + prior.medians
+    latent = symbols + student.medians
     with torch.inference_mode():
-        _, likelihoods = theirs(latent)
-        assert torch.allclose(torch.exp2(-prior.bits(latent)), likelihoods, rtol=1e-4, atol=1e-6)
-    theirs.update()
-    tables, where = prior.tables(), np.arange(24)[:, None, None].repeat(25, 1).reshape(24, 5, 5)
-    for row, length, low, mine in zip(
-        theirs._quantized_cdf, theirs._cdf_length, theirs._offset, tables.cdf, strict=True
-    ):
-        at = -int(low)
-        expected = -np.log2(float(row[at + 1] - row[at]) / 65536)
-        channel = int(np.flatnonzero((tables.cdf == mine).all(1))[0])
-        zero = -int(tables.offsets[channel])
-        assert -np.log2(float(mine[zero + 1] - mine[zero]) / 65536) == pytest.approx(expected, abs=0.05)
-        assert int(length) >= 3
-    whole = tables.bits(symbols[0].numpy().astype(np.int32), where)
-    assert whole.sum() == pytest.approx(float(prior.bits(latent)[0].detach().sum()), rel=0.02)
-
-
-def test_quantiles_are_where_the_mass_is():
-    prior = untrained().prior
-    low, median, high = prior.quantiles[:, 0].unbind(1)
-    with torch.inference_mode():
-        middle = torch.sigmoid(prior._logits(median[:, None, None]))
-        tails = torch.sigmoid(prior._logits(low[:, None, None])), torch.sigmoid(-prior._logits(high[:, None, None]))
-    assert torch.allclose(middle, torch.full_like(middle, 0.5), atol=1e-4)
-    assert all((tail < 1e-8).all() for tail in tails) and (low < median).all() and (median < high).all()
-
-
-@pytest.mark.parametrize("inverse", [False, True])
-def test_normalisation_is_compressai_s(inverse):
-    from compressai.layers import GDN1
-
-    torch.manual_seed(0)
-    mine, theirs = Gdn(6, inverse), GDN1(6, inverse=inverse)
-    with torch.no_grad():
-        for name in ("beta", "gamma"):
-            getattr(mine, name).copy_(getattr(mine, name) + 0.3 * torch.randn_like(getattr(mine, name)))
-            getattr(theirs, name).copy_(getattr(mine, name))
-    x = torch.randn(2, 6, 4, 5, requires_grad=True)
-    y = x.detach().clone().requires_grad_()
-    mine(x).square().sum().backward()
-    theirs(y).square().sum().backward()
-    assert torch.allclose(mine(x), theirs(y), rtol=1e-5) and torch.allclose(x.grad, y.grad, rtol=1e-4, atol=1e-6)
-    assert torch.allclose(mine.gamma.grad, theirs.gamma.grad, rtol=1e-4, atol=1e-6)
-    assert torch.allclose(frozen(torch.nn.Sequential(mine))(x), theirs(y), rtol=1e-5)
+        again, likelihoods = student.prior(latent, training=False)
+    assert torch.equal(student.rounded(latent + 0.3), again) and torch.allclose(again, latent, atol=1e-5)
+    where = np.arange(24)[:, None, None].repeat(25, 1).reshape(24, 5, 5)
+    tables = student.tables()
+    bits = tables.bits(symbols[0].numpy().astype(np.int32), where)
+    assert bits.sum() == pytest.approx(float(-likelihoods[0].log2().sum()), rel=0.02)
+    low, _, high = student.prior.quantiles[:, 0].unbind(1)
+    reach = tables.offsets + tables.sizes - 3
+    assert (tables.offsets <= (low - student.medians.flatten()).ceil().numpy()).all()
+    assert (reach >= (high - student.medians.flatten()).floor().numpy()).all()
 
 
 def test_encoder_is_the_published_one():
     """0.59 GMAC at 224 pixels, of which normalisations are a fifth; latent of 24 x 55 x 55."""
-    encoder = frozen(StudentEncoder())
+    encoder = StudentEncoder().requires_grad_(False).eval()
     assert encoder(torch.zeros(1, 3, 224, 224)).shape == (1, 24, 55, 55)
     convolutions = 112**2 * 3 * 96 * 25 + 56**2 * 96 * 48 * 25 + 55**2 * 48 * 24 * 4
     normalisations = 112**2 * 96**2 + 56**2 * 48**2
@@ -191,7 +152,7 @@ def test_what_is_no_student_is_refused(backbone, written, tmp_path):
     with pytest.raises(DataError, match=r"bad\.safetensors is not an Entropic Student"):
         read_student(bad, backbone)
     save_file({"a": torch.zeros(2)}, bad)
-    with pytest.raises(DataError, match="not an Entropic Student of version 1; give a file that"):
+    with pytest.raises(DataError, match="not an Entropic Student of version 2; give a file that"):
         read_student(bad, backbone)
     with pytest.raises(DataError, match=r"is not an Entropic Student: .*No such file"):
         read_student(tmp_path / "none.safetensors", backbone)
@@ -226,8 +187,8 @@ def one_thread():
 def test_training_goes_on_and_ends_the_same(noise_pictures, tmp_path, monkeypatch):
     """Both stages on 32 pixels; a run that is killed in the second one ends as one that was not."""
     backbone = load_backbone("efficientnet_lite0").at(f"{ANCHOR}-32px")[0]
-    plan = StudentPlan(targets=(40, 80), batch=4, first=0.5, tuned=1)
-    how = {"plan": plan, "views": 24}
+    plan = StudentPlan(targets=(40, 80), batch=4, first=0.4, tuned=1)
+    how = {"plan": plan, "views": 32}
     whole = train_student(backbone, [noise_pictures], tmp_path / "a", tmp_path / "a-work", **how)
     first = student_train.descend
     calls = []
@@ -249,22 +210,29 @@ def test_training_goes_on_and_ends_the_same(noise_pictures, tmp_path, monkeypatc
         train_student(backbone, [noise_pictures], tmp_path / "b", tmp_path / "b-work", **how)
     monkeypatch.undo()
     resumed = train_student(backbone, [noise_pictures], tmp_path / "b", tmp_path / "b-work", **how)
-    assert calls == [3, 3] and [p.name for p in whole] == ["student-40.safetensors", "student-80.safetensors"]
+    assert calls == [3, 2] and [p.name for p in whole] == ["student-40.safetensors", "student-80.safetensors"]
     for a, b in zip(whole, resumed, strict=True):
         found = read_student(a, backbone)
         mine, theirs = load_file(a), load_file(b)
         assert mine.keys() == theirs.keys() and all(torch.equal(v, theirs[k]) for k, v in mine.items())
-        assert found.facts == read_student(b, backbone).facts and found.facts.views == 24
+        assert found.facts == read_student(b, backbone).facts and found.facts.views == 3 * 4 + 2 * 8
         assert "tuned: decoder, the tail up to blocks.2, and its biases" in found.facts.said
-    assert not torch.equal(*(load_file(path)["encoder/last.weight"] for path in whole))
+    assert not torch.equal(*(load_file(path)["encoder/last.weight"] for path in whole)), "they were divided in time"
     with pytest.raises(DataError, match="6 views are too few"):
         train_student(backbone, [noise_pictures], tmp_path / "c", tmp_path / "c", plan, 6)
 
 
-def test_both_losses_fall_and_beta_moves(noise_pictures):
+@pytest.fixture
+def small(noise_pictures):
+    """Views of 32 pixels, and a lesson of them for given targets."""
     backbone = load_backbone("efficientnet_lite0").at(f"{ANCHOR}-32px")[0]
-    album = Album(find_pictures(noise_pictures)[:40], backbone, ANCHOR, torch.device("cpu"))
-    lesson = StudentLesson(backbone, StudentPlan(targets=(60,), batch=4), album, torch.device("cpu"))
+    album = Album(find_pictures(noise_pictures)[:40], backbone, ANCHOR, torch.device("cpu"), STAGES[1:])
+    return lambda *targets: StudentLesson(backbone, StudentPlan(targets, batch=4), album, torch.device("cpu"))
+
+
+def test_both_losses_fall_and_beta_moves(small):
+    lesson = small(60)
+    first = float(lesson.steering.log_betas)
     for stage, name in enumerate(("errors", "nats")):
         named = lesson.parameters(stage)
         optimiser = torch.optim.Adam(named.values(), lr=1e-3)
@@ -274,14 +242,36 @@ def test_both_losses_fall_and_beta_moves(noise_pictures):
             share = step == 7
             lesson.running[name].zero_()
             optimiser.zero_grad()
-            lesson.loss(stage, 0, 0.5 if share else 0.0).backward()
+            sum(lesson.losses(stage, 0, 0.5 if share else 0.0)).backward()
             optimiser.step()
             seen.append(float(lesson.running[name]))
         assert seen[-1] < 0.95 * seen[0], (name, seen)
         lesson.begin_second()
-    assert float(lesson.log_betas) != float(lesson.first_betas)
+    assert float(lesson.steering.log_betas) != first
     assert {name.split(".")[1] for name in lesson.parameters(0)} == {"encoder", "prior", "decoder"}
     assert {name.split(".")[1] for name in lesson.parameters(1)} == {"decoder", "tail"}
+
+
+def test_one_student_learns_for_all_and_is_then_divided(small):
+    lesson = small(60, 120, 30)
+    named = lesson.parameters(0)
+    begun = {name: p.detach().clone() for name, p in named.items()}
+    optimiser = torch.optim.SGD(named.values(), lr=1e-6)
+    for loss in (found := list(lesson.losses(0, 1, 0.1))):
+        loss.backward()
+    optimiser.step()
+    moved = {name.split(".")[0] for name, p in named.items() if not torch.equal(p, begun[name])}
+    assert len(found) == 1 and moved == {"1"}, "the finest one"
+    assert len(list(lesson.losses(0, 2, 0.7))) == 3
+    for i in (0, 2):
+        assert all(torch.equal(p, named["1" + k[1:]]) for k, p in named.items() if k.startswith(f"{i}."))
+    coarse, fine, coarsest = lesson.steering.log_betas.tolist()
+    assert fine < coarse < coarsest
+    assert len(list(lesson.losses(1, 0, 0.0))) == 3
+    short = small(60, 120)
+    list(short.losses(0, 0, 0.0))
+    short.begin_second()
+    assert torch.equal(*(short.student(i).encoder.last.weight for i in (0, 1))), "even after a first stage of one step"
 
 
 def test_eval_rd_refuses_what_is_no_student(labelled, tmp_path):

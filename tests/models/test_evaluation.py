@@ -280,7 +280,9 @@ def test_the_commands_on_real_photographs(tmp_path, monkeypatch):
     rd, out, student = tmp_path / "rd.json", tmp_path / "out", tmp_path / "student.safetensors"
     backbone = load_backbone("efficientnet_lite0")
     facts = StudentFacts("lite0", backbone.spec.sha256, 1234, 1e-5, 640, "not at all")
-    write_student(student, student_tensors(Student(24), {}), facts)
+    untrained = Student(24)
+    untrained.freeze_prior()
+    write_student(student, student_tensors(untrained, {}), facts)
     command = ["eval", "rd", "--data", str(tmp_path), "--json", str(rd), "--work", str(tmp_path / "work")]
     command += ["--entropic-student", str(student)]
     done = CliRunner().invoke(app, [*command, "--output", str(out)])
