@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image, UnidentifiedImageError
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from ..backbones import Backbone
@@ -95,15 +95,7 @@ class Album:
             over = torch.from_numpy(share).to(self._device)[:, None, None, None]
             mixed = torch.lerp(pixels.float(), pixels.roll(1, 0).float(), over)
             pixels = mixed.round().to(torch.uint8)
-        features, outputs = [], []
-        with torch.inference_mode(), torch.autocast(self._device.type, torch.bfloat16):
-            for part in torch.split(pixels, CHUNK):
-                (found,) = self._head(part)
-                features.append(found.float())
-                outputs.append(tuple(t.float() for t in self._tail(found)))
-        joined = tuple(torch.cat(each) for each in zip(*outputs, strict=True))
-        # Tensors that were made in inference mode cannot take part in a graph.
-        return pixels, torch.cat(features).clone(), tuple(each.clone() for each in joined)
+        return pixels, *looked_at(self._head, self._tail, pixels)
 
     def _views(self, rng: np.random.Generator, number: int, size: int) -> Tensor:
         which = torch.from_numpy(rng.choice(self.count, number, replace=number > self.count)).to(self._device)
@@ -129,6 +121,20 @@ class Album:
             view = functional.grid_sample(chosen, grid, padding_mode="border", align_corners=False)
             views.append(functional.avg_pool2d(view, SUPERSAMPLED).round().clamp(0, 255).to(torch.uint8))
         return torch.cat(views).permute(0, 2, 3, 1).contiguous()
+
+
+def looked_at(head: nn.Module, tail: nn.Module, pixels: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """What the uncut model has of pixels uint8 [B, S, S, 3]: features float32 [B, C, H, W] behind its head, and float32
+    [B, ...] each tensor that its tail gives. On the pixels' device, in bfloat16 until then."""
+    features, outputs = [], []
+    with torch.inference_mode(), torch.autocast(pixels.device.type, torch.bfloat16):
+        for part in torch.split(pixels, CHUNK):
+            (found,) = head(part)
+            features.append(found.float())
+            outputs.append(tuple(t.float() for t in tail(found)))
+    joined = tuple(torch.cat(each) for each in zip(*outputs, strict=True))
+    # Tensors that were made in inference mode cannot take part in a graph.
+    return torch.cat(features).clone(), tuple(each.clone() for each in joined)
 
 
 def read_photograph(path: Path) -> npt.NDArray[np.uint8]:

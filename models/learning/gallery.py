@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..backbones import Backbone
 from ..detection.collage import Collage
-from .album import CHUNK
+from .album import looked_at
 
 KINDS = (0.2, 0.15, 0.2, 0.45)
 """Shares of a whole photograph, a part of one, two and four."""
@@ -47,7 +47,6 @@ class Gallery:
         self._collage, self._size = Collage(paths, how.fill, device), how.size
         parts = (backbone.head(anchor), backbone.tail_beside(anchor, later))
         self._head, self._tail = (copy.deepcopy(m).to(device) for m in parts)
-        self._device = device
         self.count = self.made = len(paths)
 
     def fill(self, note: Callable[[int], None] = lambda _: None) -> None:
@@ -66,12 +65,4 @@ class Gallery:
         """New scenes: pixels uint8 [B, S, S, 3], features float32 [B, C, H, W], and float32 [B, ...] each output
         and each later map."""
         pixels = self._collage.draw(self._collage.layouts(rng, number, KINDS), self._size)
-        features, others = [], []
-        with torch.inference_mode(), torch.autocast(self._device.type, torch.bfloat16):
-            for part in torch.split(pixels, CHUNK):
-                (found,) = self._head(part)
-                features.append(found.float())
-                others.append(tuple(t.float() for t in self._tail(found)))
-        joined = tuple(torch.cat(each) for each in zip(*others, strict=True))
-        # Tensors that were made in inference mode cannot take part in a graph.
-        return pixels, torch.cat(features).clone(), tuple(each.clone() for each in joined)
+        return pixels, *looked_at(self._head, self._tail, pixels)
