@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -72,22 +71,47 @@ async def overload(server: Server, material: Material, load: Load, *, heed: bool
         return Overload(tally, begin, rss_mb(server))
 
 
-async def greed(server: Server, material: Material, fps: float, count: int, seconds: float, deadline_s: float) -> Any:
-    """On-time share of the others without and with one device that sends 100 times its share, and Jain's index without.
+@dataclass(frozen=True, slots=True)
+class Greed:
+    """On-time shares of all devices but a greedy one, without and beside it, by turn; Jain's index without it."""
+
+    alone: tuple[float, ...]
+    beside: tuple[float, ...]
+    jain: float
+
+    @property
+    def points(self) -> tuple[float, ...]:
+        """What the others lose, in points, by turn."""
+        return tuple((a - b) * 100 for a, b in zip(self.alone, self.beside, strict=True))
+
+
+async def greed(
+    server: Server, material: Material, fps: float, count: int, seconds: float, deadline_s: float, turns: int
+) -> Greed:
+    """What one device that sends 100 times its share takes from the others, in turns: a moment in which the machine
+    does something else falls on either side.
 
     Args:
         server: ours.
         material: packets.
         fps: that `count` devices offer together; one more that is greedy sends 100 times a device's share of it.
         count: devices beside the greedy one.
-        seconds: of each of the two measurements.
+        seconds: of each of the two measurements of a turn.
         deadline_s: of every frame.
+        turns: how often both are measured, at other times of frames each.
     """
     each = fps / count
+    alone: list[float] = []
+    beside: list[float] = []
+    jain: list[float] = []
     async with connected(server, count + 1, material) as targets:
-        alone = await offer(Load((each,) * count + (0.0,), seconds, deadline_s), targets)
-        beside = await offer(Load((each,) * count + (100 * each,), seconds, deadline_s), targets)
-    return others(alone, count), others(beside, count), alone.fairness()
+        for turn in range(turns):
+            tally = await offer(Load((each,) * count + (0.0,), seconds, deadline_s, seed=turn), targets)
+            alone.append(others(tally, count))
+            jain.append(tally.fairness())
+            tally = await offer(Load((each,) * count + (100 * each,), seconds, deadline_s, seed=turn), targets)
+            beside.append(others(tally, count))
+    return Greed(tuple(alone), tuple(beside), spread(jain)[0])
 
 
 def others(tally: Tally, count: int) -> float:

@@ -24,6 +24,7 @@ KEYS = (
     "null_over_litserve",
     "null_over_ray_serve",
     "overload_goodput_share",
+    "greed_points",
     "idle_mb_per_device",
     "lost_on_swap",
     "lost_on_drain",

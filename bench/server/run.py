@@ -32,6 +32,8 @@ OVER = 1.2
 """Saturation is measured at so many times the bare loop's rate, which is more than any server of a tail can carry."""
 LOSS_FPS = 60.0
 """Frames a second while servers drain and bundles are swapped."""
+GREED_TURNS = 6
+"""Turns in which the others are measured alone and beside a greedy device."""
 IDLE_S = 10.0
 """Shortest measurement of an active device among idle ones."""
 FRAMES, MOST_S = 400, 8.0
@@ -215,13 +217,18 @@ async def _hardships(plan: Plan, place: Place, material: Material, found: Found,
                 await _overload(server, plan, material, found, console, peak, heed)
         found.save()
         if "greed" in plan.parts:
-            alone, beside, jain = await cells.greed(
-                server, material, 0.5 * peak, plan.devices, max(plan.seconds, 5.0), plan.deadline_s
+            seen = await cells.greed(
+                server, material, 0.5 * peak, plan.devices, max(plan.seconds, 5.0), plan.deadline_s, GREED_TURNS
             )
+            points, (_, least, most) = float(np.mean(seen.points)), spread(seen.points)
             console.print(
-                f"fairness: {alone:.3f} of the others' frames in time alone, {beside:.3f} beside one device that sends "
-                f"100 times its share ({(alone - beside) * 100:.1f} points); Jain's index {jain:.3f}"
+                f"fairness: {np.mean(seen.alone):.3f} of the others' frames in time alone, {np.mean(seen.beside):.3f} "
+                f"beside one device that sends 100 times its share: {points:.1f} points less in the mean of "
+                f"{GREED_TURNS} turns ({least:.1f} to {most:.1f}); Jain's index {seen.jain:.3f}"
             )
+            found.rounds["greed_points"] = list(seen.points)
+            found.figures["greed_points"] = round(points, 2)
+            found.save()
 
 
 async def _idle(plan: Plan, place: Place, material: Material, found: Found, console: Console) -> None:
