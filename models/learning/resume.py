@@ -46,7 +46,7 @@ def resume(
                 for at, layer in enumerate(encoder.layers(width))
             ]
             with torch.no_grad():
-                latent = run(steps, pixels)
+                latent = run([layer.layer for layer in encoder.layers(width)], steps, pixels)
         # The last width is the widest; what the synthesis makes of its latents is what statistics are taken from.
         _synthesis(_under(arrays, f"{name}/synthesis/"), synthesis, latent)
         changes = _under(arrays, f"{name}/tail/")
