@@ -20,8 +20,11 @@ $(STAMP): pyproject.toml constraints.txt
 demo: venv
 	$(BIN)/headrace bench demo --output demo-output
 
+# Tests run side by side, as many as there are cores, up to four; those of real processes in real time after them, alone.
+BESIDE := -n auto --maxprocesses 4 --dist worksteal
 test: lint
-	$(BIN)/python -m pytest -m "not slow"
+	@$(BIN)/python -m pytest -m "not slow and not alone" $(BESIDE); beside=$$?; \
+	$(BIN)/python -m pytest -m "alone and not slow" && exit $$beside
 
 test-all: lint
 	$(BIN)/python -m pytest
