@@ -20,7 +20,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from rich.progress import Progress
 from torch import Tensor, nn
@@ -35,11 +34,12 @@ from ..onnx_time import one_core_session
 from ..split import fit_splits, measured_points, timed
 from .cut import learned_cuts
 from .descent import descend
-from .slimmable import Layer, PlainEncoder, family, fault
+from .resume import taken_up
+from .slimmable import PlainEncoder, SlimmableEncoder, family, fault, run
 from .team import Team
 
 MEASURED = 64
-"""Views from which it is taken what the latent varies by."""
+"""Views from which statistics are taken: of the first layers' values, and of what the latent varies by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,19 +115,21 @@ class Imitator:
         self._paths, self._team, self._device = paths, team, team.device
         self._pixels = Pixels(backbone.preprocessing).to(team.device)
         self._teacher = _fast(teacher, self._how.size, imitation.batch, team, work)
-        self.encoder = PlainEncoder(imitation.channels, teacher.plan[-1].made[0])
-        began(self.encoder, teacher)
-        self.encoder.to(team.device).requires_grad_(True)
+        self._width = imitation.width
+        self.encoder = SlimmableEncoder({imitation.width: imitation.channels}, teacher.plan[-1].made[0])
+        self.encoder.to(memory_format=torch.channels_last)
         with torch.no_grad():
-            latents = [self._teacher(self._pixels(self._views(-1 - i))) for i in range(-(-MEASURED // self._batch))]
-        self._varied = float(torch.cat(latents).var((0, 2, 3)).mean())
+            seen = [self._pixels(self._views(-1 - i)) for i in range(-(-MEASURED // self._batch))]
+            self._varied = float(torch.cat([self._teacher(x) for x in seen]).var((0, 2, 3)).mean())
+        began(self.encoder, teacher.to("cpu"), torch.cat(seen).cpu())
+        self.encoder.to(team.device).train()
 
     def loss(self, step: int) -> Tensor:
         """Mean square error of the latent in units of what it varies by, on views of this step's own."""
         pixels = self._pixels(self._views(step))
         with torch.no_grad():
             wanted = self._teacher(pixels)
-        given: Tensor = self.encoder(pixels)
+        given: Tensor = self.encoder(pixels, self._width)
         return (given - wanted).square().mean() / self._varied
 
     def _views(self, step: int) -> Tensor:
@@ -141,25 +143,33 @@ class Imitator:
         return torch.from_numpy(np.stack(views)).to(self._device)
 
 
-def began(encoder: PlainEncoder, teacher: PlainEncoder) -> int:
-    """Give an encoder the layers of another one that are alike, from the first one on and from the last one on; the
-    others get random weights. Returns how many are alike."""
+def began(encoder: SlimmableEncoder, teacher: PlainEncoder, pixels: Tensor) -> int:
+    """Give an encoder of one width the layers of another one that are alike, from the first one on and from the last
+    one on, with normalisations that for these pixels change nothing; the others keep their random weights. Returns how
+    many are alike."""
+    (width,) = encoder.widths
+    layers = encoder.layers(width)
 
     def alike(mine: int, theirs: int) -> bool:
-        a, b = encoder.plan[mine], teacher.plan[theirs]
+        a, b = layers[mine].layer, teacher.plan[theirs]
         same = (a.kernel, a.stride, a.depthwise, a.activated) == (b.kernel, b.stride, b.depthwise, b.activated)
         return same and (a.given, a.made, a.joined) == (b.given, b.made, b.joined)
 
-    count = min(len(encoder.plan), len(teacher.plan))
+    count = min(len(layers), len(teacher.plan))
     front = next((i for i in range(count) if not alike(i, i)), count)
     back = next((i for i in range(count - front) if not alike(-1 - i, -1 - i)), count - front)
-    pairs = [(i, i) for i in range(front)] + [(-1 - i, -1 - i) for i in range(back)]
+    steps: list[Callable[[Tensor], Tensor]] = []
+    for at, layer in enumerate(layers):
+        theirs = at if at < front else at - len(layers)
+        if at < front or at >= len(layers) - back:
+            plain = teacher.layers[theirs]
+            assert isinstance(plain, nn.Conv2d) and plain.bias is not None
+            steps.append(partial(taken_up, layer, plain.weight, torch.ones(len(plain.weight)), plain.bias, width))
+        else:
+            steps.append(partial(layer, width=width))
     with torch.no_grad():
-        for layer, each in zip(encoder.layers, encoder.plan, strict=True):
-            _randomise(layer, each)
-        for mine, theirs in pairs:
-            encoder.layers[mine].load_state_dict(teacher.layers[theirs].state_dict())
-    return len(pairs)
+        run([layer.layer for layer in layers], steps, pixels)
+    return front + back
 
 
 def imitate(
@@ -170,8 +180,8 @@ def imitate(
     work: Path,
     team: Team,
     progress: Progress | None = None,
-) -> PlainEncoder:
-    """Learn, from where an earlier run of the same was killed.
+) -> SlimmableEncoder:
+    """Learn an encoder of one width, from where an earlier run of the same was killed.
 
     Args:
         backbone: the bundle's.
@@ -190,7 +200,7 @@ def imitate(
     imitation.spec(bundle)
     cut = learned_cuts(bundle)[imitation.of]
     imitator = Imitator(backbone, cut.encoder, imitation, paths, team, work)
-    named = dict(imitator.encoder.named_parameters())
+    named, state = dict(imitator.encoder.named_parameters()), dict(imitator.encoder.named_buffers())
     what = [bundle.fingerprint.hex(), repr(imitation), [p.name for p in paths], team.size]
     identity = hashlib.sha256(json.dumps(what).encode()).hexdigest()
     bar = progress.add_task("imitation", total=imitation.steps)
@@ -206,18 +216,20 @@ def imitate(
         work / "imitation.safetensors",
         identity,
         note,
-        exchange=partial(team.average_gradients, list(named.values())),
+        state,
+        partial(team.average_gradients, list(named.values())),
         keeps=team.first,
         average=imitation.average,
     )
-    return imitator.encoder.requires_grad_(False)
+    team.average(state.values())
+    return imitator.encoder.requires_grad_(False).eval()
 
 
 def with_imitation(
     backbone: Backbone,
     bundle: Bundle,
     imitation: Imitation,
-    encoder: PlainEncoder,
+    encoder: SlimmableEncoder,
     fit_on: Sequence[Path],
     held_out: Sequence[View],
     progress: Progress | None = None,
@@ -240,7 +252,8 @@ def with_imitation(
     name = f"{spec.name}-{spec.width}"
     old = next(s for s in bundle.splits if s.name == imitation.of)
     bundle = without(bundle, {name})
-    bundle = bundle.with_learned({**bundle.learned, **_tensors(spec, encoder)})
+    tensors = {f"{spec.name}/encoder/{key}": value.detach().half().cpu() for key, value in encoder.parts().items()}
+    bundle = bundle.with_learned({**bundle.learned, **{k: v.contiguous().numpy() for k, v in tensors.items()}})
     unfitted = SplitSpec(name, old.features, old.features[0], (), learned=spec)
     backbone.learned = learned_cuts(replace(bundle, splits=(*bundle.splits, unfitted)))
     specs, arrays = fit_splits(backbone, [name], fit_on, imitation.seed, progress)
@@ -254,24 +267,6 @@ def with_imitation(
     )
     bundle = replace(bundle, provenance={**bundle.provenance, name: said}).check()
     return measured_points(backbone, timed(backbone, bundle, progress), held_out, progress, [name]).check()
-
-
-def _tensors(spec: LearnedSpec, encoder: PlainEncoder) -> dict[str, npt.NDArray[np.float16]]:
-    """What a bundle holds of an encoder of one width, see `cut`."""
-    found: dict[str, Tensor] = {}
-    for at, layer in enumerate(encoder.layers):
-        assert isinstance(layer, nn.Conv2d) and layer.bias is not None
-        place = f"{spec.name}/encoder/{family(spec.channels)}/{at}"
-        found[f"{place}/weight"] = layer.weight
-        found[f"{place}/{spec.width}/scale"] = torch.ones(len(layer.weight))
-        found[f"{place}/{spec.width}/bias"] = layer.bias
-    return {key: value.detach().half().cpu().contiguous().numpy() for key, value in found.items()}
-
-
-def _randomise(layer: nn.Module, each: Layer) -> None:
-    assert isinstance(layer, nn.Conv2d) and layer.bias is not None
-    nn.init.kaiming_normal_(layer.weight, mode="fan_in", nonlinearity="relu" if each.activated else "linear")
-    nn.init.zeros_(layer.bias)
 
 
 def _fast(teacher: PlainEncoder, size: int, batch: int, team: Team, work: Path) -> Callable[[Tensor], Tensor]:

@@ -42,7 +42,7 @@ def resume(
     try:
         for width in encoder.widths:
             steps = [
-                partial(_taken_up, layer, *_layer(arrays, name, encoder, width, at), width)
+                partial(taken_up, layer, *_layer(arrays, name, encoder, width, at), width)
                 for at, layer in enumerate(encoder.layers(width))
             ]
             with torch.no_grad():
@@ -65,7 +65,9 @@ def _layer(arrays: Arrays, name: str, encoder: SlimmableEncoder, width: str, at:
     return weight, scale, bias
 
 
-def _taken_up(layer: SlimConv, weight: Tensor, scale: Tensor, bias: Tensor, width: str, x: Tensor) -> Tensor:
+def taken_up(layer: SlimConv, weight: Tensor, scale: Tensor, bias: Tensor, width: str, x: Tensor) -> Tensor:
+    """Give a layer these weights, and a width's normalisation that makes of what it convolves x to `scale` times that
+    and `bias`. Returns what the layer then gives for x; that normalisation is in evaluation afterwards."""
     layer.weight.copy_(weight)
     norm = layer.norms[width]
     assert isinstance(norm, nn.BatchNorm2d)
