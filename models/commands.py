@@ -194,47 +194,6 @@ def train(
     train_bundle(plan, photographs, output, work, fitted, held_out, views, device)
 
 
-@app.command("imitate")
-def imitate_encoder(
-    of: Annotated[str, typer.Option(help="Split point of a learned encoder, such as slim-100, to imitate.")],
-    width: Annotated[str, typer.Option(help="Name of the new width.")],
-    channels: Annotated[
-        str, typer.Option(help="Of its layers, such as 2,16,32,16,64,96,40; see models/learning/slimmable.py.")
-    ],
-    photographs: Annotated[
-        list[Path], typer.Option(help="Folder of photographs to learn from; labels are not needed.")
-    ],
-    output: BundleOutput,
-    bundle: BundleFolder = COMMITTED,
-    steps: Annotated[int, typer.Option(min=1, help="Batches.")] = 7000,
-    batch: Annotated[int, typer.Option(min=1, help="Views a step, of each process.")] = 16,
-    rate: Annotated[float, typer.Option(help="Learning rate at its height.")] = 2e-3,
-    seed: Annotated[int, typer.Option(help="Of views and first weights.")] = 0,
-    work: Annotated[Path, typer.Option(help="Folder for checkpoints.")] = Path("train-work"),
-    fitted: Annotated[int, typer.Option(help="Photographs of the first folder for the closed form and tables.")] = 300,
-    held_out: Annotated[
-        int, typer.Option(help="Photographs of the first folder to measure on, not learned from.")
-    ] = 64,
-    views: Annotated[int, typer.Option(min=1, help="Views of each of those: itself, and parts of it.")] = 1,
-    device: Device = "cpu",
-) -> None:
-    """Learn another encoder for a latent that a bundle has: other layers, for other processors; no GPU is needed.
-
-    A run that was killed goes on where it was when the same command is given again. With several processes:
-    torchrun --nproc-per-node N -m headrace.cli imitate ...
-    """
-    from .exceptions import DataError
-    from .learning.command import imitate_bundle
-    from .learning.imitate import Imitation
-
-    try:
-        numbers = tuple(int(each) for each in channels.split(","))
-    except ValueError as error:
-        raise DataError(f"--channels {channels!r} are no numbers with commas between, such as 2,16,32,16") from error
-    imitation = Imitation(of, width, numbers, steps, batch, rate, seed=seed)
-    imitate_bundle(bundle, imitation, photographs, output, work, fitted, held_out, views, device)
-
-
 @app.command("filter")
 def learn_filter(
     calibration: Annotated[list[Path], typer.Option(help="Folder of unlabelled photographs; several times for more.")],

@@ -1,4 +1,4 @@
-"""`headrace train` and `headrace imitate`, from what is to be learned to the bundle that has it."""
+"""`headrace train` from the plan to the bundle."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from ..measure import find_pictures, views_of
 from ..split import bar_columns, choose
 from ..zoo.catalogue import backbone_of, write_weights
 from .assemble import assemble, without
-from .imitate import Imitation, imitate, with_imitation
 from .plan import TrainPlan
 from .team import Team
 from .train import train
@@ -44,8 +43,11 @@ def train_bundle(
         device: "cpu" or "cuda".
     """
     plan = TrainPlan.load(plan_file)
-    _look_for(device)
-    paths, fit_on, measured_on = _divided(folders, fitted, held_out)
+    if device == "cuda" and not torch.cuda.is_available():
+        raise DataError("there is no CUDA device here; use --device cpu, or check the driver with nvidia-smi")
+    fit_on, measured_on = choose(folders[0], fitted, held_out, 0)
+    apart = set(measured_on) - set(fit_on)
+    paths = [path for folder in folders for path in find_pictures(folder) if path not in apart]
     bundle = Bundle.load(plan.bundle)
     backbone = backbone_of(without(bundle, plan.name))
     with (
@@ -60,52 +62,3 @@ def train_bundle(
     made.save(output)
     write_weights(backbone, output)
     typer.echo(f"{output}: {len(made.operating_points)} operating points, fingerprint {short(made.fingerprint)}")
-
-
-def imitate_bundle(
-    folder: Path,
-    imitation: Imitation,
-    folders: Sequence[Path],
-    output: Path,
-    work: Path,
-    fitted: int,
-    held_out: int,
-    views: int,
-    device: str,
-) -> None:
-    """Learn another encoder for a latent of a bundle, and write the bundle that has it; `imitate` says what is raised.
-
-    Args:
-        folder: of the bundle.
-        imitation: what to learn, and how.
-        folders, output, work, fitted, held_out, views, device: as for `train_bundle`.
-    """
-    _look_for(device)
-    bundle = Bundle.load(folder)
-    imitation.spec(bundle)
-    paths, fit_on, measured_on = _divided(folders, fitted, held_out)
-    backbone = backbone_of(bundle)
-    with (
-        Team.joined(device) as team,
-        Progress(*bar_columns(), console=Console(stderr=True), disable=not team.first) as progress,
-    ):
-        encoder = imitate(backbone, bundle, imitation, paths, work, team, progress)
-        if not team.first:
-            return
-        measured = views_of(measured_on, views, imitation.seed)
-        made = with_imitation(backbone, bundle, imitation, encoder.to("cpu"), fit_on, measured, progress)
-    made.save(output)
-    write_weights(backbone, output)
-    typer.echo(f"{output}: {len(made.operating_points)} operating points, fingerprint {short(made.fingerprint)}")
-
-
-def _look_for(device: str) -> None:
-    if device == "cuda" and not torch.cuda.is_available():
-        raise DataError("there is no CUDA device here; use --device cpu, or check the driver with nvidia-smi")
-
-
-def _divided(folders: Sequence[Path], fitted: int, held_out: int) -> tuple[list[Path], list[Path], list[Path]]:
-    """Photographs to learn from, to fit the closed form on, and to measure on."""
-    fit_on, measured_on = choose(folders[0], fitted, held_out, 0)
-    apart = set(measured_on) - set(fit_on)
-    return [path for folder in folders for path in find_pictures(folder) if path not in apart], fit_on, measured_on

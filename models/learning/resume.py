@@ -42,11 +42,11 @@ def resume(
     try:
         for width in encoder.widths:
             steps = [
-                partial(taken_up, layer, *_layer(arrays, name, encoder, width, at), width)
+                partial(_taken_up, layer, *_layer(arrays, name, encoder, width, at), width)
                 for at, layer in enumerate(encoder.layers(width))
             ]
             with torch.no_grad():
-                latent = run([layer.layer for layer in encoder.layers(width)], steps, pixels)
+                latent = run(steps, pixels)
         # The last width is the widest; what the synthesis makes of its latents is what statistics are taken from.
         _synthesis(_under(arrays, f"{name}/synthesis/"), synthesis, latent)
         changes = _under(arrays, f"{name}/tail/")
@@ -65,9 +65,7 @@ def _layer(arrays: Arrays, name: str, encoder: SlimmableEncoder, width: str, at:
     return weight, scale, bias
 
 
-def taken_up(layer: SlimConv, weight: Tensor, scale: Tensor, bias: Tensor, width: str, x: Tensor) -> Tensor:
-    """Give a layer these weights, and a width's normalisation that makes of what it convolves x to `scale` times that
-    and `bias`. Returns what the layer then gives for x; that normalisation is in evaluation afterwards."""
+def _taken_up(layer: SlimConv, weight: Tensor, scale: Tensor, bias: Tensor, width: str, x: Tensor) -> Tensor:
     layer.weight.copy_(weight)
     norm = layer.norms[width]
     assert isinstance(norm, nn.BatchNorm2d)

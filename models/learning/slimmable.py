@@ -9,13 +9,6 @@ The layers are those of a mobile backbone's first stages (inverted bottlenecks: 
 2018), narrowed, so that they can start from that backbone's weights (`start`). A stem of stride 4 sees pixels at half
 the resolution; its layers run at a quarter of the places, and their weights are a set of their own.
 
-The fused form, 7 numbers, has one dense convolution in place of a depthwise one, a bottleneck's expansion and its
-depthwise one, all at half of the resolution, where maps are so large that writing them takes the time (Fused-MBConv:
-Tan and Le, "EfficientNetV2", ICML 2021):
-
-pixels, normalised [B, 3, S, S] --stem, stride 2--> c0 --3x3, stride 2--> h1 --1x1--> c2
-    --bottleneck h2--> c2 --bottleneck h3, to a stride of 8 in all--> c3 --2x2, stride 2--> latent [B, K, S/16, S/16]
-
 Darknet's form, 4 or 5 numbers, for YOLO's smaller networks (Redmon and Farhadi, "YOLO9000", CVPR 2017):
 
 pixels, normalised [B, 3, S, S] --3x3, down by 2--> c1 --3x3, down by 2--> c2 --3x3, down by 2--> c3
@@ -47,8 +40,6 @@ STRIDE = 16
 """Pixels of the input along a side for one place of the latent."""
 CHANNELS = 8
 """Numbers that describe a width of the mobile form: the stem's stride, then channels c0, c1, h1, c2, h2, h3, c3."""
-FUSED_CHANNELS = 7
-"""Numbers that describe a width of the fused form: the stem's stride, which is 2, then c0, h1, c2, h2, h3, c3."""
 STEMS = {2: 3, 4: 6}
 """Kernel of a stem, by its stride: the second one is the first one on pixels averaged two by two."""
 DARKNET_CHANNELS = 4
@@ -56,6 +47,8 @@ DARKNET_CHANNELS = 4
 DARKNET_STEMS = (1, 2, 4, 8)
 SLOPE = 0.1
 """Of Darknet's activation for what is negative."""
+SHORTCUT = (5, 8)
+"""What the first of these layers gives is added to what the second gives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +63,6 @@ class Layer:
         leaky: a ReLU that leaves a tenth of what is negative, as in Darknet.
         pooled: before that, the maximum of 2x2 places. (Darknet takes it after: the same, at four times the cost.)
         residual: what goes in is added to what comes out.
-        kept: what comes out is added to what the next layer that is `joined` gives.
-        joined: see there.
     """
 
     given: tuple[int, ...]
@@ -83,8 +74,6 @@ class Layer:
     leaky: bool = False
     pooled: bool = False
     residual: bool = False
-    kept: bool = False
-    joined: bool = False
 
     @property
     def padding(self) -> tuple[int, int]:
@@ -120,8 +109,8 @@ class SlimmableEncoder(nn.Module):
         """Make it with random weights.
 
         Args:
-            widths: by name, narrowest first, the numbers of one of the forms each; of those of one family (`family`)
-                none smaller than in the width before.
+            widths: by name, narrowest first, `CHANNELS` or `DARKNET_CHANNELS` numbers each; of those with the same
+                stem none smaller than in the width before.
             latent: K.
         """
         super().__init__()
@@ -141,7 +130,7 @@ class SlimmableEncoder(nn.Module):
     def forward(self, pixels: Tensor, width: str) -> Tensor:
         """The latent at one width."""
         *inner, last = self.layers(width)
-        x = run([layer.layer for layer in inner], [partial(layer, width=width) for layer in inner], pixels)
+        x = run([partial(layer, width=width) for layer in inner], pixels)
         with torch.autocast(x.device.type, enabled=False):  # what is quantised next has more than 8 bits to say
             return last(x.float(), width)  # type: ignore[no-any-return]
 
@@ -182,7 +171,7 @@ class PlainEncoder(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """The latent."""
         steps = [partial(_apply, each, layer) for layer, each in zip(self.layers, self.plan, strict=True)]
-        return run(self.plan, steps, pixels)
+        return run(steps, pixels)
 
 
 class SlimConv(nn.Module):
@@ -221,59 +210,42 @@ def plan_layers(widths: Sequence[Sequence[int]], latent: int) -> list[Layer]:
     stem = widths[0][0]
     if len(widths[0]) <= DARKNET_CHANNELS + 1:
         return _darknet_layers(widths, latent)
-    columns = [tuple(w[i] for w in widths) for i in range(1, len(widths[0]))]
-    pixels, latents = (3,) * len(widths), (latent,) * len(widths)
-    c0, *front, c2, h2, h3, c3 = columns
-    layers = [Layer(pixels, c0, STEMS[stem], stem)]
-    if len(widths[0]) == FUSED_CHANNELS:
-        (h1,) = front
-        layers += [Layer(c0, h1, 3, 2), Layer(h1, c2, 1, activated=False, kept=True)]
-    else:
-        c1, h1 = front
-        layers += [Layer(c0, c0, 3, depthwise=True), Layer(c0, c1, 1, activated=False)]
-        layers += _bottleneck(c1, h1, c2, 3, 2, kept=True)
-    return [
-        *layers,
-        *_bottleneck(c2, h2, c2, 3, 1, joined=True),
-        *_bottleneck(c2, h3, c3, 5, 4 // stem),
-        Layer(c3, latents, 2, 2, activated=False),
-    ]
+    c0, c1, h1, c2, h2, h3, c3 = (tuple(w[i] for w in widths) for i in range(1, CHANNELS))
 
+    def bottleneck(
+        given: tuple[int, ...], hidden: tuple[int, ...], made: tuple[int, ...], kernel: int, stride: int
+    ) -> list[Layer]:
+        return [
+            Layer(given, hidden, 1),
+            Layer(hidden, hidden, kernel, stride, depthwise=True),
+            Layer(hidden, made, 1, activated=False),
+        ]
 
-def _bottleneck(
-    given: tuple[int, ...],
-    hidden: tuple[int, ...],
-    made: tuple[int, ...],
-    kernel: int,
-    stride: int,
-    kept: bool = False,
-    joined: bool = False,
-) -> list[Layer]:
     return [
-        Layer(given, hidden, 1),
-        Layer(hidden, hidden, kernel, stride, depthwise=True),
-        Layer(hidden, made, 1, activated=False, kept=kept, joined=joined),
+        Layer((3,) * len(widths), c0, STEMS[stem], stem),
+        Layer(c0, c0, 3, depthwise=True),
+        Layer(c0, c1, 1, activated=False),
+        *bottleneck(c1, h1, c2, 3, 2),
+        *bottleneck(c2, h2, c2, 3, 1),
+        *bottleneck(c2, h3, c3, 5, 4 // stem),
+        Layer(c3, (latent,) * len(widths), 2, 2, activated=False),
     ]
 
 
 def family(channels: Sequence[int]) -> str:
-    """Of a width; those of one family share their weights: its stem, whether it is of the fused form, and, where it has
-    some, its residual layers."""
-    if len(channels) == FUSED_CHANNELS:
-        return f"{channels[0]}f"
+    """Of a width; those of one family share their weights: its stem and, where it has some, its residual layers."""
     residual = f"x{channels[DARKNET_CHANNELS]}" if len(channels) == DARKNET_CHANNELS + 1 else ""
     return f"{channels[0]}{residual}"
 
 
 def fault(channels: Sequence[int]) -> str:
     """What is wrong with a width's numbers; nothing for those of a form."""
-    forms = (CHANNELS, FUSED_CHANNELS, DARKNET_CHANNELS, DARKNET_CHANNELS + 1)
-    if len(channels) not in forms or min(channels) < 1:
+    if len(channels) not in (CHANNELS, DARKNET_CHANNELS, DARKNET_CHANNELS + 1) or min(channels) < 1:
         return (
-            f"needs its stem's stride and {CHANNELS - 1} channels ({FUSED_CHANNELS - 1} in the fused form), or in "
-            f"Darknet's form {DARKNET_CHANNELS - 1} and, where there are some, its number of residual layers"
+            f"needs its stem's stride and {CHANNELS - 1} channels, or in Darknet's form {DARKNET_CHANNELS - 1} and, "
+            "where there are some, its number of residual layers"
         )
-    stems = {CHANNELS: tuple(STEMS), FUSED_CHANNELS: (2,)}.get(len(channels), DARKNET_STEMS)
+    stems = tuple(STEMS) if len(channels) == CHANNELS else DARKNET_STEMS
     return "" if channels[0] in stems else f"has a stem of stride {channels[0]}; there are {', '.join(map(str, stems))}"
 
 
@@ -291,19 +263,16 @@ def _darknet_layers(widths: Sequence[Sequence[int]], latent: int) -> list[Layer]
 
 
 def run(
-    plan: Sequence[Layer],
-    steps: Sequence[Callable[[Tensor], Tensor]],
-    x: Tensor,
-    note: Callable[[Tensor], None] | None = None,
+    layers: Sequence[Callable[[Tensor], Tensor]], x: Tensor, note: Callable[[Tensor], None] | None = None
 ) -> Tensor:
-    """Layers in the order of `plan_layers`, each by its step, with the shortcut; what each gives goes to `note` too."""
+    """Layers in the order of `plan_layers`, with the one shortcut; what each gives goes to `note` too."""
     kept = x
-    for layer, step in zip(plan, steps, strict=True):
-        x = step(x)
-        if layer.joined:
-            x = x + kept
-        if layer.kept:
+    for at, layer in enumerate(layers):
+        x = layer(x)
+        if at == SHORTCUT[0]:
             kept = x
+        elif at == SHORTCUT[1]:
+            x = x + kept
         if note:
             note(x)
     return x

@@ -14,7 +14,7 @@ PLAN = (Path(__file__).parent / "slim_plan.toml").read_text()
     [
         (("latent = 12", "latent = 0"), "encoder.latent"),
         (("batch = 8", "batsh = 8"), "batsh"),
-        (("50 = [4, 8, 4, 8, 8,", "50 = [4, 8, 4,"), "7 channels"),
+        (("50 = [4, 8, 4, 8, 8,", "50 = [4, 8, 4, 8,"), "7 channels"),
         (("50 = [4, 8,", "50 = [4, 17,"), "fewer channels"),
         (("50 = [4, 8,", "50 = [3, 8,"), "stride 3"),
         (('towards = "features"', 'towards = "labels"'), "stages.0.towards"),
