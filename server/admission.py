@@ -30,10 +30,21 @@ result has to travel."""
 BATCH_HEADROOM = 0.1
 """The same for a plan in whole batches, which is kept more exactly."""
 
-TURNED_HEADROOM = 0.25
+DUE_HEADROOM = 0.04
+"""The same for a frame that is its device's due: nobody is there who could use its place better, so it is refused only
+where it would be given up when its batch is formed (`batcher.SPARE`)."""
+
+FILL = 0.25
+"""Of a deadline that may pass from one batch to the next where the batch holds frames beyond their device's share."""
+
+TURNED_HEADROOM = 0.3
 """So much more of it for a device of which every frame was turned away lately. The nearer to its deadline a frame is
 answered, the likelier it is late after all or given up for another, and all that it took is lost. Whoever sends more
 than can be answered has a fresher one at once."""
+
+MOSTLY = 0.25
+"""Where so large a share of a device's frames is turned away, it sends more than its share or all do: none of them is
+planned as its due any more, and of less the plan is in between."""
 
 TURNED_WEIGHT = 1 / 8
 """Of a device's frame in the share of its frames that are turned away."""
@@ -77,6 +88,8 @@ class Admission:
         self.open = 0
         self.draining = False
         self._waiting: dict[str, dict[Place, None]] = {}
+        self._due_work = 0.0
+        self._beyond: dict[str, int] = {}
         self._turned: dict[str, tuple[float, float]] = {}
         self._forget_at = 0.0
 
@@ -131,7 +144,8 @@ class Admission:
         if not self.waiting:
             return None
         own = self._waiting.get(device)
-        wait = self._wait(device, cost) + busy
+        due, before = self.before(device, cost)
+        wait = before + busy
         if own is not None and len(own) >= self.limits.device_frames:
             return FullError(
                 f"{len(own)} frames of this device wait on the server, which is its limit; send less, or later",
@@ -141,10 +155,20 @@ class Admission:
         done, headroom = wait + alone, HEADROOM
         if batch > 0:
             # Frames are answered by the batch. One that goes into the next batch waits at most for that one's end; for
-            # one that does not, whole batches go first, and its own will be full by then.
-            before = int((wait - busy) / batch) * batch
-            done = busy + (before + batch if before else min(batch, wait - busy + alone))
-            headroom = BATCH_HEADROOM + TURNED_HEADROOM * self._turned_share(device, now)
+            # one that does not, whole batches go first, and its own will be full by then. Unless it is its device's
+            # due, and that device is not turned away: see below, `FILL` and `MOSTLY`.
+            turned = self._turned_share(device, now)
+            full = int(before / batch + 1e-9) * batch  # work is a sum of costs
+            own_batch = batch if full else min(batch, before + alone)
+            strict = 1.0
+            if due:
+                # Frames of devices that are over their share fill its batch no further than `FILL`, and nobody could
+                # use its place better.
+                strict = min(1.0, turned / MOSTLY)
+                filled = min(FILL * left, self.work - full + alone)
+                own_batch += (1.0 - strict) * (min(batch, max(before - full + alone, filled)) - own_batch)
+            done = busy + full + own_batch
+            headroom = DUE_HEADROOM + strict * (BATCH_HEADROOM - DUE_HEADROOM) + TURNED_HEADROOM * turned
         late = done - (1.0 - headroom) * left
         if late > 0:
             return FullError(
@@ -167,7 +191,7 @@ class Admission:
                 raise FullError(
                     f"{self.waiting} frames of {self.waiting_bytes} bytes wait on the server, which is its limit; "
                     "send less, or later",
-                    retry_s=_delay(self._wait(device, cost) / 2, cost),
+                    retry_s=_delay(self.before(device, cost)[1] / 2, cost),
                     reason=Reason.QUEUE_FULL,
                 )
         if (turned := self._turned.get(device)) is not None:
@@ -196,18 +220,17 @@ class Admission:
         at, share = self._turned.get(device, (-math.inf, 0.0))
         return share if now - at < TURNED_S else 0.0
 
-    def _wait(self, device: str, cost: float) -> float:
-        """Seconds until a frame of the device that came now would be next.
+    def before(self, device: str, cost: float) -> tuple[bool, float]:
+        """Whether a frame of the device that came now would be its due, and the seconds that others take before it.
 
         Either everything that waits goes first or, where its device has taken less than others, the virtual time only
         has to pass its tag; it passes one second of service in as many seconds as there are devices with frames here.
         """
         ahead = self.shares.next_start(device) - self.shares.virtual
-        if (
-            ahead <= BURST * cost
-        ):  # due at once, as `Line` has it: before it go only others that are, about one a device
-            return min(self.work, len(self._waiting) * cost)
-        return min(self.work, (ahead + cost) * self.shares.active_with(device) - cost)
+        if ahead <= BURST * cost:
+            # Due at once, as `Line` has it: before it go others that are, and about one of each device that has more.
+            return True, min(self.work, self._due_work + len(self._beyond) * cost)
+        return False, min(self.work, (ahead + cost) * self.shares.active_with(device) - cost)
 
     def _push_out(self, own: int) -> bool:
         """Take the newest frame of the device with most frames out of the queue, if it has more than `own` and one."""
@@ -224,11 +247,21 @@ class Admission:
         self.work += place.cost
         self.open += 1
         self._waiting.setdefault(place.device, {})[place] = None
+        if place.due:
+            self._due_work += place.cost
+        else:
+            self._beyond[place.device] = self._beyond.get(place.device, 0) + 1
 
     def _begin(self, place: Place) -> None:
         self.waiting -= 1
         self.waiting_bytes -= place.size
         self.work = self.work - place.cost if self.waiting else 0.0
+        if place.due:
+            self._due_work = self._due_work - place.cost if self.waiting else 0.0
+        elif (left := self._beyond[place.device] - 1) > 0:
+            self._beyond[place.device] = left
+        else:
+            del self._beyond[place.device]
         of_device = self._waiting[place.device]
         del of_device[place]
         if not of_device:
@@ -243,16 +276,18 @@ class Place:
         size: bytes of the packet.
         cost: seconds that it takes under load.
         start: its start tag, see `shares`.
+        due: whether it was its device's due when it came.
         pushed_out: called when it has to leave the queue for another device's frame.
     """
 
-    __slots__ = ("_admission", "_served", "_waits", "cost", "device", "pushed_out", "size", "start")
+    __slots__ = ("_admission", "_served", "_waits", "cost", "device", "due", "pushed_out", "size", "start")
 
     def __init__(self, admission: Admission, device: str, size: int, cost: float) -> None:
         """Take a place; made by `Admission.admit`."""
         self.device, self.size, self.cost = device, size, cost
         self.pushed_out: Callable[[FullError], None] | None = None
         self.start = admission.shares.enter(device, cost)
+        self.due = self.start - admission.shares.virtual <= BURST * cost
         self._admission = admission
         self._waits, self._served = True, False
         admission._enter(self)

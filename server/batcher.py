@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypedDict, TypeVar, Unpack
 
-from .admission import BATCH_HEADROOM
+from .admission import BATCH_HEADROOM, FILL
 from .costs import LIKELY, Costs
 from .engine import TailKey
 from .shares import BURST, Shares
@@ -42,6 +42,15 @@ def batch_limit_s(whole: float) -> float:
     """Seconds that a batch may take with frames that had `whole` seconds until their deadline when they came: one that
     just misses a batch waits for its end, and is in the next one."""
     return (1.0 - BATCH_HEADROOM) * whole / 2
+
+
+def fill_limit_s(whole: float) -> float:
+    """Seconds from one batch to the next for a batch that is filled with frames of devices that are over their share.
+
+    Shorter than `batch_limit_s`: who is within its share and comes when such a batch has just begun is in the next one,
+    however many others then are, and that one may be as long as two fit into a deadline.
+    """
+    return FILL * whole
 
 
 def deadline_at(received: float, remaining_ms: int) -> float:
@@ -254,7 +263,9 @@ class Batcher(Generic[T]):
         taken: list[T] = []
         earliest = limit = math.inf
         alone = self._costs.batch_s(key, 1, now)
+        cycles = self._costs.plan(key, self.max_batch, now).full
         while len(taken) < self.max_batch and self._line.waiting(key):
+            beyond = taken and not self._line.due(key)
             entry = self._line.pop(key)
             left = entry.deadline - now
             if math.isfinite(left) and (taken or self._line.waiting(key)):
@@ -262,6 +273,9 @@ class Batcher(Generic[T]):
             if left <= 0 or left < alone:
                 expired.append(entry.item)
                 continue
+            if beyond and cycles[len(taken)] > fill_limit_s(entry.whole):
+                self._line.put_back(entry)
+                break
             limit = min(limit, batch_limit_s(entry.whole))
             if not taken and math.isfinite(limit):
                 full, _ = self._costs.fitting(key, self.max_batch, limit, now)
@@ -272,9 +286,7 @@ class Batcher(Generic[T]):
                     expired.append(entry.item)
                     continue
             costs, size = self._costs, len(taken) + 1
-            if taken and (
-                min(earliest, left) < costs.batch_s(key, size, now) or limit < costs.batch_s(key, size, now, LIKELY)
-            ):
+            if taken and (min(earliest, left) < costs.batch_s(key, size, now) or limit < cycles[size - 1]):
                 self._line.put_back(entry)
                 break
             taken.append(entry.item)

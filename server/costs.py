@@ -66,9 +66,9 @@ class Plan:
     full: tuple[float, ...]
 
     def full_batch_s(self, within_s: float) -> float:
-        """The same as `Costs.full_batch_s`, without working it out anew."""
-        size = len(self.batches) - 1
-        while size and self.batches[size] > within_s:
+        """See `Costs.full_batch_s`."""
+        size = len(self.full) - 1
+        while size and self.full[size] > within_s:
             size -= 1
         return self.full[size]
 
@@ -145,10 +145,10 @@ class Costs:
         return 1, table[0]
 
     def full_batch_s(self, key: TailKey, most: int, within_s: float, now: float) -> float:
-        """Seconds from one full batch (see `fitting`) to the next under load: what its frames are decoded and served in
-        counts too, as it does in `frame_s`, by which the queue before a batch is counted."""
-        size, seconds = self.fitting(key, most, within_s, now)
-        return max(seconds, size * self.frame_s(key, now))
+        """Seconds from one full batch to the next under load, of the largest size for which that is no longer than
+        `within_s` (or of 1): what its frames are decoded and served in counts too, as it does in `frame_s`, by which
+        the queue before a batch is counted."""
+        return self.plan(key, most, now).full_batch_s(within_s)
 
     def plan(self, key: TailKey, most: int, now: float) -> Plan:
         """What frames are planned with that come now, in batches of at most `most`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import shutil
 import tempfile
@@ -72,51 +73,80 @@ async def overload(server: Server, material: Material, load: Load, *, heed: bool
 
 
 @dataclass(frozen=True, slots=True)
-class Greed:
-    """On-time shares of all devices but a greedy one, without and beside it, by turn; Jain's index without it."""
+class Counts:
+    """Frames that were due and that were answered in time, by device."""
 
-    alone: tuple[float, ...]
-    beside: tuple[float, ...]
+    due: tuple[int, ...]
+    good: tuple[int, ...]
+
+    @classmethod
+    def of(cls, tallies: Sequence[Tally], count: int) -> Counts:
+        """Of the first `count` devices, over all tallies."""
+        due, good = zip(*((t.due[:count], t.good[:count]) for t in tallies), strict=True)
+        return cls(tuple(map(sum, zip(*due, strict=True))), tuple(map(sum, zip(*good, strict=True))))
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """In time, by device."""
+        return tuple(g / max(1, d) for g, d in zip(self.good, self.due, strict=True))
+
+    @property
+    def share(self) -> float:
+        """In time, of all devices' frames."""
+        return sum(self.good) / max(1, sum(self.due))
+
+
+@dataclass(frozen=True, slots=True)
+class Greed:
+    """All devices but a greedy one, without and beside it, over all turns; Jain's index without it."""
+
+    alone: Counts
+    beside: Counts
     jain: float
 
     @property
     def points(self) -> tuple[float, ...]:
-        """What the others lose, in points, by turn."""
-        return tuple((a - b) * 100 for a, b in zip(self.alone, self.beside, strict=True))
+        """What each device loses of its share in time, in points."""
+        return tuple((a - b) * 100 for a, b in zip(self.alone.shares, self.beside.shares, strict=True))
+
+    @property
+    def mean(self) -> float:
+        """What all of them together lose, in points."""
+        return (self.alone.share - self.beside.share) * 100
+
+    @property
+    def error(self) -> float:
+        """Standard error of one device's loss in points, if all lose alike and each frame by chance: the largest of
+        many devices' losses is some two of them above what a device loses."""
+        parts = ((c.share * (1.0 - c.share), sum(c.due) / len(c.due)) for c in (self.alone, self.beside))
+        return 100 * math.sqrt(sum(variance / max(1.0, frames) for variance, frames in parts))
 
 
 async def greed(
-    server: Server, material: Material, fps: float, count: int, seconds: float, deadline_s: float, turns: int
+    server: Server, material: Material, fps: float, count: int, frames: int, deadline_s: float, turns: int
 ) -> Greed:
-    """What one device that sends 100 times its share takes from the others, in turns: a moment in which the machine
-    does something else falls on either side.
+    """What one device that sends 100 times as much as each of the others takes from each of them, in turns: a moment in
+    which the machine does something else falls on either side.
 
     Args:
         server: ours.
         material: packets.
         fps: that `count` devices offer together; one more that is greedy sends 100 times a device's share of it.
         count: devices beside the greedy one.
-        seconds: of each of the two measurements of a turn.
+        frames: of each device that are due in all turns together, about, without the greedy one and again beside it.
         deadline_s: of every frame.
         turns: how often both are measured, at other times of frames each.
     """
-    each = fps / count
-    alone: list[float] = []
-    beside: list[float] = []
-    jain: list[float] = []
+    each, seconds = fps / count, frames * count / fps / turns
+    alone: list[Tally] = []
+    beside: list[Tally] = []
     async with connected(server, count + 1, material) as targets:
         for turn in range(turns):
-            tally = await offer(Load((each,) * count + (0.0,), seconds, deadline_s, seed=turn), targets)
-            alone.append(others(tally, count))
-            jain.append(tally.fairness())
-            tally = await offer(Load((each,) * count + (100 * each,), seconds, deadline_s, seed=turn), targets)
-            beside.append(others(tally, count))
-    return Greed(tuple(alone), tuple(beside), spread(jain)[0])
-
-
-def others(tally: Tally, count: int) -> float:
-    """On-time share of the first `count` devices."""
-    return sum(tally.good[:count]) / max(1, sum(tally.due[:count]))
+            for tallies, greedy in ((alone, 0.0), (beside, 100 * each)):
+                load = Load((each,) * count + (greedy,), seconds, deadline_s, seed=turn)
+                tallies.append(await offer(load, targets))
+    jain = spread([tally.fairness() for tally in alone])[0]
+    return Greed(Counts.of(alone, count), Counts.of(beside, count), jain)
 
 
 @dataclass(frozen=True, slots=True)

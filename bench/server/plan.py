@@ -25,6 +25,8 @@ KEYS = (
     "null_over_ray_serve",
     "overload_goodput_share",
     "greed_points",
+    "greed_points_mean",
+    "greed_points_error",
     "idle_mb_per_device",
     "lost_on_swap",
     "lost_on_drain",

@@ -1,7 +1,9 @@
 """Admission in exact numbers: who comes in, who does not, and what those are told."""
 
+import random
+
 import pytest
-from headrace.server.admission import HEADROOM, Admission, Limits, Place
+from headrace.server.admission import DUE_HEADROOM, FILL, HEADROOM, Admission, Limits, Place
 from headrace.server.exceptions import DrainingError, ExpiredError, FrameError, FullError, Reason
 
 MANY = 1 << 30
@@ -179,6 +181,63 @@ def test_a_frame_that_the_line_takes_for_due_is_expected_to_go_as_early() -> Non
     it = admission()
     for _ in range(20):
         it.admit(0.0, device="greedy", cost=0.010)
-    for _ in range(3):  # as many as `Line` lets go before the greedy one's: see BURST
-        it.admit(0.0, 0.050, device="modest", cost=0.010, alone=0.010)
-    assert refused(it, 0.0, 0.050, device="modest", cost=0.010, alone=0.010).reason is Reason.OVERLOAD
+    how = {"device": "modest", "cost": 0.010, "alone": 0.010}
+    for count in range(3):  # as many as `Line` lets go before the greedy one's: see BURST
+        it.admit(0.0, 0.0101 * (5 + count) / (1 - HEADROOM), **how)  # the greedy one's three, one more of its, and own
+    assert refused(it, 0.0, 0.0099 * 8 / (1 - HEADROOM), **how).reason is Reason.OVERLOAD
+
+
+def test_what_is_due_waits_for_every_frame_that_is_and_for_one_of_a_device_that_is_over_its_share() -> None:
+    it = admission()
+    how = {"cost": 0.010, "alone": 0.015, "batch": 0.080}
+    greedy = [it.admit(0.0, device="greedy", **how) for _ in range(20)]
+    assert [place.due for place in greedy] == [True] * 3 + [False] * 17, "see BURST"
+    for _ in range(2):
+        it.admit(0.0, device="modest", **how)
+    # Before it go three and one of the greedy one's and two more; with it in its batch of at most 80 ms it takes 75.
+    it.admit(0.0, 0.0751 / (1 - DUE_HEADROOM), device="other", **how).leave()
+    assert "75 ms from now" in str(refused(it, 0.0, 0.0749 / (1 - DUE_HEADROOM), device="other", **how))
+    for place in greedy[3:]:
+        place.leave()
+    it.admit(0.0, 0.0651 / (1 - DUE_HEADROOM), device="another", **how).leave()
+
+
+def test_a_frame_that_is_due_is_planned_with_a_batch_that_others_fill_only_so_far() -> None:
+    """Frames of 10 ms in batches of 80 ms behind one that takes 60 more: eight are due, so it is in the second batch.
+
+    A frame that is due expects that one to be filled to a quarter of its 250 ms, 62.5 ms, and 10 of them to be left;
+    another one's batch will be full, and 25 ms have to be left.
+    """
+    it = admission()
+    how = {"cost": 0.010, "alone": 0.015, "batch": 0.080, "busy": 0.060}
+    for _ in range(30):
+        it.admit(0.0, device="greedy", **how)
+    for number in range(4):
+        it.admit(0.0, device=f"device {number}", **how)
+    it.admit(0.0, (0.060 + 0.080) / (1 - DUE_HEADROOM - FILL) + 0.001, device="due", **how).leave()
+    assert FILL * 0.250 < 0.080, "so it comes in where a full batch would be too late"
+    it.admit(0.0, 0.250, device="due", **how).leave()
+    for _ in range(12):
+        refused(it, 0.0, 0.100, device="turned away", **how)
+    assert "220 ms from now" in str(refused(it, 0.0, 0.250, device="turned away", **how))
+
+
+def test_counts_of_what_is_due_end_at_nothing() -> None:
+    rng = random.Random(1)
+    it = admission()
+    places: list[Place] = []
+    for _ in range(500):
+        if places and rng.random() < 0.5:
+            place = places.pop(rng.randrange(len(places)))
+            if rng.random() < 0.7:
+                place.begin()
+            place.leave()
+        else:
+            places.append(it.admit(0.0, device=rng.choice("abc"), cost=rng.uniform(0.005, 0.02)))
+        due = sum(place.cost for place in places if place.due)
+        beyond = {place.device for place in places if not place.due}
+        assert it.before("d", 0.0)[1] == pytest.approx(due)
+        assert it.before("d", 0.001)[1] == pytest.approx(min(it.work, due + 0.001 * len(beyond)))
+    for place in places:
+        place.leave()
+    assert it.before("d", 0.01) == (True, 0.0) and it.work == 0.0

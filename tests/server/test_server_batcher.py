@@ -4,6 +4,7 @@ import math
 import random
 
 import pytest
+from headrace.server.admission import FILL
 from headrace.server.batcher import PATIENCE_S, Batcher, Line, deadline_at
 from headrace.server.costs import Costs
 from headrace.server.engine import TailKey
@@ -317,7 +318,7 @@ def test_a_full_batch_takes_as_long_as_its_frames_cost_under_load() -> None:
     assert known.full_batch_s(DEEP, 8, 1.0, 0.0) == pytest.approx(0.040)
     known.paced(DEEP, 0.007, 1.0)
     assert known.full_batch_s(DEEP, 8, 1.0, 1.0) == pytest.approx(0.056), "decoding and serving, too"
-    assert known.full_batch_s(DEEP, 8, 0.025, 1.0) == pytest.approx(5 * 0.007), "five fit into 25 ms"
+    assert known.full_batch_s(DEEP, 8, 0.025, 1.0) == pytest.approx(3 * 0.007), "three fit into 25 ms"
     known.paced(DEEP, 0.001, 1.0)
     for _ in range(50):
         known.paced(DEEP, 0.001, 1.0)
@@ -348,3 +349,35 @@ def test_a_frame_that_would_shrink_its_batch_makes_room_where_enough_others_wait
     assert batch is not None and batch.items == (0, 1, 2, 3) and expired == (-1,)
     batch, expired = fill(3).take(1.0)
     assert batch is not None and batch.items == (-1, 0, 1) and expired == ()
+
+
+def test_frames_beyond_their_devices_share_fill_a_batch_only_so_far() -> None:
+    """Batches of 10 ms a frame, 250 ms of deadline: frames that are due make them as large as may be (8), the others
+    only up to a quarter of the deadline, so that who comes meanwhile is soon in the next one."""
+
+    def sizes(due: int, beyond: int) -> list[int]:
+        batcher: Batcher[int] = Batcher(8, 0.0, costs(n1=0.010, n8=0.080))
+        for name in range(due):
+            batcher.put(name, DEEP, 1.250, 1.0, whole=0.250)
+        for name in range(due, due + beyond):
+            batcher.put(name, DEEP, 1.250, 1.0, whole=0.250, start=1.0, cost=0.010)
+        found = []
+        while len(batcher):
+            batch, expired = batcher.take(1.0)
+            assert batch is not None and not expired and sorted(batch.items) == list(batch.items)
+            found.append(len(batch.items))
+        return found
+
+    assert pytest.approx(0.0625) == FILL * 0.250
+    assert sizes(16, 0) == [8, 8]
+    assert sizes(0, 14) == [6, 6, 2]
+    assert sizes(2, 10) == [6, 6]
+    assert sizes(7, 2) == [7, 2], "nothing is added to what is longer already"
+
+
+def test_one_frame_beyond_its_share_goes_however_long_it_takes() -> None:
+    batcher: Batcher[int] = Batcher(8, 0.0, costs(n1=0.150, n8=0.800))
+    for name in range(2):
+        batcher.put(name, DEEP, 1.250, 1.0, whole=0.250, start=1.0, cost=0.010)
+    batch, expired = batcher.take(1.0)
+    assert batch is not None and batch.items == (0,) and not expired
