@@ -85,7 +85,8 @@ bundle-yolov2_tiny: venv
 	$(BIN)/headrace repair --bundle $(B) --at pool5 --calibration $(IMAGEN) --more $(BSDS) --steps 220 --crops 1024 \
 	  --bfloat16 --output $(B)
 	$(BIN)/headrace temporal --bundle $(B) --calibration $(IMAGEN) --output $(B)
-	$(BIN)/headrace train models/plans/yolov2_tiny-slim.toml $(PHOTOGRAPHS:%=--photographs %) --output $(B) --device $(DEVICE)
+	for plan in slim slim-further; do $(BIN)/headrace train models/plans/yolov2_tiny-$$plan.toml \
+	  $(PHOTOGRAPHS:%=--photographs %) --output $(B) --device $(DEVICE) || exit 1; done
 	$(BIN)/headrace filter --bundle $(B) --at pool5 --at pool4 $(PHOTOGRAPHS:%=--calibration %) --classes person \
 	  --device $(DEVICE) --views 141824 --output $(B)
 

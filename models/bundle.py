@@ -112,8 +112,8 @@ class Bundle:
     """Tensors float16 that only the server uses, named as `repaired` says; none where nothing was learned."""
     filter: FilterSpec | None = None
     learned: Mapping[str, Array] = field(default_factory=dict)
-    """Tensors float16 of encoders and syntheses, named as `learning.cut` says; only where they were learned, and not on
-    the edge."""
+    """Tensors float16, or int8 (`learning.eight_bits`), of encoders and syntheses, named as `learning.cut` says; only
+    where they were learned, and not on the edge."""
     learned_digest: bytes = b""
     """SHA-256 of their file, which the edge knows too."""
     exit_specs: tuple[ExitSpec, ...] = ()

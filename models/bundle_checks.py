@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 def check_learned(bundle: Bundle) -> None:
     """Raise BundleError unless what was learned of encoders is whole and finite."""
     for name, array in bundle.learned.items():
-        if array.dtype != np.float16 or not np.isfinite(array).all():
+        steps = bundle.learned.get(f"{name}/step")
+        if array.dtype == np.int8 and (steps is None or steps.shape != array.shape[:1]):
+            raise BundleError(f"bundle {bundle.name} is damaged: learned {name} lacks the steps of its eight bits")
+        if array.dtype not in (np.float16, np.int8) or not np.isfinite(array).all():
             raise BundleError(f"bundle {bundle.name} is damaged: learned {name} is not float16, or not finite")
     if any(s.learned for s in bundle.splits) and not bundle.learned_digest:
         raise BundleError(f"bundle {bundle.name} has learned split points without what was learned")

@@ -64,7 +64,7 @@ def assemble(
     }
     tensors = {
         **bundle.learned,
-        **tensors_of(plan.name, learned.encoder, learned.synthesis, learned.tail, plan.tail_kept),
+        **tensors_of(plan.name, learned.encoder, learned.synthesis, learned.tail, plan.tail_kept, plan.eight_bits),
     }
     bundle = bundle.with_learned(tensors)
     # The networks that are fitted on are those that the bundle will hold, in half precision.

@@ -3,9 +3,9 @@
     NAME/encoder/FAMILY/LAYER/weight            float16, shared by all widths of a family (`slimmable.family`): each
                                                 takes the first channels of it
     NAME/encoder/FAMILY/LAYER/WIDTH/scale, .../bias  float16 [channels], a width's normalisation
-    NAME/synthesis/LAYER...                     float16, convolutions of the synthesis
+    NAME/synthesis/LAYER...                     float16, convolutions of the synthesis, or their kernels in eight bits
     NAME/tail/TENSOR...                         float16, what is added to the rest of the backbone, if anything: see
-                                                `repair.deltas`
+                                                `repair.deltas`; or, of the larger ones, in eight bits (`eight_bits`)
 
 pixels --encoder at a width--> latent ~~~closed form, coder~~~> latent --synthesis--> features --rest of backbone-->
 """
@@ -25,6 +25,7 @@ from ..bundle import Bundle, LearnedSpec, SplitSpec
 from ..exceptions import BundleError
 from ..repair.deltas import Deltas, with_deltas
 from ..repair.lean import KEPT, lean
+from .eight_bits import as_floats, in_eight_bits
 from .slimmable import PlainEncoder, SlimmableEncoder, family
 from .synthesis import Synthesis, SynthesisShape
 
@@ -78,14 +79,22 @@ class Changes:
 
 
 def tensors_of(
-    name: str, encoder: SlimmableEncoder, synthesis: Synthesis, tail: Deltas | None = None, kept: float = KEPT
-) -> dict[str, npt.NDArray[np.float16]]:
-    """What a bundle holds of trained networks; of the energy of the tail's changes a share `kept`, see `lean`."""
-    found = {f"{name}/encoder/{key}": value for key, value in encoder.parts().items()}
-    found |= {f"{name}/synthesis/{key.replace('.', '/')}": v for key, v in synthesis.folded().state().items()}
-    halved = {key: value.detach().half().cpu().contiguous().numpy() for key, value in found.items()}
+    name: str,
+    encoder: SlimmableEncoder,
+    synthesis: Synthesis,
+    tail: Deltas | None = None,
+    kept: float = KEPT,
+    eight_bits: bool = False,
+) -> dict[str, npt.NDArray[Any]]:
+    """What a bundle holds of trained networks; of the energy of the tail's changes a share `kept`, see `lean`, and the
+    server's kernels in eight bits where that is asked for."""
     changes = lean(tail.tensors(), kept) if tail is not None else {}
-    return halved | {f"{name}/tail/{key}": value for key, value in changes.items()}
+    server: dict[str, npt.NDArray[Any]] = {
+        **{f"{name}/synthesis/{key.replace('.', '/')}": _half(v) for key, v in synthesis.folded().state().items()},
+        **{f"{name}/tail/{key}": value for key, value in changes.items()},
+    }
+    parts = {f"{name}/encoder/{key}": _half(value) for key, value in encoder.parts().items()}
+    return parts | (in_eight_bits(server) if eight_bits else server)
 
 
 def learned_cuts(bundle: Bundle) -> dict[str, LearnedCut]:
@@ -111,7 +120,7 @@ def learned_cuts(bundle: Bundle) -> dict[str, LearnedCut]:
                 syntheses[key] = _synthesis(bundle.learned, spec.learned)
             name = spec.learned.name
             if name not in changes:
-                changes[name] = Changes(_under(bundle.learned, f"{name}/tail/"))
+                changes[name] = Changes(under(bundle.learned, f"{name}/tail/"))
             found[spec.name] = LearnedCut(
                 _encoder(bundle.learned, spec), syntheses[key], spec.learned.anchor, spec.features, changes[name]
             )
@@ -134,7 +143,7 @@ def _synthesis_shape(numbers: Sequence[int]) -> SynthesisShape:
 
 
 def _synthesis(tensors: Arrays, spec: LearnedSpec) -> Synthesis:
-    mine = {key.replace("/", "."): value for key, value in _under(tensors, f"{spec.name}/synthesis/").items()}
+    mine = {key.replace("/", "."): value for key, value in under(tensors, f"{spec.name}/synthesis/").items()}
     return Synthesis.of(_synthesis_shape(spec.synthesis), mine)
 
 
@@ -149,11 +158,21 @@ def _encoder(tensors: Arrays, spec: SplitSpec) -> PlainEncoder:
             scale = _float(tensors[f"{prefix}/{at}/{spec.learned.width}/scale"])
             layer.weight.copy_(_float(tensors[f"{prefix}/{at}/weight"])[:made, :given] * scale[:, None, None, None])
             layer.bias.copy_(_float(tensors[f"{prefix}/{at}/{spec.learned.width}/bias"]))
-    return plain
+    return plain.merged()
 
 
-def _under(tensors: Arrays, prefix: str) -> dict[str, Tensor]:
-    return {key.removeprefix(prefix): _float(value) for key, value in tensors.items() if key.startswith(prefix)}
+def under(tensors: Arrays, prefix: str) -> dict[str, Tensor]:
+    """Float32 tensors of a bundle whose names begin with a prefix, by what follows it.
+
+    Raises:
+        KeyError: one in eight bits has no steps.
+    """
+    found = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+    return {key: torch.from_numpy(value) for key, value in as_floats(found).items()}
+
+
+def _half(tensor: Tensor) -> npt.NDArray[np.float16]:
+    return tensor.detach().half().cpu().contiguous().numpy()
 
 
 def _float(array: npt.NDArray[Any]) -> Tensor:

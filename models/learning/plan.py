@@ -137,6 +137,7 @@ class TrainPlan(_Part):
         0.0, ge=0, lt=1, description="What a running average of the weights keeps of itself a step; it ends a stage."
     )
     tail_rank: int = Field(0, ge=0, description="Of the change of the rest of the backbone; 0 leaves it as it is.")
+    eight_bits: bool = Field(False, description="Whether the bundle has the server's kernels in eight bits.")
     stages: tuple[Stage, ...] = Field(min_length=1)
 
     @model_validator(mode="after")

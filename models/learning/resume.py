@@ -2,12 +2,14 @@
 
 In a bundle normalisations are folded. To learn on, each gets the statistics that its layer has on some views, and scale
 and offset that undo them: in evaluation the networks give exactly what the folded ones give, and in training, where
-batches have statistics of their own, as nearly as the views are like the batch.
+batches have statistics of their own, as nearly as the views are like the batch. A synthesis may get more blocks than
+the bundle's has; they begin by adding nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -19,8 +21,9 @@ from torch import Tensor, nn
 
 from ..exceptions import DataError
 from ..repair.deltas import Deltas
+from .cut import under
 from .slimmable import SlimConv, SlimmableEncoder, family, run
-from .synthesis import Synthesis
+from .synthesis import Synthesis, SynthesisShape
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -33,7 +36,8 @@ def resume(
     Args:
         arrays: as `cut.tensors_of` gives them.
         name: that they were learned under.
-        encoder, synthesis, tail: changed in place; of the widths, sizes and, at most, rank that the bundle has.
+        encoder, synthesis, tail: changed in place; of the widths and sizes that the bundle has, of at least its rank,
+            and of at least as many blocks at each level.
         pixels: float32 [B, 3, S, S], normalised, on the networks' device; some hundred views.
 
     Raises:
@@ -46,10 +50,10 @@ def resume(
                 for at, layer in enumerate(encoder.layers(width))
             ]
             with torch.no_grad():
-                latent = run(steps, pixels)
+                latent = run([layer.layer for layer in encoder.layers(width)], steps, pixels)
         # The last width is the widest; what the synthesis makes of its latents is what statistics are taken from.
-        _synthesis(_under(arrays, f"{name}/synthesis/"), synthesis, latent)
-        changes = _under(arrays, f"{name}/tail/")
+        _synthesis(under(arrays, f"{name}/synthesis/"), synthesis, latent)
+        changes = under(arrays, f"{name}/tail/")
         if changes:
             tail.take_up(changes)
     except (KeyError, RuntimeError) as error:
@@ -76,10 +80,12 @@ def _taken_up(layer: SlimConv, weight: Tensor, scale: Tensor, bias: Tensor, widt
 
 
 def _synthesis(tensors: Mapping[str, Tensor], synthesis: Synthesis, latent: Tensor) -> None:
-    plain = Synthesis.of(synthesis.shape, {key.replace("/", "."): value for key, value in tensors.items()})
-    plain.to(latent.device)
+    stored = {key.replace("/", "."): value for key, value in tensors.items()}
+    shape = _shape_of(stored, synthesis.shape)
+    plain = Synthesis.of(shape, stored).to(latent.device)
+    new = {id(m) for block in synthesis.blocks_beyond(shape) for m in block.modules()}
     theirs = [m for m in plain.modules() if isinstance(m, nn.Conv2d)]
-    mine = [m for m in synthesis.modules() if isinstance(m, nn.Conv2d | nn.BatchNorm2d)]
+    mine = [m for m in synthesis.modules() if isinstance(m, nn.Conv2d | nn.BatchNorm2d) and id(m) not in new]
     convolutions = [m for m in mine if isinstance(m, nn.Conv2d)]
     norms = {before: m for before, m in pairwise(mine) if isinstance(m, nn.BatchNorm2d)}
     given: dict[nn.Module, Tensor] = {}
@@ -106,6 +112,21 @@ def _synthesis(tensors: Mapping[str, Tensor], synthesis: Synthesis, latent: Tens
             _normalise(norm, values, length, bias)
 
 
+def _shape_of(tensors: Mapping[str, Tensor], shape: SynthesisShape) -> SynthesisShape:
+    """The shape of a synthesis that differs from another one in the number of blocks alone, by its tensors."""
+    blocks = {int(name.split(".")[1]) for name in tensors if ".inner." in name}
+    levels, at = [], 2
+    for channels, hidden, most in shape.levels:
+        number = 0
+        while at + number in blocks:
+            number += 1
+        if number > most:
+            raise KeyError(f"{number} blocks of {channels} channels in place of {most} or fewer")
+        levels.append((channels, hidden, number))
+        at += number + 2
+    return replace(shape, levels=tuple(levels))
+
+
 def _uncoloured(synthesis: Synthesis, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """Weight and bias of the last layer before `spread` and `mean`, see `Synthesis.folded`."""
     root = torch.linalg.inv(synthesis.spread.double()).to(weight.dtype)
@@ -123,10 +144,6 @@ def _normalise(norm: nn.BatchNorm2d, values: Tensor, scale: Tensor, bias: Tensor
     norm.running_var.copy_(variance)
     norm.weight.copy_(scale * (variance + norm.eps).sqrt())
     norm.bias.copy_(bias + scale * mean)
-
-
-def _under(arrays: Arrays, prefix: str) -> dict[str, Tensor]:
-    return {key.removeprefix(prefix): _float(value) for key, value in arrays.items() if key.startswith(prefix)}
 
 
 def _float(array: npt.NDArray[Any]) -> Tensor:

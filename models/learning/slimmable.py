@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -47,8 +47,6 @@ DARKNET_CHANNELS = 4
 DARKNET_STEMS = (1, 2, 4, 8)
 SLOPE = 0.1
 """Of Darknet's activation for what is negative."""
-SHORTCUT = (5, 8)
-"""What the first of these layers gives is added to what the second gives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +61,8 @@ class Layer:
         leaky: a ReLU that leaves a tenth of what is negative, as in Darknet.
         pooled: before that, the maximum of 2x2 places. (Darknet takes it after: the same, at four times the cost.)
         residual: what goes in is added to what comes out.
+        kept: what comes out is added to what the next layer that is `joined` gives.
+        joined: see there.
     """
 
     given: tuple[int, ...]
@@ -74,6 +74,8 @@ class Layer:
     leaky: bool = False
     pooled: bool = False
     residual: bool = False
+    kept: bool = False
+    joined: bool = False
 
     @property
     def padding(self) -> tuple[int, int]:
@@ -130,7 +132,7 @@ class SlimmableEncoder(nn.Module):
     def forward(self, pixels: Tensor, width: str) -> Tensor:
         """The latent at one width."""
         *inner, last = self.layers(width)
-        x = run([partial(layer, width=width) for layer in inner], pixels)
+        x = run([layer.layer for layer in inner], [partial(layer, width=width) for layer in inner], pixels)
         with torch.autocast(x.device.type, enabled=False):  # what is quantised next has more than 8 bits to say
             return last(x.float(), width)  # type: ignore[no-any-return]
 
@@ -159,6 +161,22 @@ class PlainEncoder(nn.Module):
         )
         self.requires_grad_(False).eval().to(memory_format=torch.channels_last)
 
+    def merged(self) -> PlainEncoder:
+        """The same with fewer layers: a 1x1 that nothing follows but the next layer is multiplied into that one, where
+        this makes no more multiply-accumulates. At half of the resolution a map less to write and to read is worth
+        more than what it saves of those."""
+        merged = copy.deepcopy(self)
+        plan, layers = list(self.plan), [m for m in merged.layers if isinstance(m, nn.Conv2d)]
+        at = 0
+        while at + 1 < len(plan):
+            if _merges(plan[at], plan[at + 1]):
+                layers[at : at + 2] = [_product(layers[at], layers[at + 1])]
+                plan[at : at + 2] = [replace(plan[at + 1], given=plan[at].given)]
+            else:
+                at += 1
+        merged.plan, merged.layers = plan, nn.ModuleList(layers)
+        return merged.requires_grad_(False).eval().to(memory_format=torch.channels_last)
+
     def undivided(self, std: float | Sequence[float]) -> PlainEncoder:
         """The same for pixels that were not divided by `std`, which the first layer's weights then do."""
         copied = copy.deepcopy(self)
@@ -171,7 +189,7 @@ class PlainEncoder(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """The latent."""
         steps = [partial(_apply, each, layer) for layer, each in zip(self.layers, self.plan, strict=True)]
-        return run(steps, pixels)
+        return run(self.plan, steps, pixels)
 
 
 class SlimConv(nn.Module):
@@ -221,12 +239,16 @@ def plan_layers(widths: Sequence[Sequence[int]], latent: int) -> list[Layer]:
             Layer(hidden, made, 1, activated=False),
         ]
 
+    *first, kept = bottleneck(c1, h1, c2, 3, 2)
+    *second, joined = bottleneck(c2, h2, c2, 3, 1)
     return [
         Layer((3,) * len(widths), c0, STEMS[stem], stem),
         Layer(c0, c0, 3, depthwise=True),
         Layer(c0, c1, 1, activated=False),
-        *bottleneck(c1, h1, c2, 3, 2),
-        *bottleneck(c2, h2, c2, 3, 1),
+        *first,
+        replace(kept, kept=True),
+        *second,
+        replace(joined, joined=True),
         *bottleneck(c2, h3, c3, 5, 4 // stem),
         Layer(c3, (latent,) * len(widths), 2, 2, activated=False),
     ]
@@ -263,16 +285,20 @@ def _darknet_layers(widths: Sequence[Sequence[int]], latent: int) -> list[Layer]
 
 
 def run(
-    layers: Sequence[Callable[[Tensor], Tensor]], x: Tensor, note: Callable[[Tensor], None] | None = None
+    plan: Sequence[Layer],
+    steps: Sequence[Callable[[Tensor], Tensor]],
+    x: Tensor,
+    note: Callable[[Tensor], None] | None = None,
 ) -> Tensor:
-    """Layers in the order of `plan_layers`, with the one shortcut; what each gives goes to `note` too."""
+    """Layers in the order of `plan_layers`, each by its step, with the one shortcut; what each gives goes to `note`
+    too."""
     kept = x
-    for at, layer in enumerate(layers):
-        x = layer(x)
-        if at == SHORTCUT[0]:
-            kept = x
-        elif at == SHORTCUT[1]:
+    for layer, step in zip(plan, steps, strict=True):
+        x = step(x)
+        if layer.joined:
             x = x + kept
+        if layer.kept:
+            kept = x
         if note:
             note(x)
     return x
@@ -282,3 +308,27 @@ def _apply(layer: Layer, convolution: nn.Module, x: Tensor) -> Tensor:
     assert isinstance(convolution, nn.Conv2d)
     made = layer.finish(layer.convolve(x, convolution.weight, convolution.bias))
     return x + made if layer.residual else made
+
+
+def _merges(first: Layer, second: Layer) -> bool:
+    """Whether a layer can be multiplied into the next one at no cost; of a width of its own."""
+    linear = not (first.activated or first.leaky or first.pooled or first.depthwise)
+    alone = not (first.residual or first.kept or first.joined or second.residual)
+    # With zeros around it, a layer would see them where the bias of the one before it was.
+    if not linear or not alone or first.kernel > 1 or second.depthwise or second.padding != (0, 0):
+        return False
+    (given,), (between,), (made,) = first.given, first.made, second.made
+    places, seen = second.stride**2, second.kernel**2
+    return seen * given * made <= places * given * between + seen * between * made
+
+
+def _product(first: nn.Conv2d, second: nn.Conv2d) -> nn.Conv2d:
+    """A 1x1 convolution and then another one, as one."""
+    assert first.bias is not None and second.bias is not None
+    found = nn.Conv2d(first.in_channels, second.out_channels, second.kernel_size)  # type: ignore[arg-type]
+    assert found.bias is not None
+    with torch.no_grad():
+        inner = first.weight[:, :, 0, 0].double()
+        found.weight.copy_(torch.einsum("ojhw,ji->oihw", second.weight.double(), inner))
+        found.bias.copy_(second.weight.double().sum((2, 3)) @ first.bias.double() + second.bias.double())
+    return found

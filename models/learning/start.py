@@ -90,7 +90,7 @@ class Narrowing:
         layers = plan_layers([self.channels], 1)[:-1]
         steps = [partial(_apply, each, weights, given) for each, weights in zip(layers, self.weights, strict=True)]
         with torch.inference_mode():
-            run(steps, pixels, lambda x: strong.append(x.square().mean((0, 2, 3)).sqrt()))
+            run(layers, steps, pixels, lambda x: strong.append(x.square().mean((0, 2, 3)).sqrt()))
         reach = [weight.flatten(2).square().sum((0, 2)).sqrt() for weight, _ in self.weights]
         made = [torch.arange(len(weight)) for weight, _ in self.weights]
         for writers, measured, readers in ALIKE:
@@ -155,8 +155,9 @@ def _narrow(
                 larger = weight.repeat_interleave(scale, 2).repeat_interleave(scale, 3) / scale**2
                 layer.weight.copy_(larger[:made, :given])
             for width in widths:
-                pairs = zip(encoder.layers(width), layers, strict=True)
-                run([partial(_normalise, layer, wanted, width) for layer, (_, wanted) in pairs], pixels)
+                mine = encoder.layers(width)
+                steps = [partial(_normalise, m, wanted, width) for m, (_, wanted) in zip(mine, layers, strict=True)]
+                run([m.layer for m in mine], steps, pixels)
 
 
 def principal(features: Tensor, metric: Nats, latent: int, price: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -34,9 +34,9 @@ def backbone() -> Backbone:
     return load_backbone(Source("timm/tf_efficientnet_lite0", seed=1, size=64))
 
 
-def networks(backbone: Backbone, seed: int, rank: int = 4) -> Networks:
+def networks(backbone: Backbone, seed: int, rank: int = 4, blocks: tuple[int, int] = (1, 1)) -> Networks:
     torch.manual_seed(seed)
-    shape = SynthesisShape(12, (40, 8, 8), 2, ((16, 8, 1), (8, 8, 1)))
+    shape = SynthesisShape(12, (40, 8, 8), 2, ((16, 8, blocks[0]), (8, 8, blocks[1])))
     spread = torch.eye(40) + 0.1 * torch.randn(40, 40)
     return (
         SlimmableEncoder(WIDTHS, 12),
@@ -90,6 +90,46 @@ def test_in_training_they_give_nearly_the_same(backbone, learned):
     trained = answers(begun, pixels, "100")
     for mine, theirs in zip(trained[:2], answers(learned, pixels, "100")[:2], strict=True):
         assert float((mine - theirs).abs().mean()) < 2e-2 * float(theirs.abs().mean())
+
+
+def test_a_synthesis_may_grow_and_begins_as_the_smaller_one(backbone, learned):
+    tensors, pixels = tensors_of("slim", *learned), torch.randn(8, 3, 64, 64)
+    begun = networks(backbone, 2, blocks=(3, 2))
+    resume(tensors, "slim", *begun, pixels)
+    for part in begun[:2]:
+        part.eval()
+    for mine, theirs in zip(answers(begun, pixels, "50")[:2], answers(learned, pixels, "50")[:2], strict=True):
+        assert float((mine - theirs).abs().max()) < 1e-2 * float(theirs.abs().max())
+    synthesis = begun[1].train()
+    before = synthesis(begun[0](pixels, "50").detach())
+    optimiser = torch.optim.Adam(synthesis.parameters(), 1e-2)
+    for _ in range(3):  # the first step moves the last normalisation, the next ones what is before it
+        optimiser.zero_grad()
+        synthesis(begun[0](pixels, "50").detach()).square().mean().backward()
+        optimiser.step()
+    new = synthesis.layers[3]
+    assert all(p.grad is not None and float(p.grad.abs().max()) > 0 for p in new.parameters()), "new blocks learn"
+    assert float((synthesis(begun[0](pixels, "50").detach()) - before).abs().max()) > 0
+
+
+def test_a_synthesis_does_not_shrink(backbone, learned):
+    grown = networks(backbone, 3, blocks=(2, 1))
+    with pytest.raises(DataError, match="2 blocks of 16 channels in place of 1 or fewer"):
+        resume(tensors_of("slim", *grown), "slim", *networks(backbone, 2), torch.randn(2, 3, 64, 64))
+
+
+def test_networks_in_eight_bits_are_gone_on_from(backbone, learned, monkeypatch):
+    monkeypatch.setattr("headrace.models.learning.eight_bits.LEAST", 64)
+    tensors, pixels = tensors_of("slim", *learned, kept=1.0, eight_bits=True), torch.randn(8, 3, 64, 64)
+    assert any(value.dtype == np.int8 for value in tensors.values())
+    begun = networks(backbone, 2)
+    resume(tensors, "slim", *begun, pixels)
+    for part in begun[:2]:
+        part.eval()
+    latent, features = answers(begun, pixels, "100")[:2]
+    wanted = answers(learned, pixels, "100")
+    assert float((latent - wanted[0]).abs().max()) < 1e-2 * float(wanted[0].abs().max())
+    assert float((features - wanted[1]).square().mean()) < 1e-3 * float(wanted[1].square().mean())
 
 
 def test_other_networks_are_refused(backbone, learned):
