@@ -49,8 +49,8 @@ def test_the_shipped_detector_is_in_eight_bits_and_damage_is_told():
     stepped = [name for name, array in bundle.learned.items() if array.dtype == np.int8]
     assert stepped and all(name + STEP in bundle.learned for name in stepped)
     cut = learned_cuts(bundle)["slim-100"]
-    weight = cut.synthesis.state_dict()["layers.2.inner.2.0.weight"]
-    step = bundle.learned["slim/synthesis/layers/2/inner/2/0/weight" + STEP]
+    weight = cut.synthesis.state_dict()["layers.2.inner.2.weight"]
+    step = bundle.learned["slim/synthesis/layers/2/inner/2/weight" + STEP]
     whole = weight.numpy().reshape(len(step), -1) / step.astype(np.float32)[:, None]
     np.testing.assert_allclose(whole, np.rint(whole), atol=1e-3)
     without = {name: array for name, array in bundle.learned.items() if name != stepped[0] + STEP}
