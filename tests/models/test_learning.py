@@ -20,7 +20,7 @@ from headrace.models.learning.assemble import assemble, split_names, without
 from headrace.models.learning.cut import learned_cuts, tensors_of
 from headrace.models.learning.metric import Nats
 from headrace.models.learning.plan import TrainPlan
-from headrace.models.learning.slimmable import PlainEncoder, SlimmableEncoder
+from headrace.models.learning.slimmable import SlimmableEncoder
 from headrace.models.learning.synthesis import Synthesis, SynthesisShape
 from headrace.models.learning.team import Team
 from headrace.models.learning.train import Learned, train
@@ -31,7 +31,6 @@ from headrace.models.zoo.catalogue import backbone_of, load_backbone, write_weig
 from headrace.models.zoo.sources import Source
 from headrace.server.engine import FeatureInput, TailKey
 from headrace.server.tail import load_tails
-from torch.utils.flop_counter import FlopCounterMode
 
 BACKBONE = Source("timm/test_resnet", seed=3, size=64)
 ALONE = Team(0, 1, torch.device("cpu"))
@@ -339,28 +338,6 @@ def test_a_synthesis_folds_to_the_same(plan):
     latent = torch.randn(2, 4, 2, 2)
     with torch.inference_mode():
         torch.testing.assert_close(network.folded()(latent), network(latent), atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("channels", "fewer"), [((2, 8, 8, 16, 8, 16, 16, 12), 2), ((4, 16, 4, 16, 8, 16, 8, 12), 1), ((8, 4, 8, 8, 1), 0)]
-)
-def test_layers_that_nothing_is_between_are_merged(channels, fewer):
-    """The second one's 1x1s would cost more as one; Darknet's layers have an activation each."""
-    torch.manual_seed(5)
-    plain = PlainEncoder(channels, 6)
-    for parameter in plain.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    merged = plain.merged()
-    assert len(merged.layers) == len(merged.plan) == len(plain.layers) - fewer
-    pixels = torch.randn(2, 3, 64, 64)
-    torch.testing.assert_close(merged(pixels), plain(pixels), atol=1e-4, rtol=1e-4)
-    assert _multiply_accumulates(merged, pixels) <= _multiply_accumulates(plain, pixels)
-
-
-def _multiply_accumulates(network: torch.nn.Module, pixels: torch.Tensor) -> int:
-    with FlopCounterMode(display=False) as counter:
-        network(pixels)
-    return int(counter.get_total_flops()) // 2
 
 
 def test_narrower_widths_compute_less(plan):
