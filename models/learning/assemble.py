@@ -67,7 +67,7 @@ def assemble(
         **tensors_of(plan.name, learned.encoder, learned.synthesis, learned.tail, plan.tail_kept, plan.eight_bits),
     }
     bundle = bundle.with_learned(tensors)
-    # The networks that are fitted on are those that the bundle will hold, in half precision.
+    # The networks that are fitted on are those that the bundle will hold, in half precision or eight bits.
     unfitted = [SplitSpec(name, shape, shape[0], (), learned=spec) for name, spec in widths.items()]
     backbone.learned = learned_cuts(replace(bundle, splits=(*bundle.splits, *unfitted)))
     levels = {name: plan.distortions[spec.width] for name, spec in widths.items() if spec.width in plan.distortions}

@@ -83,7 +83,7 @@ def _synthesis(tensors: Mapping[str, Tensor], synthesis: Synthesis, latent: Tens
     stored = {key.replace("/", "."): value for key, value in tensors.items()}
     shape = _shape_of(stored, synthesis.shape)
     plain = Synthesis.of(shape, stored).to(latent.device)
-    new = {id(m) for block in synthesis.blocks_beyond(shape) for m in block.modules()}
+    new = {id(m) for block in synthesis.blocks_beyond(shape) for m in _adding_nothing(block).modules()}
     theirs = [m for m in plain.modules() if isinstance(m, nn.Conv2d)]
     mine = [m for m in synthesis.modules() if isinstance(m, nn.Conv2d | nn.BatchNorm2d) and id(m) not in new]
     convolutions = [m for m in mine if isinstance(m, nn.Conv2d)]
@@ -110,6 +110,14 @@ def _synthesis(tensors: Mapping[str, Tensor], synthesis: Synthesis, latent: Tens
             my.weight.copy_(weight / length[:, None, None, None])
             values = (given[their] - bias[:, None, None]) / length[:, None, None]
             _normalise(norm, values, length, bias)
+
+
+def _adding_nothing(block: nn.Module) -> nn.Module:
+    """A block whose last normalisation is 0, until it learns."""
+    *_, last = (m for m in block.modules() if isinstance(m, nn.BatchNorm2d))
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return block
 
 
 def _shape_of(tensors: Mapping[str, Tensor], shape: SynthesisShape) -> SynthesisShape:

@@ -85,19 +85,12 @@ class Synthesis(nn.Module):
         return torch.einsum("dc,bchw->bdhw", self.spread, features.float()) + self.mean[:, None, None] + guess
 
     def blocks_beyond(self, shape: SynthesisShape) -> list[nn.Module]:
-        """The blocks that one of another shape, with fewer at some levels, does not have; they are set to add nothing
-        from here on, until they learn."""
+        """The blocks that one of another shape, with fewer at some levels, does not have."""
         found: list[nn.Module] = []
         at = 2
         for (_, _, mine), (_, _, theirs) in zip(self.shape.levels, shape.levels, strict=True):
             found += [self.layers[i] for i in range(at + theirs, at + mine)]
             at += mine + 2
-        with torch.no_grad():
-            for block in found:
-                last = [m for m in block.modules() if isinstance(m, nn.Conv2d | nn.BatchNorm2d)][-1]
-                nn.init.zeros_(last.weight)
-                assert last.bias is not None
-                nn.init.zeros_(last.bias)
         return found
 
     def folded(self) -> Synthesis:
