@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import onnx
 import torch
 from torch import Tensor, nn
 
@@ -21,6 +22,7 @@ from .chain import Chain
 from .detection.filter import WithFilter
 from .detection.presence import Presence
 from .edge_half import has_local, write_edge_manifest
+from .graph_rewrites import rewrite
 from .zoo.catalogue import backbone_of
 
 
@@ -116,3 +118,6 @@ def write_graph(module: nn.Module, example: Tensor, name: str, output: str | tup
             external_data=False,
             verbose=False,
         )
+    model = onnx.load(path)
+    rewrite(model)
+    onnx.save(model, path)
