@@ -69,14 +69,20 @@ bundle-efficientnet_lite0: venv
 	$(NEED_PHOTOGRAPHS)
 	$(BIN)/headrace split efficientnet_lite0 --calibration $(IMAGEN) --output $(B) --held-out 300
 	$(BIN)/headrace temporal --bundle $(B) --calibration $(IMAGEN) --output $(B) --held-out 300
-	$(BIN)/headrace split efficientnet_lite0 --add-to $(B) --at blocks.2.0 --at blocks.2.0-144px --at blocks.2.0-112px \
-	  --calibration $(IMAGEN) --output $(B) --held-out 300
+	$(BIN)/headrace split efficientnet_lite0 --add-to $(B) --at blocks.2.0 --at blocks.2.0-192px \
+	  --at blocks.2.0-144px --at blocks.2.0-112px --calibration $(IMAGEN) --output $(B) --held-out 300
 	$(BIN)/headrace exit --bundle $(B) --at blocks.2.0-112px --at blocks.2.0-144px --calibration $(IMAGEN) --output $(B) \
 	  --held-out 300
 	$(BIN)/headrace train models/plans/efficientnet_lite0-slim.toml $(PHOTOGRAPHS:%=--photographs %) --output $(B) \
 	  --device $(DEVICE) --views 5
+	$(BIN)/headrace lighten --bundle $(B) --at slim-100 --steps 1000 $(PHOTOGRAPHS:%=--photographs %) --output $(B) --views 5
+	$(BIN)/headrace lighten --bundle $(B) --at blocks.2.0 --steps 800 $(PHOTOGRAPHS:%=--photographs %) --output $(B) --views 5
+	$(BIN)/headrace lighten --bundle $(B) --at blocks.2.0-192px --hidden 16,64,96,96 --steps 3000 \
+	  $(PHOTOGRAPHS:%=--photographs %) --output $(B) --views 5
 	$(BIN)/headrace repair --bundle $(B) --at blocks.2.0 --calibration $(IMAGEN) --more $(BSDS) --more $(CALTECH) \
 	  --output $(B) --steps 800 --crops 8000 --bfloat16 --views 5
+	$(BIN)/headrace repair --bundle $(B) --at blocks.2.0-192px --calibration $(IMAGEN) --more $(BSDS) --more $(CALTECH) \
+	  --output $(B) --steps 800 --crops 8000 --bfloat16 --views 5 --resample
 
 bundle-yolov2_tiny: B := $(BUNDLES)/yolov2_tiny
 bundle-yolov2_tiny: venv

@@ -26,8 +26,9 @@ from .cutting.costs import Costs, measure_costs
 from .cutting.cuts import Cut, Head, Tail, find_cuts
 from .cutting.graph import Traced, trace
 from .cutting.maps import Pack, Packing, Unpack
-from .exceptions import BackboneError
-from .learning.cut import INPUT, LearnedCut
+from .cutting.own_head import OwnHead
+from .exceptions import BackboneError, BundleError
+from .learning.cut import INPUT, HeadWeights, LearnedCut
 from .tasks import CLASSIFICATION, Task
 
 EXACT = 1e-5
@@ -107,6 +108,7 @@ class Backbone:
         state: module whose state are its weights.
         program: file of torch.export that it was read from.
         learned: cuts whose head is a learned encoder, by name; `head`, `tail` and `shape` know them like its own.
+        own_heads: what heads at some of its own cuts have in place of its weights, by name; `head` knows them.
     """
 
     spec: BackboneSpec
@@ -114,6 +116,7 @@ class Backbone:
     state: nn.Module | None = field(default=None, repr=False)
     program: Path | None = None
     learned: Mapping[str, LearnedCut] = field(default_factory=dict, repr=False)
+    own_heads: Mapping[str, HeadWeights] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         for module in (self.parts.front, self.parts.rest):
@@ -252,18 +255,30 @@ class Backbone:
         return self.learned[split].shape if split in self.learned else self.packing(split).packed
 
     def head(self, split: str) -> nn.Module:
-        """pixels uint8 [B, S, S, 3] -> tuple of one map float32 [B, C, H, W] at the split point."""
+        """pixels uint8 [B, S, S, 3] -> tuple of one map float32 [B, C, H, W] at the split point.
+
+        Raises:
+            BundleError: what a bundle learned does not fit.
+        """
         if split in self.learned:
             # A tenth of a narrow encoder's time is the division by the deviation; the weights do it for nothing.
             centred = Pixels(replace(self.preprocessing, std=1.0))
             return Chain(centred, self.learned[split].encoder.undivided(self.preprocessing.std)).eval()
         if split == INPUT:
             return Chain(Pixels(self.preprocessing)).eval()
-        sized, split = self.at(split)
-        if sized is not self:
-            return sized.head(split)
-        pixels, head = Pixels(self.preprocessing), Head(self.traced, self.cut(split))
-        return Chain(pixels, head, Pack(self.packing(split))).eval()
+        sized, cut = self.at(split)
+        exact = Head(sized.traced, sized.cut(cut))
+        head: nn.Module = exact
+        if (own := self.own_heads.get(split)) is not None:
+            try:
+                head = OwnHead(exact, own.clips).take(own.weights)
+            except KeyError as error:
+                raise BundleError(f"what was learned for the head at {split} does not fit it: {error}") from error
+        return Chain(Pixels(sized.preprocessing), head, Pack(sized.packing(cut))).eval()
+
+    def has_head(self, split: str) -> bool:
+        """Whether what runs there is a head of its own, and not the first operations of the backbone."""
+        return split in self.learned or split in self.own_heads
 
     def between(self, first: str, second: str) -> nn.Module:
         """The map at one split point -> tuple of the map at a later one."""
@@ -326,8 +341,9 @@ class Backbone:
         sized, split = self.at(split)
         if sized is not self:
             return sized.rejoin_error(split, seed)
-        head, tail = self.head(split), self._traced_tail(split)
-        return max(self._difference(head, tail, batch, seed) for batch in (1, PROOF_BATCH))
+        exact = Chain(Pixels(self.preprocessing), Head(self.traced, self.cut(split)), Pack(self.packing(split))).eval()
+        tail = self._traced_tail(split)
+        return max(self._difference(exact, tail, batch, seed) for batch in (1, PROOF_BATCH))
 
     def prove(self, split: str) -> float:
         """The rejoin error of a split point.

@@ -22,7 +22,7 @@ def check_learned(bundle: Bundle) -> None:
             raise BundleError(f"bundle {bundle.name} is damaged: learned {name} lacks the steps of its eight bits")
         if array.dtype not in (np.float16, np.int8) or not np.isfinite(array).all():
             raise BundleError(f"bundle {bundle.name} is damaged: learned {name} is not float16, or not finite")
-    if any(s.learned for s in bundle.splits) and not bundle.learned_digest:
+    if any(s.learned or s.clips is not None for s in bundle.splits) and not bundle.learned_digest:
         raise BundleError(f"bundle {bundle.name} has learned split points without what was learned")
 
 

@@ -105,6 +105,8 @@ class SplitSpec:
         edge_share: head and encoder as a share of the uncut model's time, same engine, one core.
         learned: a width of a learned encoder in place of the backbone's first stages; `features` is what it gives.
         size: side in pixels that head and tail are run at, where it is not the backbone's own.
+        clips: of the head's ReLU6s, numbered from 0 (of a learned encoder by layer), those that still are one; ReLUs
+            stand in place of the others. None: all are, and a head of the backbone's own has the backbone's weights.
     """
 
     name: str
@@ -114,6 +116,7 @@ class SplitSpec:
     edge_share: float = 1.0
     learned: LearnedSpec | None = None
     size: int = 0
+    clips: tuple[int, ...] | None = None
 
     @property
     def rate_levels(self) -> int:
@@ -191,6 +194,8 @@ def split_spec(given: Mapping[str, Any]) -> SplitSpec:
     if "learned" in given:
         learned: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given["learned"].items()}
         values["learned"] = LearnedSpec(**learned)
+    if "clips" in given:
+        values["clips"] = tuple(int(i) for i in given["clips"])
     return SplitSpec(**values)
 
 
@@ -201,6 +206,8 @@ def split_fields(spec: SplitSpec) -> dict[str, Any]:
         del values["learned"]
     if not spec.size:
         del values["size"]
+    if spec.clips is None:
+        del values["clips"]
     return values
 
 

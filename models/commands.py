@@ -194,6 +194,46 @@ def train(
     train_bundle(plan, photographs, output, work, fitted, held_out, views, device)
 
 
+@app.command("lighten")
+def lighten_heads(
+    at: Annotated[
+        list[str], typer.Option(help="Split point whose head is learned; several times for several. One width for all.")
+    ],
+    photographs: Annotated[
+        list[Path], typer.Option(help="Folder of photographs to learn from; labels are not needed.")
+    ],
+    output: BundleOutput,
+    bundle: BundleFolder = COMMITTED,
+    steps: Annotated[int, typer.Option(min=1, help="Batches.")] = 3000,
+    batch: Annotated[int, typer.Option(min=2, help="Views a step.")] = 16,
+    rate: Annotated[float, typer.Option(help="Learning rate at its height.")] = 1e-3,
+    seed: Annotated[int, typer.Option(help="Of the views.")] = 0,
+    hidden: Annotated[
+        str, typer.Option(help="Hidden channels of each bottleneck, such as 16,64,96,96, where some are to go.")
+    ] = "",
+    work: Annotated[Path, typer.Option(help="Folder for checkpoints.")] = Path("train-work"),
+    fitted: Annotated[int, typer.Option(help="As given to `split`, to leave out the same photographs.")] = 300,
+    held_out: Annotated[
+        int, typer.Option(help="Photographs of the first folder to measure on, not learned from.")
+    ] = 64,
+    views: Annotated[int, typer.Option(min=1, help="Views of each of those: itself, and parts of it.")] = 1,
+) -> None:
+    """Make heads cheaper: they learn to do without most of what ReLU6 clips, and with fewer hidden channels. No GPU.
+
+    A run that was killed goes on where it was when the same command is given again. The fingerprint changes.
+    """
+    from .exceptions import DataError
+    from .learning.command import lighten_bundle
+    from .learning.lighten import Lightening
+
+    try:
+        channels = tuple(int(each) for each in hidden.split(",") if hidden)
+    except ValueError as error:
+        raise DataError(f"--hidden {hidden!r} are no numbers with commas between, such as 16,64,96,96") from error
+    how = Lightening(steps, batch, rate, seed=seed, hidden=channels)
+    lighten_bundle(bundle, at, how, photographs, output, work, fitted, held_out, views)
+
+
 @app.command("filter")
 def learn_filter(
     calibration: Annotated[list[Path], typer.Option(help="Folder of unlabelled photographs; several times for more.")],

@@ -13,6 +13,7 @@ from rich.progress import Progress
 from .backbones import Backbone
 from .bundle import Bundle, SplitSpec, rounded
 from .exceptions import BackboneError, DataError
+from .learning.cut import HEAD
 from .operating_point import MAX_ID, Kind, OperatingPoint
 from .split import SplitPlan, choose, fit_splits, full_name, measured_points, timed
 from .zoo.catalogue import backbone_of
@@ -69,14 +70,15 @@ def extend(
     names = [full_name(backbone, name) for name in names]
     for name in names:
         backbone.prove(name)
+    backbone.own_heads = {name: head for name, head in backbone.own_heads.items() if name not in names}
     specs, arrays = fit_splits(backbone, names, fit_on, seed, progress)
     bundle = added(without(bundle, names), specs, arrays).check()
     return measured_points(backbone, timed(backbone, bundle, progress), held_out, progress, names).check()
 
 
 def without(bundle: Bundle, names: Collection[str]) -> Bundle:
-    """The bundle without some split points, their operating points, tensors, repairs and exits, and what is said of the
-    repairs."""
+    """The bundle without some split points, their operating points, tensors, heads of their own, repairs and exits, and
+    what is said of the repairs."""
 
     def stays(key: str) -> bool:
         return not any(key.startswith(f"{name}/") for name in names)
@@ -85,6 +87,8 @@ def without(bundle: Bundle, names: Collection[str]) -> Bundle:
     said = [part for part in str(provenance.pop("repair", "")).split("; ") if part and part.split()[0] not in names]
     if said:
         provenance["repair"] = "; ".join(said)
+    if lost := [key for key in bundle.learned if any(key.startswith(f"{name}/{HEAD}/") for name in names)]:
+        bundle = bundle.with_learned({k: v for k, v in bundle.learned.items() if k not in lost})
     return replace(
         bundle,
         provenance=provenance,

@@ -178,8 +178,8 @@ def fit_splits(
     for size, alike in sizes.items():
         sized = backbone.at(alike[0])[0]
         bar = progress.add_task(f"features, {size} pixels", total=len(fit_on))
-        parts = sized.head_parts([name for name in alike if name not in backbone.learned])
-        apart = {name: backbone.head(name) for name in alike if name in backbone.learned}
+        parts = sized.head_parts([name for name in alike if not backbone.has_head(name)])
+        apart = {name: backbone.head(name) for name in alike if backbone.has_head(name)}
         with torch.inference_mode():
             for pixels in calibration_batches(sized, fit_on, seed):
                 reached: tuple[Tensor, ...] = (pixels,)

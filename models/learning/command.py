@@ -1,4 +1,4 @@
-"""`headrace train` from the plan to the bundle."""
+"""`headrace train` and `headrace lighten`, from what is asked for to the bundle."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from rich.progress import Progress
 from ..bundle import Bundle, short
 from ..exceptions import DataError
 from ..measure import find_pictures, views_of
-from ..split import bar_columns, choose
+from ..split import bar_columns, choose, measured_points, timed
 from ..zoo.catalogue import backbone_of, write_weights
 from .assemble import assemble, without
+from .lighten import Lightening, lighten
 from .plan import TrainPlan
 from .team import Team
 from .train import train
@@ -45,9 +46,7 @@ def train_bundle(
     plan = TrainPlan.load(plan_file)
     if device == "cuda" and not torch.cuda.is_available():
         raise DataError("there is no CUDA device here; use --device cpu, or check the driver with nvidia-smi")
-    fit_on, measured_on = choose(folders[0], fitted, held_out, 0)
-    apart = set(measured_on) - set(fit_on)
-    paths = [path for folder in folders for path in find_pictures(folder) if path not in apart]
+    paths, fit_on, measured_on = _divided(folders, fitted, held_out)
     bundle = Bundle.load(plan.bundle)
     backbone = backbone_of(without(bundle, plan.name))
     with (
@@ -62,3 +61,42 @@ def train_bundle(
     made.save(output)
     write_weights(backbone, output)
     typer.echo(f"{output}: {len(made.operating_points)} operating points, fingerprint {short(made.fingerprint)}")
+
+
+def lighten_bundle(
+    folder: Path,
+    names: Sequence[str],
+    how: Lightening,
+    folders: Sequence[Path],
+    output: Path,
+    work: Path,
+    fitted: int,
+    held_out: int,
+    views: int,
+) -> None:
+    """Learn heads without clips and write the bundle that has them; see `lighten` for what is raised.
+
+    Args:
+        folder: of the bundle.
+        names: split points.
+        how: steps, rate, seed.
+        folders, output, work, fitted, held_out, views: as for `train_bundle`.
+    """
+    bundle = Bundle.load(folder)
+    paths, _, measured_on = _divided(folders, fitted, held_out)
+    backbone = backbone_of(bundle)
+    with Progress(*bar_columns(), console=Console(stderr=True)) as progress:
+        made = lighten(backbone, bundle, names, paths, how, work, progress)
+        changed = [s.name for s in made.splits if s != bundle.split(s.name)]
+        made = timed(backbone, made, progress)
+        made = measured_points(backbone, made, views_of(measured_on, views, how.seed), progress, changed).check()
+    made.save(output)
+    write_weights(backbone, output)
+    typer.echo(f"{output}: {', '.join(changed)} without clips, fingerprint {short(made.fingerprint)}")
+
+
+def _divided(folders: Sequence[Path], fitted: int, held_out: int) -> tuple[list[Path], list[Path], list[Path]]:
+    """Photographs to learn from, to fit the closed form on, and to measure on."""
+    fit_on, measured_on = choose(folders[0], fitted, held_out, 0)
+    apart = set(measured_on) - set(fit_on)
+    return [path for folder in folders for path in find_pictures(folder) if path not in apart], fit_on, measured_on

@@ -4,6 +4,8 @@
                                                 takes the first channels of it
     NAME/encoder/FAMILY/LAYER/WIDTH/scale, .../bias  float16 [channels], a width's normalisation
     NAME/synthesis/LAYER...                     float16, convolutions of the synthesis, or their kernels in eight bits
+    SPLIT/head/NUMBER                           float16, weights of a head at a cut of the backbone's own that
+                                                was made light: see `lighten`
     NAME/tail/TENSOR...                         float16, what is added to the rest of the backbone, if anything: see
                                                 `repair.deltas`; or, of the larger ones, in eight bits (`eight_bits`)
 
@@ -29,6 +31,7 @@ from .eight_bits import as_floats, in_eight_bits
 from .slimmable import PlainEncoder, SlimmableEncoder, family
 from .synthesis import Synthesis, SynthesisShape
 
+HEAD = "head"
 INPUT = "input"
 """The anchor in front of the whole backbone: what the synthesis gives is its input, and the server runs all of it."""
 
@@ -52,6 +55,19 @@ class LearnedCut:
     anchor: str
     shape: tuple[int, int, int]
     changes: Changes
+
+
+@dataclass(frozen=True)
+class HeadWeights:
+    """What a head of the backbone's own has that the backbone has not.
+
+    Attributes:
+        clips: of its ReLU6s, those that are left.
+        weights: float32, as `OwnHead.weights` names them.
+    """
+
+    clips: tuple[int, ...]
+    weights: Mapping[str, Tensor]
 
 
 class Changes:
@@ -110,10 +126,7 @@ def learned_cuts(bundle: Bundle) -> dict[str, LearnedCut]:
         if spec.learned is None:
             continue
         if not bundle.learned:
-            raise BundleError(
-                f"bundle {bundle.name} lacks what was learned for {spec.name}: it is an edge's half, or its "
-                "learned.safetensors is missing; copy the whole bundle again"
-            )
+            raise BundleError(_lacking(bundle, spec.name))
         try:
             key = (spec.learned.name, spec.learned.synthesis)
             if key not in syntheses:
@@ -128,6 +141,23 @@ def learned_cuts(bundle: Bundle) -> dict[str, LearnedCut]:
             raise BundleError(
                 f"what bundle {bundle.name} learned does not fit its split point {spec.name}: {error}; train it anew"
             ) from error
+    return found
+
+
+def own_heads(bundle: Bundle) -> dict[str, HeadWeights]:
+    """Heads of the backbone's own split points that have other weights than the backbone, by their names.
+
+    Raises:
+        BundleError: what was learned is missing.
+    """
+    found = {}
+    for spec in bundle.splits:
+        if spec.learned is not None or spec.clips is None:
+            continue
+        weights = under(bundle.learned, f"{spec.name}/{HEAD}/")
+        if not weights:
+            raise BundleError(_lacking(bundle, spec.name))
+        found[spec.name] = HeadWeights(spec.clips, weights)
     return found
 
 
@@ -149,7 +179,7 @@ def _synthesis(tensors: Arrays, spec: LearnedSpec) -> Synthesis:
 
 def _encoder(tensors: Arrays, spec: SplitSpec) -> PlainEncoder:
     assert spec.learned is not None
-    plain = PlainEncoder(spec.learned.channels, spec.features[0])
+    plain = PlainEncoder(spec.learned.channels, spec.features[0], spec.clips)
     prefix = f"{spec.learned.name}/encoder/{family(spec.learned.channels)}"
     with torch.no_grad():
         for at, layer in enumerate(plain.layers):
@@ -169,6 +199,13 @@ def under(tensors: Arrays, prefix: str) -> dict[str, Tensor]:
     """
     found = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
     return {key: torch.from_numpy(value) for key, value in as_floats(found).items()}
+
+
+def _lacking(bundle: Bundle, split: str) -> str:
+    return (
+        f"bundle {bundle.name} lacks what was learned for {split}: it is an edge's half, or its learned.safetensors is "
+        "missing; copy the whole bundle again"
+    )
 
 
 def _half(tensor: Tensor) -> npt.NDArray[np.float16]:

@@ -44,13 +44,7 @@ def resume(
         DataError: the bundle holds none of that name, or of another form.
     """
     try:
-        for width in encoder.widths:
-            steps = [
-                partial(_taken_up, layer, *_layer(arrays, name, encoder, width, at), width)
-                for at, layer in enumerate(encoder.layers(width))
-            ]
-            with torch.no_grad():
-                latent = run([layer.layer for layer in encoder.layers(width)], steps, pixels)
+        latent = resume_encoder(arrays, name, encoder, pixels)
         # The last width is the widest; what the synthesis makes of its latents is what statistics are taken from.
         _synthesis(under(arrays, f"{name}/synthesis/"), synthesis, latent)
         changes = under(arrays, f"{name}/tail/")
@@ -60,6 +54,23 @@ def resume(
         raise DataError(
             f"the bundle's networks {name!r} are not those of the plan ({error}); let the plan begin with the backbone"
         ) from error
+
+
+def resume_encoder(arrays: Arrays, name: str, encoder: SlimmableEncoder, pixels: Tensor) -> Tensor:
+    """Set the encoder's alone, arguments as for `resume`; gives the latent of the last width.
+
+    Raises:
+        KeyError: the bundle holds none of that name, or of another form.
+        RuntimeError: its tensors are of other shapes.
+    """
+    for width in encoder.widths:
+        steps = [
+            partial(_taken_up, layer, *_layer(arrays, name, encoder, width, at), width)
+            for at, layer in enumerate(encoder.layers(width))
+        ]
+        with torch.no_grad():
+            latent = run([layer.layer for layer in encoder.layers(width)], steps, pixels)
+    return latent
 
 
 def _layer(arrays: Arrays, name: str, encoder: SlimmableEncoder, width: str, at: int) -> tuple[Tensor, Tensor, Tensor]:

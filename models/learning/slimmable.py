@@ -28,7 +28,7 @@ and changing it changes which one is run. The latent has K channels at every wid
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -57,7 +57,8 @@ class Layer:
         given, made: channels in and out, of each width.
         kernel, stride: along both sides.
         depthwise: every channel for itself.
-        activated: a ReLU6 follows, as in the mobile backbones, or
+        activated: a ReLU follows, or
+        clipped: a ReLU6, as in the mobile backbones; or
         leaky: a ReLU that leaves a tenth of what is negative, as in Darknet.
         pooled: before that, the maximum of 2x2 places. (Darknet takes it after: the same, at four times the cost.)
         residual: what goes in is added to what comes out.
@@ -71,6 +72,7 @@ class Layer:
     stride: int = 1
     depthwise: bool = False
     activated: bool = True
+    clipped: bool = True
     leaky: bool = False
     pooled: bool = False
     residual: bool = False
@@ -101,19 +103,22 @@ class Layer:
             x = functional.max_pool2d(x, 2)
         if self.leaky:
             return functional.leaky_relu(x, SLOPE)
-        return functional.relu6(x) if self.activated else x
+        if not self.activated:
+            return x
+        return functional.relu6(x) if self.clipped else functional.relu(x)
 
 
 class SlimmableEncoder(nn.Module):
     """pixels float32 [B, 3, S, S], normalised as the backbone's, and a width's name -> latent [B, K, S/16, S/16]."""
 
-    def __init__(self, widths: Mapping[str, Sequence[int]], latent: int) -> None:
+    def __init__(self, widths: Mapping[str, Sequence[int]], latent: int, clips: Collection[int] | None = None) -> None:
         """Make it with random weights.
 
         Args:
             widths: by name, narrowest first, `CHANNELS` or `DARKNET_CHANNELS` numbers each; of those with the same
                 stem none smaller than in the width before.
             latent: K.
+            clips: layers, from 0 on, whose ReLU6 keeps its upper end; None for all.
         """
         super().__init__()
         self.widths = {name: tuple(channels) for name, channels in widths.items()}
@@ -121,7 +126,7 @@ class SlimmableEncoder(nn.Module):
         self.stems = nn.ModuleDict()
         for stem in sorted({family(channels) for channels in self.widths.values()}):
             alike = {name: channels for name, channels in self.widths.items() if family(channels) == stem}
-            layers = [SlimConv(layer, list(alike)) for layer in plan_layers(list(alike.values()), latent)]
+            layers = [SlimConv(layer, list(alike)) for layer in plan_layers(list(alike.values()), latent, clips)]
             self.stems[stem] = nn.ModuleList(layers)
 
     def layers(self, width: str) -> list[SlimConv]:
@@ -151,10 +156,10 @@ class SlimmableEncoder(nn.Module):
 class PlainEncoder(nn.Module):
     """One width, as it is run: pixels float32 [B, 3, S, S], normalised -> latent float32 [B, K, S/16, S/16]."""
 
-    def __init__(self, channels: Sequence[int], latent: int) -> None:
-        """Channels as `SlimmableEncoder` takes them for a width."""
+    def __init__(self, channels: Sequence[int], latent: int, clips: Collection[int] | None = None) -> None:
+        """Channels and clips as `SlimmableEncoder` takes them for a width."""
         super().__init__()
-        self.plan = plan_layers([tuple(channels)], latent)
+        self.plan = plan_layers([tuple(channels)], latent, clips)
         self.layers = nn.ModuleList(
             nn.Conv2d(each.given[0], each.made[0], each.kernel, groups=each.given[0] if each.depthwise else 1)
             for each in self.plan
@@ -223,11 +228,16 @@ class SlimConv(nn.Module):
         return scale, norm.bias - norm.running_mean * scale
 
 
-def plan_layers(widths: Sequence[Sequence[int]], latent: int) -> list[Layer]:
-    """The layers of widths that share a stem."""
-    stem = widths[0][0]
+def plan_layers(widths: Sequence[Sequence[int]], latent: int, clips: Collection[int] | None = None) -> list[Layer]:
+    """The layers of widths that share a stem; of the ReLU6s those of `clips` keep their upper end, None for all."""
     if len(widths[0]) <= DARKNET_CHANNELS + 1:
         return _darknet_layers(widths, latent)
+    layers = _mobile_layers(widths, latent)
+    return [replace(each, clipped=clips is None or at in clips) for at, each in enumerate(layers)]
+
+
+def _mobile_layers(widths: Sequence[Sequence[int]], latent: int) -> list[Layer]:
+    stem = widths[0][0]
     c0, c1, h1, c2, h2, h3, c3 = (tuple(w[i] for w in widths) for i in range(1, CHANNELS))
 
     def bottleneck(

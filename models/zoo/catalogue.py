@@ -22,7 +22,7 @@ from torch import nn
 from ..backbones import Backbone
 from ..bundle import BackboneSpec, Bundle
 from ..exceptions import BackboneError
-from ..learning.cut import learned_cuts
+from ..learning.cut import learned_cuts, own_heads
 from . import efficientnet_lite, own_module, timm_zoo, torchvision_zoo, yolo
 from .sources import FILE, RANDOM, Found, Source, state_digest
 
@@ -77,7 +77,7 @@ def backbone_of(bundle: Bundle) -> Backbone:
     if name != spec.name:
         backbone.spec = replace(backbone.spec, name=spec.name)
     backbone.verify(spec)
-    backbone.learned = learned_cuts(bundle)
+    backbone.learned, backbone.own_heads = learned_cuts(bundle), own_heads(bundle)
     return backbone
 
 

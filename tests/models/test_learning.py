@@ -18,6 +18,7 @@ from headrace.models.exceptions import BundleError, DataError
 from headrace.models.export import export_edge_half
 from headrace.models.learning.assemble import assemble, split_names, without
 from headrace.models.learning.cut import learned_cuts, tensors_of
+from headrace.models.learning.lighten import Lightening, lighten
 from headrace.models.learning.metric import Nats
 from headrace.models.learning.plan import TrainPlan
 from headrace.models.learning.slimmable import SlimmableEncoder
@@ -119,6 +120,24 @@ def test_killed_and_resumed_ends_as_one_that_was_not(base, plan, photographs, le
     whole = train(backbone_of(base), still, photographs, tmp_path / "whole", ALONE)
     for mine, theirs in zip(resumed.encoder.state_dict().values(), whole.encoder.state_dict().values(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)
+
+
+def test_an_encoder_is_made_light(bundle, photographs, tmp_path):
+    """All widths at once, which still share their weights; what the server runs stays as it is."""
+    wide = next(s for s in bundle.splits if s.learned is not None)
+    made = lighten(backbone_of(bundle), bundle, [wide.name], photographs, Lightening(steps=3, batch=4), tmp_path)
+    clips = {s.clips for s in made.splits if s.learned is not None}
+    assert len(clips) == 1 and None not in clips
+    changed = {key for key in made.learned if not np.array_equal(made.learned[key], bundle.learned[key])}
+    assert changed and all("/encoder/" in key for key in changed)
+    assert set(made.learned) == set(bundle.learned)
+    made.save(tmp_path / "made")
+    backbone, pixels = backbone_of(Bundle.load(tmp_path / "made")), torch.full((1, 64, 64, 3), 200, dtype=torch.uint8)
+    with torch.inference_mode():
+        for split in (s.name for s in made.splits if s.learned is not None):
+            assert backbone.head(split)(pixels)[0].shape[1:] == made.split(split).features
+    with pytest.raises(DataError, match="hidden channels are for heads of the backbone's own"):
+        lighten(backbone_of(bundle), bundle, [wide.name], photographs, Lightening(1, 4, hidden=(8,)), tmp_path)
 
 
 def test_the_last_stage_left_the_encoder_alone(plan, learned, work):

@@ -1,0 +1,386 @@
+"""`headrace lighten`: what devices run, made cheaper without a change of what it gives.
+
+pixels -> the head as it is  -> latent, the target
+       -> the lightened head -> latent
+
+A ReLU6 costs ONNX Runtime a pass over the map that a ReLU does not (`cutting.own_head`). Of a mobile network most can
+go: little of what they clip matters, and weights that know of it make up for it. The backbone's own heads can lose
+hidden channels besides (`narrow`). The target is dense, every number of the latent that is quantised next, so that
+neither synthesis nor the rest of the backbone is run and no GPU is needed. (A distillation of features: Romero et al.,
+"FitNets: Hints for Thin Deep Nets", ICLR 2015.) What the server runs, the transform, the tables and the operating
+points stay as they are.
+
+Clips that matter stay: those whose leaving out would by itself move the latent by more than `SPARED` of its variance.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from rich.progress import Progress
+from torch import Tensor, nn
+
+from ..backbones import Backbone, Pixels
+from ..bottleneck import Encoder
+from ..bundle import Bundle, SplitSpec
+from ..bundle_files import tensors_file
+from ..bundle_specs import split_identity
+from ..chain import Chain
+from ..cutting.cuts import Head
+from ..cutting.own_head import OwnHead
+from ..exceptions import DataError
+from ..export import Only, write_graph
+from ..measure import random_crop
+from ..onnx_time import one_core_session
+from .cut import HEAD, learned_cuts, own_heads
+from .descent import descend
+from .narrow import narrow
+from .resume import resume_encoder
+from .slimmable import SlimmableEncoder
+
+MEASURED = 64
+"""Views from which it is taken what a latent varies by, and which clips matter."""
+SPARED = 0.05
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Lightening:
+    """How it is learned.
+
+    Attributes:
+        steps, batch: views are drawn anew for each step.
+        rate: learning rate at its height.
+        average: what a running average of the weights keeps of itself a step.
+        seed: of the views.
+        hidden: hidden channels of each bottleneck, where a head is to have fewer, in the order of execution.
+    """
+
+    steps: int
+    batch: int = 16
+    rate: float = 1e-3
+    average: float = 0.998
+    seed: int = 0
+    hidden: tuple[int, ...] = ()
+
+
+class Views:
+    """Random crops, drawn from the seed and a step's number alone."""
+
+    def __init__(self, backbone: Backbone, paths: Sequence[Path], how: Lightening) -> None:
+        """Raises:
+        DataError: there are no photographs.
+        """
+        if not paths:
+            raise DataError("there are no photographs to learn from; give a folder of some")
+        self._preprocessing, self._paths, self._how = backbone.preprocessing, paths, how
+
+    def at(self, step: int) -> Tensor:
+        """uint8 [B, S, S, 3]; those of step -1, -2, ... are not learned from.
+
+        Raises:
+            DataError: a photograph cannot be read.
+        """
+        rng = np.random.default_rng((self._how.seed, step + 2**32))
+        chosen = rng.integers(len(self._paths), size=self._how.batch)
+        seeds = rng.integers(2**31, size=self._how.batch)
+        views = [
+            random_crop(self._paths[i], self._preprocessing, int(s), step + 2**32)
+            for i, s in zip(chosen, seeds, strict=True)
+        ]
+        return torch.from_numpy(np.stack(views))
+
+    def apart(self) -> list[Tensor]:
+        """`MEASURED` or a few more views that are not learned from, in batches."""
+        return [self.at(-1 - i) for i in range(-(-MEASURED // self._how.batch))]
+
+
+def teacher_of(backbone: Backbone, bundle: Bundle, split: str, batch: int, work: Path) -> Callable[[Tensor], Tensor]:
+    """Head and encoder of a split point in ONNX Runtime, which takes a third of PyTorch's time on a core."""
+    work.mkdir(parents=True, exist_ok=True)
+    path, size = work / f"teacher-{split}.onnx", backbone.at(split)[0].preprocessing.size
+    module = Only(backbone.head(split), Encoder.of(bundle, split))
+    write_graph(module, torch.zeros(batch, size, size, 3, dtype=torch.uint8), "pixels", "latent", path)
+    session = one_core_session(path)
+
+    def run(pixels: Tensor) -> Tensor:
+        (found,) = session.run(None, {"pixels": pixels.numpy()})
+        return torch.from_numpy(found)
+
+    return run
+
+
+class _Light(Protocol):
+    """Networks that learn together, from what the bundle has."""
+
+    @property
+    def parameters(self) -> Mapping[str, nn.Parameter]:
+        """What learns, by name."""
+
+    @property
+    def students(self) -> Mapping[str, Callable[[Tensor], Tensor]]:
+        """Split point -> pixels uint8 [B, S, S, 3] -> latent float32 [B, K, h, w]."""
+
+    @property
+    def clipped(self) -> Sequence[int]:
+        """Numbers of its ReLU6s, before any was changed."""
+
+    def tensors(self) -> Arrays:
+        """What the bundle will hold of them, see `cut`."""
+
+
+class LightEncoder:
+    """All widths of a learned encoder, which share their weights."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        bundle: Bundle,
+        specs: Sequence[SplitSpec],
+        clips: Collection[int] | None,
+        pixels: Tensor,
+        hidden: Sequence[int],
+    ) -> None:
+        """From the bundle's weights. Normalisations keep the statistics of `pixels` uint8 [B, S, S, 3]; scale and
+        offset learn.
+
+        Raises:
+            DataError: `hidden` channels are given.
+        """
+        if hidden:
+            raise DataError("a learned encoder has its widths; hidden channels are for heads of the backbone's own")
+        learned = {s.name: s.learned for s in specs if s.learned is not None}
+        (self._name,) = {each.name for each in learned.values()}
+        self._normalise = Pixels(backbone.preprocessing)
+        widths = {each.width: each.channels for each in learned.values()}
+        self.encoder = SlimmableEncoder(widths, specs[0].features[0], clips)
+        resume_encoder(bundle.learned, self._name, self.encoder, self._normalise(pixels))
+        self.encoder.eval().to(memory_format=torch.channels_last)
+        self.parameters: Mapping[str, nn.Parameter] = dict(self.encoder.named_parameters())
+        self.students: Mapping[str, Callable[[Tensor], Tensor]] = {
+            name: partial(self._latent, each.width, Encoder.of(bundle, name)) for name, each in learned.items()
+        }
+        layers = self.encoder.layers(next(iter(widths)))
+        self.clipped: Sequence[int] = [
+            at for at, layer in enumerate(layers) if layer.layer.activated and not layer.layer.leaky
+        ]
+
+    def _latent(self, width: str, transform: Encoder, pixels: Tensor) -> Tensor:
+        latent: Tensor = transform(self.encoder(self._normalise(pixels), width))
+        return latent
+
+    def tensors(self) -> Arrays:
+        """Of all widths."""
+        return {f"{self._name}/encoder/{key}": _half(value) for key, value in self.encoder.parts().items()}
+
+
+class LightCut:
+    """The backbone's own head at one split point."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        bundle: Bundle,
+        specs: Sequence[SplitSpec],
+        clips: Collection[int] | None,
+        pixels: Tensor,
+        hidden: Sequence[int],
+    ) -> None:
+        """From the backbone's weights; `pixels` are what fewer hidden channels are chosen by, see `narrow`."""
+        (spec,) = specs
+        self._name = spec.name
+        sized, cut = backbone.at(spec.name)
+        head, normalise = Head(sized.traced, sized.cut(cut)), Pixels(sized.preprocessing)
+        self._head = OwnHead(head, clips)
+        if hidden:
+            with torch.no_grad():
+                narrow(self._head, OwnHead(head), hidden, normalise(pixels))
+        self.parameters: Mapping[str, nn.Parameter] = self._head.learnable()
+        self._head.to(memory_format=torch.channels_last)
+        self._chain = Chain(normalise, self._head, Encoder.of(bundle, spec.name))
+        self.students: Mapping[str, Callable[[Tensor], Tensor]] = {spec.name: self._latent}
+        self.clipped: Sequence[int] = range(self._head.clips)
+
+    def _latent(self, pixels: Tensor) -> Tensor:
+        latent: Tensor = self._chain(pixels)[0]
+        return latent
+
+    def tensors(self) -> Arrays:
+        """Of the head."""
+        return {f"{self._name}/{HEAD}/{key}": _half(value) for key, value in self._head.weights().items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """What is learned together.
+
+    Attributes:
+        specs: its split points: all widths of an encoder, or one head.
+        make: (backbone, bundle, specs, clips, pixels) -> its networks, see there.
+    """
+
+    specs: tuple[SplitSpec, ...]
+    make: Callable[..., _Light]
+
+
+def lessons_of(bundle: Bundle, names: Sequence[str]) -> list[Lesson]:
+    """What to learn for split points; one width of an encoder stands for all.
+
+    Raises:
+        DataError: one is not there, or is light already.
+    """
+    there = {s.name: s for s in bundle.splits}
+    found: dict[str, Lesson] = {}
+    for name in names:
+        spec = there.get(name)
+        if spec is None:
+            raise DataError(f"bundle {bundle.name} has no split point {name!r}; it has {', '.join(there)}")
+        if spec.clips is not None:
+            raise DataError(f"{name} of bundle {bundle.name} is light already")
+        if spec.learned is None:
+            found[name] = Lesson((spec,), LightCut)
+        else:
+            alike = tuple(s for s in bundle.splits if s.learned is not None and s.learned.name == spec.learned.name)
+            found[spec.learned.name] = Lesson(alike, LightEncoder)
+    return list(found.values())
+
+
+def lighten(
+    backbone: Backbone,
+    bundle: Bundle,
+    names: Sequence[str],
+    paths: Sequence[Path],
+    how: Lightening,
+    work: Path,
+    progress: Progress | None = None,
+) -> Bundle:
+    """A bundle whose heads at some split points have few of their ReLU6s left; operating points are as they were.
+
+    Args:
+        backbone: the bundle's; it knows the new heads afterwards.
+        bundle: any.
+        names: split points, see `lessons_of`.
+        paths: photographs to learn from.
+        how: steps, rate, seed.
+        work: folder for checkpoints, from which a run that was killed goes on.
+        progress: where to show progress; None for nowhere.
+
+    Raises:
+        DataError: as `lessons_of`; a head has no ReLU6; there are no photographs, or one cannot be read.
+    """
+    progress = progress or Progress(disable=True)
+    made = bundle
+    for lesson in lessons_of(bundle, names):
+        clips, tensors = _learned(_Course(backbone, bundle, lesson, paths, how, work), work, progress)
+        made = _with(made, lesson, clips, tensors, how, len(paths))
+    backbone.learned, backbone.own_heads = learned_cuts(made), own_heads(made)
+    return made.check()
+
+
+class _Course:
+    """A lesson with its views, and with what its latents are and vary by before anything is changed."""
+
+    def __init__(
+        self, backbone: Backbone, bundle: Bundle, lesson: Lesson, paths: Sequence[Path], how: Lightening, work: Path
+    ) -> None:
+        self.lesson, self.how, self._backbone, self._bundle = lesson, how, backbone, bundle
+        self.called = ", ".join(s.name for s in lesson.specs)
+        self.views = Views(backbone.at(lesson.specs[0].name)[0], paths, how)
+        self._apart = self.views.apart()
+        self._teachers = {s.name: teacher_of(backbone, bundle, s.name, how.batch, work) for s in lesson.specs}
+        self._varied = {name: self._variance(teacher) for name, teacher in self._teachers.items()}
+        names = [p.name for p in paths]
+        self.identity = [backbone.spec.sha256, [split_identity(s) for s in lesson.specs], repr(how), names]
+
+    def networks(self, clips: Collection[int] | None, hidden: Sequence[int] = ()) -> _Light:
+        """As the bundle has them, but for clips and hidden channels."""
+        seen = torch.cat(self._apart)
+        return self.lesson.make(self._backbone, self._bundle, self.lesson.specs, clips, seen, hidden)
+
+    def errors(self, networks: _Light, pixels: Tensor) -> Tensor:
+        """Of each split point: the squared distance of its latents as a share of what they vary by."""
+        found = []
+        for name, teacher in self._teachers.items():
+            with torch.no_grad():
+                wanted = teacher(pixels)
+            distance = (networks.students[name](pixels) - wanted).square().sum((1, 2, 3)).mean()
+            found.append(distance / self._varied[name])
+        return torch.stack(found)
+
+    def worst(self, networks: _Light) -> float:
+        """The largest of them, on views that are not learned from."""
+        with torch.no_grad():
+            return float(torch.stack([self.errors(networks, pixels) for pixels in self._apart]).mean(0).max())
+
+    def arrays(self) -> Mapping[str, npt.NDArray[Any]]:
+        """What the bundle has that the lesson depends on."""
+        places = tuple(f"{s.name}/" for s in self.lesson.specs)
+        learned = tuple(f"{s.learned.name}/encoder/" for s in self.lesson.specs if s.learned is not None)
+        return {
+            **{k: v for k, v in self._bundle.tensors.items() if k.startswith(places)},
+            **{k: v for k, v in self._bundle.learned.items() if learned and k.startswith(learned)},
+        }
+
+    def _variance(self, teacher: Callable[[Tensor], Tensor]) -> float:
+        latents = torch.cat([teacher(pixels) for pixels in self._apart])
+        return float((latents - latents.mean(0)).square().sum((1, 2, 3)).mean())
+
+
+def _learned(course: _Course, work: Path, progress: Progress) -> tuple[tuple[int, ...], Arrays]:
+    """Clips that stay, and tensors."""
+    every = set(course.networks(None).clipped)
+    if not every:
+        raise DataError(f"{course.called}: there is no ReLU6 in what the device runs, nothing can be left out")
+    clips = tuple(at for at in sorted(every) if course.worst(course.networks(every - {at})) > SPARED)
+    how, networks = course.how, course.networks(clips, course.how.hidden)
+    bar = progress.add_task(f"{course.called}: lighter", total=how.steps, said=f"clips {clips} stay")
+
+    def note(done: int, loss: float) -> None:
+        progress.update(bar, completed=done, said=f"{loss / len(course.lesson.specs):.4f} of the variance off")
+
+    said = json.dumps([*course.identity, list(clips)], default=list)
+    identity = hashlib.sha256(said.encode() + tensors_file(course.arrays())).hexdigest()
+    checkpoint = work / f"lighten-{identity[:16]}.safetensors"
+    descend(
+        networks.parameters,
+        lambda step: course.errors(networks, course.views.at(step)).sum(),
+        how.rate,
+        how.steps,
+        checkpoint,
+        identity,
+        note,
+        average=how.average,
+    )
+    return clips, networks.tensors()
+
+
+def _with(
+    bundle: Bundle, lesson: Lesson, clips: tuple[int, ...], tensors: Arrays, how: Lightening, photographs: int
+) -> Bundle:
+    names = {s.name for s in lesson.specs}
+    splits = tuple(replace(s, clips=clips) if s.name in names else s for s in bundle.splits)
+    said = (
+        f"{', '.join(sorted(names))} by {how.steps} steps of {how.batch} views of {photographs} unlabelled "
+        f"photographs, rate {how.rate:g}, average {how.average:g}, seed {how.seed}"
+        f"{', hidden channels ' + ','.join(map(str, how.hidden)) if how.hidden else ''}"
+    )
+    before = [bundle.provenance["lighten"]] if "lighten" in bundle.provenance else []
+    return replace(
+        bundle.with_learned({**bundle.learned, **tensors}),
+        splits=splits,
+        provenance={**bundle.provenance, "lighten": "; ".join([*before, said])},
+    )
+
+
+def _half(value: Tensor) -> npt.NDArray[np.float16]:
+    return value.detach().half().contiguous().numpy()
