@@ -26,8 +26,7 @@ from .cutting.costs import Costs, measure_costs
 from .cutting.cuts import Cut, Head, Tail, find_cuts
 from .cutting.graph import Traced, trace
 from .cutting.maps import Pack, Packing, Unpack
-from .cutting.own_head import OwnHead
-from .exceptions import BackboneError, BundleError
+from .exceptions import BackboneError
 from .learning.cut import INPUT, HeadWeights, LearnedCut
 from .tasks import CLASSIFICATION, Task
 
@@ -262,19 +261,14 @@ class Backbone:
         """
         if split in self.learned:
             # A tenth of a narrow encoder's time is the division by the deviation; the weights do it for nothing.
-            centred = Pixels(replace(self.preprocessing, std=1.0))
-            return Chain(centred, self.learned[split].encoder.undivided(self.preprocessing.std)).eval()
+            encoder = self.learned[split].encoder.undivided(self.preprocessing.std)
+            return Chain(Pixels(replace(self.preprocessing, std=1.0)), encoder).eval()
         if split == INPUT:
             return Chain(Pixels(self.preprocessing)).eval()
         sized, cut = self.at(split)
-        exact = Head(sized.traced, sized.cut(cut))
-        head: nn.Module = exact
-        if (own := self.own_heads.get(split)) is not None:
-            try:
-                head = OwnHead(exact, own.clips).take(own.weights)
-            except KeyError as error:
-                raise BundleError(f"what was learned for the head at {split} does not fit it: {error}") from error
-        return Chain(Pixels(sized.preprocessing), head, Pack(sized.packing(cut))).eval()
+        own, head = self.own_heads.get(split), Head(sized.traced, sized.cut(cut))
+        parts = (Pixels(sized.preprocessing), own.applied(head) if own else head, Pack(sized.packing(cut)))
+        return Chain(*parts).eval()
 
     def has_head(self, split: str) -> bool:
         """Whether what runs there is a head of its own, and not the first operations of the backbone."""
@@ -341,9 +335,9 @@ class Backbone:
         sized, split = self.at(split)
         if sized is not self:
             return sized.rejoin_error(split, seed)
-        exact = Chain(Pixels(self.preprocessing), Head(self.traced, self.cut(split)), Pack(self.packing(split))).eval()
+        head = Chain(Pixels(self.preprocessing), Head(self.traced, self.cut(split)), Pack(self.packing(split))).eval()
         tail = self._traced_tail(split)
-        return max(self._difference(exact, tail, batch, seed) for batch in (1, PROOF_BATCH))
+        return max(self._difference(head, tail, batch, seed) for batch in (1, PROOF_BATCH))
 
     def prove(self, split: str) -> float:
         """The rejoin error of a split point.
@@ -388,8 +382,7 @@ class Backbone:
         key = (batch, seed)
         with torch.inference_mode():
             if key not in self._references:
-                step = 1 if self.traced.frame_by_frame else batch
-                frames = torch.split(self.example(batch, seed), step)
+                frames = torch.split(self.example(batch, seed), 1 if self.traced.frame_by_frame else batch)
                 given = [flat_tensors(self.parts.front(each)) for each in frames]
                 self._references[key] = [torch.cat(each) for each in zip(*given, strict=True)]
             joined = tail(*head(self._random_pixels(batch, seed)))

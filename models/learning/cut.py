@@ -24,6 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from ..bundle import Bundle, LearnedSpec, SplitSpec
+from ..cutting.cuts import Head
+from ..cutting.own_head import OwnHead
 from ..exceptions import BundleError
 from ..repair.deltas import Deltas, with_deltas
 from ..repair.lean import KEPT, lean
@@ -68,6 +70,17 @@ class HeadWeights:
 
     clips: tuple[int, ...]
     weights: Mapping[str, Tensor]
+
+    def applied(self, head: Head) -> nn.Module:
+        """The head with them.
+
+        Raises:
+            BundleError: they do not fit.
+        """
+        try:
+            return OwnHead(head, self.clips).take(self.weights)
+        except KeyError as error:
+            raise BundleError(f"what was learned for a head does not fit it: {error} is missing") from error
 
 
 class Changes:
