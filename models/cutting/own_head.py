@@ -23,6 +23,7 @@ from .cuts import Head
 from .graph_passes import attribute, operation_name
 
 SIX = 6.0
+WEIGHT = "own_weight_"
 _aten: Any = torch.ops.aten
 
 
@@ -57,6 +58,7 @@ class OwnHead(nn.Module):
         super().__init__()
         self.head = copy.deepcopy(head)
         (self._segment,) = (m for m in self.head.modules() if isinstance(m, fx.GraphModule))
+        self._name_weights()
         found = list(_clipped(self._segment.graph))
         self.clips = len(found)
         for at, node in enumerate(found):
@@ -90,8 +92,8 @@ class OwnHead(nn.Module):
         """Make parameters of them."""
         found = {}
         for at, name in enumerate(self._names()):
-            value = getattr(self._segment, name)
-            del self._segment._buffers[name]
+            value = self._segment._buffers.pop(name)
+            assert value is not None
             found[str(at)] = nn.Parameter(value.clone())
             self._segment.register_parameter(name, found[str(at)])
         return found
@@ -125,6 +127,8 @@ class OwnHead(nn.Module):
             depthwise = two.shape[1] == 1 and len(two) == len(one)
             if _grouped(first) or _grouped(last[-1]) or not depthwise or three.shape[2:] != (1, 1):
                 continue
+            if not all(len(n.args) > 2 and isinstance(n.args[2], fx.Node) for n in (first, middle[-1], last[-1])):
+                continue  # without a bias there is none to keep
             a, b, c = (numbers[_name(n)] for n in (first, middle[-1], last[-1]))
             found.append(Bottleneck(a, b, c, len(one), last[-2].name, last[-1].name))
         return found
@@ -134,15 +138,21 @@ class OwnHead(nn.Module):
         found: Tensor = getattr(self._segment, _name(node))
         return found
 
+    def _name_weights(self) -> None:
+        """Give each weight a plain name, and make a buffer of it that is this module's own."""
+        named: dict[str, str] = {}
+        for node in self._segment.graph.nodes:
+            if node.op != "get_attr" or not attribute(self._segment, node).is_floating_point():
+                continue
+            if node.target not in named:
+                name = named[str(node.target)] = f"{WEIGHT}{len(named)}"
+                self._segment.register_buffer(name, attribute(self._segment, node).detach().clone())
+            node.target = named[str(node.target)]
+
     def _names(self) -> list[str]:
         """Names of the segment's weights."""
-        return list(
-            dict.fromkeys(
-                str(n.target)
-                for n in self._segment.graph.nodes
-                if n.op == "get_attr" and attribute(self._segment, n).is_floating_point()
-            )
-        )
+        used = (str(n.target) for n in self._segment.graph.nodes if n.op == "get_attr")
+        return list(dict.fromkeys(name for name in used if name.startswith(WEIGHT)))
 
 
 def _behind(node: fx.Node) -> list[fx.Node] | None:

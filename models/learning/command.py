@@ -48,6 +48,13 @@ def train_bundle(
         raise DataError("there is no CUDA device here; use --device cpu, or check the driver with nvidia-smi")
     paths, fit_on, measured_on = _divided(folders, fitted, held_out)
     bundle = Bundle.load(plan.bundle)
+    if plan.begin == "bundle" and any(
+        s.learned and s.learned.name == plan.name and s.clips is not None for s in bundle.splits
+    ):
+        raise DataError(
+            f"{plan.name!r} of bundle {bundle.name} is light already; to learn on, begin with the bundle from before "
+            "`headrace lighten`, or with the backbone"
+        )
     backbone = backbone_of(without(bundle, plan.name))
     with (
         Team.joined(device) as team,

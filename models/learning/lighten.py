@@ -50,6 +50,7 @@ from .slimmable import SlimmableEncoder
 MEASURED = 64
 """Views from which it is taken what a latent varies by, and which clips matter."""
 SPARED = 0.05
+"""Share of its variance by which a latent may move when one clip is left out."""
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -226,7 +227,7 @@ class Lesson:
 
     Attributes:
         specs: its split points: all widths of an encoder, or one head.
-        make: (backbone, bundle, specs, clips, pixels) -> its networks, see there.
+        make: (backbone, bundle, specs, clips, pixels, hidden) -> its networks, see there.
     """
 
     specs: tuple[SplitSpec, ...]

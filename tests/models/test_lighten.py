@@ -9,12 +9,15 @@ import onnx
 import pytest
 import torch
 from headrace.models.bundle import Bundle
-from headrace.models.cutting.cuts import Head
+from headrace.models.cutting.cuts import Head, find_cuts
+from headrace.models.cutting.graph import trace
 from headrace.models.cutting.own_head import OwnHead
 from headrace.models.exceptions import BundleError, DataError
 from headrace.models.export import export_edge_half
 from headrace.models.extend import extend
 from headrace.models.learning import lighten as lightening
+from headrace.models.learning import plan
+from headrace.models.learning.command import train_bundle
 from headrace.models.learning.lighten import Lightening, lighten
 from headrace.models.learning.narrow import narrow
 from headrace.models.measure import find_pictures
@@ -101,6 +104,21 @@ def test_hidden_channels_are_left_out_where_they_say_least(head, pixels):
     again = OwnHead(head).take(light.weights())
     with torch.inference_mode():
         torch.testing.assert_close(again(pixels)[0], light(pixels)[0], rtol=0, atol=0)
+
+
+def test_weights_that_no_normalisation_was_folded_into_are_found():
+    """Parameters in modules, with dots in their names, and a convolution without a bias."""
+    inner = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU6(), torch.nn.Conv2d(4, 4, 1, bias=False))
+    front = torch.nn.Sequential(inner, torch.nn.ReLU6(), torch.nn.Conv2d(4, 2, 1), torch.nn.AvgPool2d(4))
+    traced = trace(front, torch.randn(2, 3, 16, 16))
+    head = Head(traced, find_cuts(traced)[-1])
+    own, pixels = OwnHead(head), torch.randn(2, 3, 16, 16)
+    with torch.inference_mode():
+        torch.testing.assert_close(own(pixels)[0], head(pixels)[0], rtol=0, atol=0)
+    learned = own.learnable()
+    assert len(learned) >= 3
+    own(pixels)[0].sum().backward()
+    assert all(p.grad is not None for p in learned.values())
 
 
 @pytest.mark.parametrize("hidden", [(16, 48), (16, 64, 48), (16, 0, 48)])
@@ -220,3 +238,14 @@ def test_bundles_of_before_say_nothing_of_clips(bundle):
     assert split_spec(json.loads(json.dumps(fields))).clips is None
     clipped = split_fields(replace(bundle.split(SPLIT), clips=()))
     assert split_spec(json.loads(json.dumps(clipped))).clips == ()
+
+
+def test_a_light_encoder_is_not_learned_further(noise_pictures, tmp_path):
+    """Its weights would be taken for those of an encoder with all clips."""
+    plans = Path(plan.__file__).parents[1] / "plans"
+    text = (plans / "efficientnet_lite0-slim.toml").read_text()
+    folder = json.dumps(str(plans.parent / "bundles" / "efficientnet_lite0"))
+    file = tmp_path / "further.toml"
+    file.write_text(text.replace('bundle = "../bundles/efficientnet_lite0"', f'bundle = {folder}\nbegin = "bundle"'))
+    with pytest.raises(DataError, match="'slim' of bundle efficientnet_lite0 is light already"):
+        train_bundle(file, [noise_pictures], tmp_path / "out", tmp_path / "work", 100, 8, 1, "cpu")
