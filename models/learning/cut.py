@@ -71,7 +71,7 @@ class HeadWeights:
     clips: tuple[int, ...]
     weights: Mapping[str, Tensor]
 
-    def applied(self, head: Head) -> nn.Module:
+    def applied(self, head: Head) -> OwnHead:
         """The head with them.
 
         Raises:

@@ -10,14 +10,15 @@ neither synthesis nor the rest of the backbone is run and no GPU is needed. (A d
 "FitNets: Hints for Thin Deep Nets", ICLR 2015.) What the server runs, the transform, the tables and the operating
 points stay as they are.
 
-Clips that matter stay: those whose leaving out would by itself move the latent by more than `SPARED` of its variance.
+Clips that matter stay: those whose leaving out would by itself move the latent by more than `SPARED` of its variance. A
+head of the backbone's own that is light already learns on.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -51,6 +52,8 @@ MEASURED = 64
 """Views from which it is taken what a latent varies by, and which clips matter."""
 SPARED = 0.05
 """Share of its variance by which a latent may move when one clip is left out."""
+PART = 4
+"""Views of a step that are computed together: with more of them the first layers' maps leave a core's cache."""
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -107,10 +110,13 @@ class Views:
 
 
 def teacher_of(backbone: Backbone, bundle: Bundle, split: str, batch: int, work: Path) -> Callable[[Tensor], Tensor]:
-    """Head and encoder of a split point in ONNX Runtime, which takes a third of PyTorch's time on a core."""
+    """Head and encoder of a split point in ONNX Runtime, which takes a third of PyTorch's time on a core.
+
+    Of a head that is light already the whole one, which the backbone still has.
+    """
     work.mkdir(parents=True, exist_ok=True)
     path, size = work / f"teacher-{split}.onnx", backbone.at(split)[0].preprocessing.size
-    module = Only(backbone.head(split), Encoder.of(bundle, split))
+    module = Only(replace(backbone, own_heads={}).head(split), Encoder.of(bundle, split))
     write_graph(module, torch.zeros(batch, size, size, 3, dtype=torch.uint8), "pixels", "latent", path)
     session = one_core_session(path)
 
@@ -197,12 +203,20 @@ class LightCut:
         pixels: Tensor,
         hidden: Sequence[int],
     ) -> None:
-        """From the backbone's weights; `pixels` are what fewer hidden channels are chosen by, see `narrow`."""
+        """From the backbone's weights, or a light head's; `pixels` are what channels are chosen by, see `narrow`.
+
+        Raises:
+            DataError: a light head is to have fewer hidden channels.
+        """
         (spec,) = specs
+        if spec.clips is not None and hidden:
+            raise DataError(f"{spec.name} is light already and keeps its hidden channels; leave --hidden out")
         self._name = spec.name
         sized, cut = backbone.at(spec.name)
         head, normalise = Head(sized.traced, sized.cut(cut)), Pixels(sized.preprocessing)
         self._head = OwnHead(head, clips)
+        if spec.clips is not None:
+            self._head = own_heads(bundle)[spec.name].applied(head)
         if hidden:
             with torch.no_grad():
                 narrow(self._head, OwnHead(head), hidden, normalise(pixels))
@@ -238,7 +252,7 @@ def lessons_of(bundle: Bundle, names: Sequence[str]) -> list[Lesson]:
     """What to learn for split points; one width of an encoder stands for all.
 
     Raises:
-        DataError: one is not there, or is light already.
+        DataError: one is not there, or is a learned encoder that is light already: what it was before is not kept.
     """
     there = {s.name: s for s in bundle.splits}
     found: dict[str, Lesson] = {}
@@ -246,10 +260,10 @@ def lessons_of(bundle: Bundle, names: Sequence[str]) -> list[Lesson]:
         spec = there.get(name)
         if spec is None:
             raise DataError(f"bundle {bundle.name} has no split point {name!r}; it has {', '.join(there)}")
-        if spec.clips is not None:
-            raise DataError(f"{name} of bundle {bundle.name} is light already")
         if spec.learned is None:
             found[name] = Lesson((spec,), LightCut)
+        elif spec.clips is not None:
+            raise DataError(f"{name} of bundle {bundle.name} is light already; begin with the bundle from before")
         else:
             alike = tuple(s for s in bundle.splits if s.learned is not None and s.learned.name == spec.learned.name)
             found[spec.learned.name] = Lesson(alike, LightEncoder)
@@ -308,20 +322,31 @@ class _Course:
         seen = torch.cat(self._apart)
         return self.lesson.make(self._backbone, self._bundle, self.lesson.specs, clips, seen, hidden)
 
-    def errors(self, networks: _Light, pixels: Tensor) -> Tensor:
-        """Of each split point: the squared distance of its latents as a share of what they vary by."""
-        found = []
-        for name, teacher in self._teachers.items():
-            with torch.no_grad():
-                wanted = teacher(pixels)
-            distance = (networks.students[name](pixels) - wanted).square().sum((1, 2, 3)).mean()
-            found.append(distance / self._varied[name])
-        return torch.stack(found)
+    def step(self, networks: _Light, step: int) -> Iterator[Tensor]:
+        """The sum of a step's errors, part by part."""
+        pixels = self.views.at(step)
+        wanted = self._wanted(pixels)
+        for at in range(0, len(pixels), PART):
+            part = slice(at, at + PART)
+            errors = self._errors(networks, pixels[part], {name: latents[part] for name, latents in wanted.items()})
+            yield errors.sum() * (len(pixels[part]) / len(pixels))
 
     def worst(self, networks: _Light) -> float:
         """The largest of them, on views that are not learned from."""
         with torch.no_grad():
-            return float(torch.stack([self.errors(networks, pixels) for pixels in self._apart]).mean(0).max())
+            errors = [self._errors(networks, pixels, self._wanted(pixels)) for pixels in self._apart]
+        return float(torch.stack(errors).mean(0).max())
+
+    def _wanted(self, pixels: Tensor) -> dict[str, Tensor]:
+        return {name: teacher(pixels) for name, teacher in self._teachers.items()}
+
+    def _errors(self, networks: _Light, pixels: Tensor, wanted: Mapping[str, Tensor]) -> Tensor:
+        """Of each split point: the squared distance of its latents as a share of what they vary by."""
+        distances = {
+            name: (networks.students[name](pixels) - latents).square().sum((1, 2, 3)).mean()
+            for name, latents in wanted.items()
+        }
+        return torch.stack([distance / self._varied[name] for name, distance in distances.items()])
 
     def arrays(self) -> Mapping[str, npt.NDArray[Any]]:
         """What the bundle has that the lesson depends on."""
@@ -329,7 +354,7 @@ class _Course:
         learned = tuple(f"{s.learned.name}/encoder/" for s in self.lesson.specs if s.learned is not None)
         return {
             **{k: v for k, v in self._bundle.tensors.items() if k.startswith(places)},
-            **{k: v for k, v in self._bundle.learned.items() if learned and k.startswith(learned)},
+            **{k: v for k, v in self._bundle.learned.items() if k.startswith((*places, *learned))},
         }
 
     def _variance(self, teacher: Callable[[Tensor], Tensor]) -> float:
@@ -339,10 +364,12 @@ class _Course:
 
 def _learned(course: _Course, work: Path, progress: Progress) -> tuple[tuple[int, ...], Arrays]:
     """Clips that stay, and tensors."""
-    every = set(course.networks(None).clipped)
-    if not every:
-        raise DataError(f"{course.called}: there is no ReLU6 in what the device runs, nothing can be left out")
-    clips = tuple(at for at in sorted(every) if course.worst(course.networks(every - {at})) > SPARED)
+    clips = course.lesson.specs[0].clips
+    if clips is None:
+        every = set(course.networks(None).clipped)
+        if not every:
+            raise DataError(f"{course.called}: there is no ReLU6 in what the device runs, nothing can be left out")
+        clips = tuple(at for at in sorted(every) if course.worst(course.networks(every - {at})) > SPARED)
     how, networks = course.how, course.networks(clips, course.how.hidden)
     bar = progress.add_task(f"{course.called}: lighter", total=how.steps, said=f"clips {clips} stay")
 
@@ -354,7 +381,7 @@ def _learned(course: _Course, work: Path, progress: Progress) -> tuple[tuple[int
     checkpoint = work / f"lighten-{identity[:16]}.safetensors"
     descend(
         networks.parameters,
-        lambda step: course.errors(networks, course.views.at(step)).sum(),
+        lambda step: course.step(networks, step),
         how.rate,
         how.steps,
         checkpoint,

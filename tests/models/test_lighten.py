@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from headrace.models.bottleneck import Encoder
 from headrace.models.bundle import Bundle
 from headrace.models.cutting.cuts import Head, find_cuts
 from headrace.models.cutting.graph import trace
@@ -204,15 +205,34 @@ def test_a_split_point_that_is_fitted_anew_has_the_backbones_head(lightened, pho
     assert again.split(SPLIT).clips is None and not again.learned and not backbone_of(again).own_heads
 
 
+def test_a_light_head_learns_on_towards_the_whole_one(bundle, lightened, photographs, tmp_path):
+    """From what it has learned, with its clips and channels, and not towards what it gives itself."""
+    pixels = torch.cat(lightening.Views(backbone_of(bundle).at(SPLIT)[0], photographs, Lightening(1)).apart())
+    how = Lightening(steps=100, batch=6, rate=3e-3, average=0.9, seed=5)
+    further = lighten(backbone_of(lightened), lightened, [SPLIT], photographs, how, tmp_path)
+    assert further.split(SPLIT).clips == lightened.split(SPLIT).clips
+    name = f"{SPLIT}/head/0"
+    assert further.learned[name].shape == lightened.learned[name].shape
+    assert further.provenance["lighten"].count("steps") == 2
+    encoder = Encoder.of(bundle, SPLIT)
+    with torch.inference_mode():
+        whole, *found = (encoder(backbone_of(b).head(SPLIT)(pixels)[0]) for b in (bundle, lightened, further))
+        before, after = ((latents - whole).square().mean() for latents in found)
+    assert after < 0.9 * before
+
+
 def test_what_cannot_be_made_light_is_said(bundle, lightened, photographs, tmp_path):
-    made = lightened
     how = Lightening(steps=1, batch=4)
-    for names, of, text in (
-        (["blocks.9"], bundle, "has no split point 'blocks.9'; it has blocks.1, blocks.1-48px"),
-        ([SPLIT], made, "is light already"),
+    with pytest.raises(DataError, match=r"has no split point 'blocks\.9'; it has blocks\.1, blocks\.1-48px"):
+        lighten(backbone_of(bundle), bundle, ["blocks.9"], photographs, how, tmp_path)
+    narrower = Lightening(steps=1, batch=4, hidden=(8, 16, 16))
+    with pytest.raises(
+        DataError, match=r"blocks\.1 is light already and keeps its hidden channels; leave --hidden out"
     ):
-        with pytest.raises(DataError, match=text):
-            lighten(backbone_of(of), of, names, photographs, how, tmp_path)
+        lighten(backbone_of(lightened), lightened, [SPLIT], photographs, narrower, tmp_path)
+    light = Bundle.load(Path(plan.__file__).parents[1] / "bundles" / "efficientnet_lite0")
+    with pytest.raises(DataError, match="slim-100 of bundle efficientnet_lite0 is light already; begin with"):
+        lighten(backbone_of(bundle), light, ["slim-100"], photographs, how, tmp_path)
     with pytest.raises(DataError, match="no photographs"):
         lighten(backbone_of(bundle), bundle, [SPLIT], [], how, tmp_path)
 
