@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
+
+from .memory import keep_memory
 
 CLIP = 5.0
 """Most that a step's gradient may have as its norm."""
@@ -21,7 +23,7 @@ WARM_UP = 30
 
 def descend(
     parameters: Mapping[str, nn.Parameter],
-    loss_of: Callable[[int], Tensor | Iterable[Tensor]],
+    loss_of: Callable[[int], Tensor],
     rate: float,
     steps: int,
     checkpoint: Path,
@@ -37,9 +39,8 @@ def descend(
 
     Args:
         parameters: changed in place, by name.
-        loss_of: number of the step -> scalar, or scalars whose sum it is; each is done with before the next one is
-            asked for. All that is random in it must be drawn anew from that number, so that a run that was killed and
-            resumed ends as one that was not.
+        loss_of: number of the step -> scalar. All that is random in it must be drawn anew from that number, so that a
+            run that was killed and resumed ends as one that was not.
         rate: learning rate at its height.
         steps: in all.
         checkpoint: file to write now and then.
@@ -52,6 +53,7 @@ def descend(
         average: what a running average of parameters and floating-point state keeps of itself at a step; it takes their
             place after the last one. 0 for none.
     """
+    keep_memory()
     alike: dict[float, list[nn.Parameter]] = {}
     for name, parameter in parameters.items():
         alike.setdefault(rates(name), []).append(parameter)
@@ -64,11 +66,9 @@ def descend(
         now = rate * min(1.0, (done + 1) / WARM_UP) * (0.505 + 0.495 * math.cos(math.pi * done / steps))
         for group in optimiser.param_groups:
             group["lr"] = group["times"] * now
+        loss = loss_of(done)
         optimiser.zero_grad(set_to_none=True)
-        loss, parts = 0.0, loss_of(done)
-        for part in (parts,) if isinstance(parts, Tensor) else parts:
-            part.backward()
-            loss += float(part.detach())
+        loss.backward()  # type: ignore[no-untyped-call]
         exchange()
         given = [p for p in parameters.values() if p.grad is not None]
         if bool(torch.isfinite(nn.utils.clip_grad_norm_(given, CLIP))):
@@ -80,7 +80,7 @@ def descend(
         if keeps and (time.monotonic() - saved > SAVE_SECONDS or done == steps):
             _store(checkpoint, identity, done, parameters, state or {}, optimiser, mean)
             saved = time.monotonic()
-        note(done, loss)
+        note(done, float(loss.detach()))
 
 
 class _Average:
