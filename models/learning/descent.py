@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -23,7 +23,7 @@ WARM_UP = 30
 
 def descend(
     parameters: Mapping[str, nn.Parameter],
-    loss_of: Callable[[int], Tensor],
+    loss_of: Callable[[int], Tensor | Iterable[Tensor]],
     rate: float,
     steps: int,
     checkpoint: Path,
@@ -39,8 +39,9 @@ def descend(
 
     Args:
         parameters: changed in place, by name.
-        loss_of: number of the step -> scalar. All that is random in it must be drawn anew from that number, so that a
-            run that was killed and resumed ends as one that was not.
+        loss_of: number of the step -> scalar, or scalars whose sum it is; each is done with before the next one is
+            asked for. All that is random in it must be drawn anew from that number, so that a run that was killed and
+            resumed ends as one that was not.
         rate: learning rate at its height.
         steps: in all.
         checkpoint: file to write now and then.
@@ -66,9 +67,11 @@ def descend(
         now = rate * min(1.0, (done + 1) / WARM_UP) * (0.505 + 0.495 * math.cos(math.pi * done / steps))
         for group in optimiser.param_groups:
             group["lr"] = group["times"] * now
-        loss = loss_of(done)
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss, parts = 0.0, loss_of(done)
+        for part in (parts,) if isinstance(parts, Tensor) else parts:
+            part.backward()
+            loss += float(part.detach())
         exchange()
         given = [p for p in parameters.values() if p.grad is not None]
         if bool(torch.isfinite(nn.utils.clip_grad_norm_(given, CLIP))):
@@ -80,7 +83,7 @@ def descend(
         if keeps and (time.monotonic() - saved > SAVE_SECONDS or done == steps):
             _store(checkpoint, identity, done, parameters, state or {}, optimiser, mean)
             saved = time.monotonic()
-        note(done, float(loss.detach()))
+        note(done, loss)
 
 
 class _Average:

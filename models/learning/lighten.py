@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -52,6 +52,8 @@ MEASURED = 64
 """Views from which it is taken what a latent varies by, and which clips matter."""
 SPARED = 0.05
 """Share of its variance by which a latent may move when one clip is left out."""
+PART = 4
+"""Views of a step that are computed together: with more of them the first layers' maps leave a core's cache."""
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -320,20 +322,31 @@ class _Course:
         seen = torch.cat(self._apart)
         return self.lesson.make(self._backbone, self._bundle, self.lesson.specs, clips, seen, hidden)
 
-    def errors(self, networks: _Light, pixels: Tensor) -> Tensor:
-        """Of each split point: the squared distance of its latents as a share of what they vary by."""
-        found = []
-        for name, teacher in self._teachers.items():
-            with torch.no_grad():
-                wanted = teacher(pixels)
-            distance = (networks.students[name](pixels) - wanted).square().sum((1, 2, 3)).mean()
-            found.append(distance / self._varied[name])
-        return torch.stack(found)
+    def step(self, networks: _Light, step: int) -> Iterator[Tensor]:
+        """The sum of a step's errors, part by part."""
+        pixels = self.views.at(step)
+        wanted = self._wanted(pixels)
+        for at in range(0, len(pixels), PART):
+            part = slice(at, at + PART)
+            errors = self._errors(networks, pixels[part], {name: latents[part] for name, latents in wanted.items()})
+            yield errors.sum() * (len(pixels[part]) / len(pixels))
 
     def worst(self, networks: _Light) -> float:
         """The largest of them, on views that are not learned from."""
         with torch.no_grad():
-            return float(torch.stack([self.errors(networks, pixels) for pixels in self._apart]).mean(0).max())
+            errors = [self._errors(networks, pixels, self._wanted(pixels)) for pixels in self._apart]
+        return float(torch.stack(errors).mean(0).max())
+
+    def _wanted(self, pixels: Tensor) -> dict[str, Tensor]:
+        return {name: teacher(pixels) for name, teacher in self._teachers.items()}
+
+    def _errors(self, networks: _Light, pixels: Tensor, wanted: Mapping[str, Tensor]) -> Tensor:
+        """Of each split point: the squared distance of its latents as a share of what they vary by."""
+        distances = {
+            name: (networks.students[name](pixels) - latents).square().sum((1, 2, 3)).mean()
+            for name, latents in wanted.items()
+        }
+        return torch.stack([distance / self._varied[name] for name, distance in distances.items()])
 
     def arrays(self) -> Mapping[str, npt.NDArray[Any]]:
         """What the bundle has that the lesson depends on."""
@@ -368,7 +381,7 @@ def _learned(course: _Course, work: Path, progress: Progress) -> tuple[tuple[int
     checkpoint = work / f"lighten-{identity[:16]}.safetensors"
     descend(
         networks.parameters,
-        lambda step: course.errors(networks, course.views.at(step)).sum(),
+        lambda step: course.step(networks, step),
         how.rate,
         how.steps,
         checkpoint,
