@@ -40,6 +40,7 @@ from .exceptions import BackboneError, DataError
 from .export import Only, write_onnx
 from .fit import BOX_DISTORTIONS, DISTORTIONS, fit_map
 from .measure import View, find_pictures, measure, pixel_batches
+from .monotone import monotone
 from .onnx_time import coding_milliseconds, edge_milliseconds, image_milliseconds
 from .operating_point import Kind, OperatingPoint
 from .tasks import CLASSIFICATION, DETECTION
@@ -334,8 +335,8 @@ def timed(backbone: Backbone, bundle: Bundle, progress: Progress) -> Bundle:
 def measured_points(
     backbone: Backbone, bundle: Bundle, held_out: Sequence[View], progress: Progress, only: Collection[str] = ()
 ) -> Bundle:
-    """The bundle with bytes and accuracy of every operating point, on photographs that were not fitted on; of those of
-    `only` some split points if any are given."""
+    """The bundle with bytes and accuracy (see `monotone`) of every operating point, on photographs that were not fitted
+    on; of those of `only` some split points if any are given."""
     bar = progress.add_task("operating points", total=len(held_out))
     sent = [p for p in bundle.operating_points if p.kind is not Kind.LOCAL and (not only or p.split in only)]
     reference, measured = measure(backbone, bundle, held_out, sent, lambda n: progress.advance(bar, n))
@@ -349,4 +350,4 @@ def measured_points(
         points.append(
             replace(point, bytes_median=median, bytes_p95=p95, accuracy=found.agreement(backbone.task, reference))
         )
-    return replace(bundle, operating_points=tuple(points))
+    return replace(bundle, operating_points=monotone(points))

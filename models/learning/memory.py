@@ -26,4 +26,4 @@ def keep_memory() -> bool:
     if set_option is None:
         return False
     options = ((MMAP_MAX, 0), (TRIM_THRESHOLD, 2**31 - 1), (TOP_PAD, GROWTH_BYTES))
-    return min(set_option(name, value) for name, value in options) == 1
+    return all(bool(set_option(name, value)) for name, value in options)
