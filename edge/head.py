@@ -15,6 +15,7 @@ import numpy.typing as npt
 import onnxruntime
 
 from ..models.bundle import FEATURES, PRESENCE, Bundle, head_file
+from ..models.onnx_session import open_session
 from .exceptions import AbandonedError, EngineError
 
 
@@ -102,15 +103,8 @@ class Graph:
             EngineError: it cannot be loaded.
         """
         self.path, self._output, self._given = path, output, given
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        # Threads that spin while they wait would take the one core from everything else.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.log_severity_level = 3
         try:
-            self._session: Any = onnxruntime.InferenceSession(
-                str(path), sess_options=options, providers=["CPUExecutionProvider"]
-            )
+            self._session: Any = open_session(path, threads)
         except Exception as error:  # ONNX Runtime's own exceptions share no base but this
             raise EngineError(f"{path} cannot be loaded: {error}; export or fetch the edge half again") from error
 

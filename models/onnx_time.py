@@ -9,26 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 
 from .bundle import Bundle, SplitSpec
 from .codec import Codec
 from .image_codec import encode_image
+from .onnx_session import open_session
 
 ROUNDS = 25
 """Runs of each; their median counts. Processor time, not elapsed: on a busy machine a long run finds no moment in which
 nothing else runs, a short one does, and heads looked half as dear beside the uncut model as they are."""
 
 INPUTS = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32}
-
-
-def one_core_session(path: Path) -> onnxruntime.InferenceSession:
-    """An ONNX Runtime session on the CPU that keeps to one thread."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def edge_milliseconds(paths: Mapping[str, Path], rounds: int = ROUNDS) -> dict[str, float]:
@@ -38,7 +29,7 @@ def edge_milliseconds(paths: Mapping[str, Path], rounds: int = ROUNDS) -> dict[s
         paths: ONNX files that take one input, uint8 or float32.
         rounds: measured runs of each, after two that are not counted.
     """
-    sessions = {name: one_core_session(path) for name, path in paths.items()}
+    sessions = {name: open_session(path) for name, path in paths.items()}
     taken: dict[str, list[float]] = {name: [] for name in paths}
     for i in range(rounds + 2):
         for name, session in sessions.items():
@@ -59,7 +50,7 @@ def coding_milliseconds(bundle: Bundle, split: SplitSpec, path: Path) -> float:
         split: of the bundle.
         path: the head's and encoder's ONNX file, which takes uint8 [1, S, S, 3] and gives a latent float32.
     """
-    session = one_core_session(path)
+    session = open_session(path)
     feed = {x.name: _picture(int(x.shape[1]))[None] for x in session.get_inputs()}
     latent = session.run(None, feed)[0][0]
     level = split.rate_levels // 2

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..backbones import Backbone
 from ..export import Only, write_onnx
-from ..onnx_time import one_core_session
+from ..onnx_session import open_session
 
 
 class UncutInOnnx:
@@ -21,7 +21,7 @@ class UncutInOnnx:
         with TemporaryDirectory(prefix="headrace-") as folder:
             path = Path(folder) / "uncut.onnx"
             write_onnx(backbone, Only(backbone.uncut), "scores", path)
-            self._session = one_core_session(path)
+            self._session = open_session(path)
 
     def __call__(self, pixels: Tensor) -> tuple[Tensor]:
         """Pixels uint8 [B, S, S, 3] -> scores float32 [B, classes], frame by frame."""

@@ -21,7 +21,7 @@ from ..bundle import FEATURES, Bundle
 from ..bundle_specs import ExitSpec
 from ..exceptions import DataError
 from ..measure import pixel_batches
-from ..onnx_time import one_core_session
+from ..onnx_session import open_session
 from ..operating_point import MAX_ID, Kind, OperatingPoint
 from ..split import choose
 from ..tasks import CLASSIFICATION
@@ -159,7 +159,7 @@ def exit_scores(
     head, found = backbone.head(spec.split), []
     with TemporaryDirectory() as folder:
         write_exit(backbone, spec, Path(folder) / "exit.onnx")
-        session = one_core_session(Path(folder) / "exit.onnx")
+        session = open_session(Path(folder) / "exit.onnx")
     with torch.inference_mode():
         for pixels in pixel_batches(paths, backbone.at(spec.split)[0].preprocessing):
             (features,) = head(pixels)

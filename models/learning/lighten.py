@@ -41,7 +41,7 @@ from ..cutting.own_head import OwnHead
 from ..exceptions import DataError
 from ..export import Only, write_graph
 from ..measure import random_crop
-from ..onnx_time import one_core_session
+from ..onnx_session import open_session
 from .cut import HEAD, learned_cuts, own_heads
 from .descent import descend
 from .narrow import narrow
@@ -118,7 +118,7 @@ def teacher_of(backbone: Backbone, bundle: Bundle, split: str, batch: int, work:
     path, size = work / f"teacher-{split}.onnx", backbone.at(split)[0].preprocessing.size
     module = Only(replace(backbone, own_heads={}).head(split), Encoder.of(bundle, split))
     write_graph(module, torch.zeros(batch, size, size, 3, dtype=torch.uint8), "pixels", "latent", path)
-    session = one_core_session(path)
+    session = open_session(path)
 
     def run(pixels: Tensor) -> Tensor:
         (found,) = session.run(None, {"pixels": pixels.numpy()})

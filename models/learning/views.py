@@ -25,7 +25,7 @@ from ..chain import Chain
 from ..detection.mosaic import mosaic
 from ..export import write_onnx
 from ..measure import random_crop
-from ..onnx_time import one_core_session
+from ..onnx_session import open_session
 from ..tasks import CLASSIFICATION, DETECTION
 
 Array = npt.NDArray[np.float16]
@@ -48,7 +48,7 @@ class Teacher:
             path = folder / "teacher.onnx"
             folder.mkdir(parents=True, exist_ok=True)
             write_onnx(backbone, module, self._names, path)
-            self._session = one_core_session(path)
+            self._session = open_session(path)
 
     def __call__(self, pixels: npt.NDArray[np.uint8]) -> tuple[Array, ...]:
         if self._session is not None:

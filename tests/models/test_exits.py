@@ -30,7 +30,7 @@ from headrace.models.exits.graph import classifier
 from headrace.models.export import export_edge_half
 from headrace.models.extend import without
 from headrace.models.measure import find_pictures, load_pixels
-from headrace.models.onnx_time import one_core_session
+from headrace.models.onnx_session import open_session
 from headrace.models.operating_point import Kind
 from headrace.models.split import fit
 from headrace.models.zoo.catalogue import load_backbone
@@ -108,12 +108,12 @@ def test_bundle_and_edge_half_keep_it(made, tmp_path, monkeypatch, backbone):
     half = load_edge_half(tmp_path / "half")
     assert half.exit_specs == made.exit_specs
     pixels = np.random.default_rng(1).integers(0, 256, (1, SIZE, SIZE, 3), dtype=np.uint8)
-    head = one_core_session(tmp_path / "half" / f"head-{AT}.onnx")
+    head = open_session(tmp_path / "half" / f"head-{AT}.onnx")
     latent, features = head.run(["latent", "features"], {"pixels": pixels})
     assert latent.shape[1:] == made.split(AT).latent_shape and features.shape[1:] == made.split(AT).features
-    (scores,) = one_core_session(tmp_path / "half" / f"exit-{AT}.onnx").run(None, {"features": features})
+    (scores,) = open_session(tmp_path / "half" / f"exit-{AT}.onnx").run(None, {"features": features})
     assert scores.shape == (1, len(loaded.labels)) and scores.sum() == pytest.approx(1, abs=1e-5)
-    others = one_core_session(tmp_path / "half" / f"head-{DEEP}.onnx").get_outputs()
+    others = open_session(tmp_path / "half" / f"head-{DEEP}.onnx").get_outputs()
     assert [x.name for x in others] == ["latent"], "what has no exit gives no features"
 
 
