@@ -83,6 +83,8 @@ bundle-efficientnet_lite0: venv
 	  --output $(B) --steps 800 --crops 8000 --bfloat16 --views 5
 	$(BIN)/headrace repair --bundle $(B) --at blocks.2.0-192px --calibration $(IMAGEN) --more $(BSDS) --more $(CALTECH) \
 	  --output $(B) --steps 800 --crops 8000 --bfloat16 --views 5 --resample
+	$(BIN)/headrace lighten --bundle $(B) --at blocks.2.0-192px --steps 12000 --seed 1 $(PHOTOGRAPHS:%=--photographs %) \
+	  --output $(B) --views 5
 
 bundle-yolov2_tiny: B := $(BUNDLES)/yolov2_tiny
 bundle-yolov2_tiny: venv
