@@ -217,7 +217,7 @@ def test_every_flipped_byte_of_a_packet_is_refused(video_bundle):
 
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 1000), st.sampled_from([0.05, 0.2, 0.5]))
-def test_what_is_held_is_within_its_bounds_and_costs_less(video_bundle, seed, hysteresis):
+def test_what_is_held_is_within_its_bounds_and_costs_no_more(video_bundle, seed, hysteresis):
     codec, point = Codec(video_bundle), video_bundle.operating_point(1)
     first, second = scene(video_bundle, "a", 2, 0.1, seed)
     earlier = codec.compress_video(codec.quantise(first, point), point, 1).reference
@@ -231,7 +231,19 @@ def test_what_is_held_is_within_its_bounds_and_costs_less(video_bundle, seed, hy
     assert (found[stays] == earlier.symbols[stays]).all()
     assert np.array_equal(codec.hold(second, point, earlier, 0.0), plain) or (np.abs(scaled % 1 - 0.5) < 1e-6).any()
     sizes = [len(codec.compress_video(s, point, 2, earlier, 1).packet.to_bytes()) for s in (held, plain)]
-    assert sizes[0] <= sizes[1]
+    # Where little is held, its bits and the frame's activity may round to a byte more.
+    assert sizes[0] <= sizes[1] + 2
+
+
+@pytest.mark.parametrize("hysteresis", [0.05, 0.2, 0.5])
+def test_what_is_held_costs_less(video_bundle, hysteresis):
+    codec, point, sizes = Codec(video_bundle), video_bundle.operating_point(1), np.zeros(2)
+    for seed in range(20):
+        first, second = scene(video_bundle, "a", 2, 0.1, seed)
+        earlier = codec.compress_video(codec.quantise(first, point), point, 1).reference
+        both = codec.hold(second, point, earlier, hysteresis), codec.quantise(second, point)
+        sizes += [len(codec.compress_video(symbols, point, 2, earlier, 1).packet.to_bytes()) for symbols in both]
+    assert sizes[0] < 0.99 * sizes[1]
 
 
 # --- integers --------------------------------------------------------------------------------------------------------
