@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .bundle import BackboneSpec, Preprocessing
+from .bundle import Array, BackboneSpec, Preprocessing
 from .chain import Beside, Chain, flat_tensors
 from .cutting.costs import Costs, measure_costs
 from .cutting.cuts import Cut, Head, Tail, find_cuts
@@ -104,10 +104,10 @@ class Backbone:
     Attributes:
         spec: name, and where the weights come from.
         parts: the model.
-        state: module whose state are its weights.
-        program: file of torch.export that it was read from.
+        state: module whose state are its weights; program: file of torch.export that it was read from.
         learned: cuts whose head is a learned encoder, by name; `head`, `tail` and `shape` know them like its own.
         own_heads: what heads at some of its own cuts have in place of its weights, by name; `head` knows them.
+        narrow_exits: what local exits have that is not its own, see `exits.narrow`.
     """
 
     spec: BackboneSpec
@@ -116,6 +116,7 @@ class Backbone:
     program: Path | None = None
     learned: Mapping[str, LearnedCut] = field(default_factory=dict, repr=False)
     own_heads: Mapping[str, HeadWeights] = field(default_factory=dict, repr=False)
+    narrow_exits: Mapping[str, Mapping[str, Array]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         for module in (self.parts.front, self.parts.rest):

@@ -4,6 +4,7 @@
     bundle.safetensors    per split: gains, matrices of encoder and decoder, entropy tables (integers) and their use
     learned.safetensors   server's half only, where an encoder was learned: see `learning.cut`
     repair.safetensors    server's half only, where it was learned: see `repaired`
+    exits.safetensors     server's half only, where an exit was learned: see `exits.narrow`
     backbone.safetensors  the backbone's weights, or backbone.pt2 all of it, where no package has them
     edge.msgpack          edge half only: digests of the files below
     head-SPLIT.onnx       edge half only: pixels -> latent
@@ -73,7 +74,7 @@ from .operating_point import Kind, OperatingPoint
 
 FORMAT = 2
 MANIFEST, TENSORS, EDGE_MANIFEST, UNCUT = "bundle.msgpack", "bundle.safetensors", "edge.msgpack", "uncut.onnx"
-REPAIR, LEARNED = "repair.safetensors", "learned.safetensors"
+REPAIR, LEARNED, EXITS = "repair.safetensors", "learned.safetensors", "exits.safetensors"
 FEATURES = "features"
 """Output of a head's graph, beside `latent`, where its split point has an exit: what the encoder takes."""
 PRESENCE = "presence"
@@ -117,6 +118,8 @@ class Bundle:
     learned_digest: bytes = b""
     """SHA-256 of their file, which the edge knows too."""
     exit_specs: tuple[ExitSpec, ...] = ()
+    narrow_exits: Mapping[str, Array] = field(default_factory=dict)
+    """Tensors of exits that were learned, by `SPLIT/...`; not on the edge, which has their graphs."""
 
     @cached_property
     def fingerprint(self) -> bytes:
@@ -229,18 +232,13 @@ class Bundle:
 
     def for_edge(self) -> Bundle:
         """The bundle as the edge gets it."""
-        return replace(self, repair={}, learned={})
+        return replace(self, repair={}, learned={}, narrow_exits={})
 
     def with_learned(self, tensors: Mapping[str, Array]) -> Bundle:
         """The same with these tensors float16 of encoders and syntheses."""
         return replace(
             self, learned=tensors, learned_digest=hashlib.sha256(tensors_file(tensors)).digest() if tensors else b""
         )
-
-    def with_exits(self, specs: tuple[ExitSpec, ...], points: tuple[OperatingPoint, ...]) -> Bundle:
-        """The same with these exits and their operating points in place of those that it has."""
-        others = tuple(p for p in self.operating_points if not p.is_exit)
-        return replace(self, exit_specs=specs, operating_points=(*others, *points)).check()
 
     def _tensor(self, name: str) -> Array:
         try:
@@ -317,7 +315,7 @@ class Bundle:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / TENSORS).write_bytes(save_tensors(packed(self.tensors)))
         # What an earlier bundle left there would be taken for this one's by nobody, but would be shipped with it.
-        for name, found in ((REPAIR, self.repair), (LEARNED, self.learned)):
+        for name, found in ((REPAIR, self.repair), (LEARNED, self.learned), (EXITS, self.narrow_exits)):
             (folder / name).unlink(missing_ok=True)
             if found:
                 (folder / name).write_bytes(tensors_file(found))
@@ -349,7 +347,7 @@ class Bundle:
         except (SafetensorError, ValueError, KeyError) as error:
             raise BundleError(f"{folder / TENSORS} is not a safetensors file: {error}") from error
         try:
-            exit_specs, exit_points = read_exit_fields(manifest)
+            exit_specs, exit_points, narrow = read_exit_fields(manifest)
             bundle = cls(
                 name=manifest["name"],
                 task=manifest["task"],
@@ -367,6 +365,7 @@ class Bundle:
                 learned=read_digested(folder / LEARNED, manifest["learned"]) if (folder / LEARNED).is_file() else {},
                 learned_digest=manifest.get("learned", b""),
                 exit_specs=exit_specs,
+                narrow_exits=read_digested(folder / EXITS, narrow) if narrow else {},
             )
         except (TypeError, KeyError, ValueError) as error:
             raise BundleError(f"{folder / MANIFEST} is not a bundle's manifest: {error!r}") from error

@@ -293,6 +293,13 @@ def make_exit(
     photographs: Annotated[int, typer.Option(help="Photographs to calibrate on, at most.")] = 300,
     held_out: Annotated[int, typer.Option(help="Other photographs to measure on; as given to `split`.")] = 64,
     seed: Annotated[int, typer.Option(help="Of the choice of photographs; as given to `split`.")] = 0,
+    hidden: Annotated[
+        int,
+        typer.Option(min=0, help="Hidden channels of a narrow exit, learned, behind a deep cut; 0 for the whole rest."),
+    ] = 0,
+    more: Annotated[list[Path] | None, typer.Option(help="Folder of more photographs for it to learn from.")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Of its learning, 32 crops each.")] = 1500,
+    crops: Annotated[int, typer.Option(min=32, help="Most crops of photographs that are made.")] = 12_000,
 ) -> None:
     """Let a device answer from a head's features, early and knowing how sure it is; all else of the bundle stays."""
     from rich.console import Console
@@ -300,12 +307,15 @@ def make_exit(
 
     from .bundle import Bundle, short
     from .exits.command import ExitPlan, make_exits
+    from .exits.learn import NarrowPlan
     from .split import bar_columns
     from .zoo.catalogue import write_weights
 
-    plan = ExitPlan(tuple(at), photographs, held_out, seed)
+    plan = ExitPlan(
+        tuple(at), photographs, held_out, seed, NarrowPlan(hidden, steps=steps, crops=crops), tuple(more or ())
+    )
     with Progress(*bar_columns(), console=Console(stderr=True)) as progress:
-        model, made, reports = make_exits(Bundle.load(bundle), calibration, plan, progress)
+        model, made, reports = make_exits(Bundle.load(bundle), calibration, plan, output / "exit-work", progress)
     made.save(output)
     write_weights(model, output)
     for report in reports:

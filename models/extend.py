@@ -97,6 +97,7 @@ def without(bundle: Bundle, names: Collection[str]) -> Bundle:
         operating_points=tuple(p for p in bundle.operating_points if p.split not in names),
         tensors={k: v for k, v in bundle.tensors.items() if stays(k)},
         repair={k: v for k, v in bundle.repair.items() if stays(k)},
+        narrow_exits={k: v for k, v in bundle.narrow_exits.items() if stays(k)},
     )
 
 

@@ -1,13 +1,15 @@
 """`headrace exit`: give a bundle local exits, calibrate and measure them.
 
-photographs -> uncut model: labels
+photographs -> narrow exit, where one is asked for: learned (`learn`)
+            -> uncut model: labels
             -> head, the exit's own graph: scores -> temperature and confidence, fitted on some, judged on others
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -18,9 +20,10 @@ from rich.progress import Progress
 
 from ..backbones import Backbone
 from ..bundle import FEATURES, Bundle
+from ..bundle_exits import with_exits
 from ..bundle_specs import ExitSpec
 from ..exceptions import DataError
-from ..measure import pixel_batches
+from ..measure import find_pictures, pixel_batches
 from ..onnx_session import open_session
 from ..operating_point import MAX_ID, Kind, OperatingPoint
 from ..split import choose
@@ -29,6 +32,7 @@ from ..zoo.catalogue import backbone_of
 from .confidence import best_two, calibration_error, confidences, fit_confidence, fit_temperature, surest, tempered
 from .costs import exit_costs
 from .graph import write_exit
+from .learn import NarrowPlan, learn
 
 UNCALIBRATED = (0.0, 1.0, 0.0)
 """Confidence that is the best score itself."""
@@ -44,12 +48,16 @@ class ExitPlan:
         held_out: how many others the exits are measured on. With `photographs`, this and the seed as they were given to
             `split` they are those that the bundle's other operating points were measured on.
         seed: of the choice of photographs.
+        narrow: how narrow exits are learned, if they are.
+        more: folders of more photographs to learn from; none of theirs is calibrated or measured on.
     """
 
     at: tuple[str, ...]
     photographs: int = 300
     held_out: int = 64
     seed: int = 0
+    narrow: NarrowPlan = field(default_factory=NarrowPlan)
+    more: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +87,7 @@ class Report:
 
 
 def make_exits(
-    bundle: Bundle, calibration: Path, plan: ExitPlan, progress: Progress | None = None
+    bundle: Bundle, calibration: Path, plan: ExitPlan, work: Path, progress: Progress | None = None
 ) -> tuple[Backbone, Bundle, list[Report]]:
     """The backbone, the bundle with exits (its fingerprint stays), and how each one does.
 
@@ -87,12 +95,15 @@ def make_exits(
         bundle: of a classifier; exits that it has at other split points stay.
         calibration: folder of unlabelled photographs.
         plan: what to make.
+        work: folder for what narrow exits learn from, and a checkpoint; a run that was killed goes on from there, and
+            it is removed at the end.
         progress: where to show progress; None for nowhere.
 
     Raises:
         DataError: the bundle is for another task, no split point is named, there are too few photographs, or no room
             for more operating points.
-        BackboneError: the backbone has no linear classifier behind one vector, or is not the bundle's.
+        BackboneError: the backbone has no linear classifier behind one vector, or is not the bundle's; no narrow exit
+            can be there, see `narrow`.
         OperatingPointError: the bundle has no such split point.
     """
     progress = progress or Progress(disable=True)
@@ -105,6 +116,18 @@ def make_exits(
     fitted, held_out = choose(calibration, plan.photographs, plan.held_out, plan.seed)
     bar = progress.add_task("uncut model", total=len(fitted) + len(held_out))
     labels = uncut_labels(backbone, [*fitted, *held_out], lambda n: progress.advance(bar, n))
+    narrow = {split: tensors for split, tensors in backbone.narrow_exits.items() if split not in names}
+    if plan.narrow.hidden:
+        seen = {*fitted, *held_out}
+        paths = [p for folder in (calibration, *plan.more) for p in find_pictures(folder) if p not in seen]
+        if not paths:
+            raise DataError(
+                f"all {len(seen)} photographs are calibrated or measured on, none is left to learn from; give a folder "
+                "of others with --more"
+            )
+        for name in names:
+            narrow[name] = learn(backbone, name, fitted, paths, plan.narrow, plan.seed, work / name, progress)
+    backbone.narrow_exits = narrow
     specs = {s.split: s for s in bundle.exit_specs}
     points = {p.split: p for p in bundle.operating_points if p.is_exit}
     free = iter(sorted(set(range(MAX_ID + 1)) - {p.id for p in bundle.operating_points}))
@@ -132,12 +155,27 @@ def make_exits(
         specs[name] = replace(specs[name], share=cost.share)
         points[name] = replace(points[name], edge_share=share)
         reports[name] = replace(reports[name], share=cost.share, with_head=share)
+    made = with_exits(bundle, tuple(specs.values()), tuple(points.values()), narrow)
+    shutil.rmtree(work, ignore_errors=True)
+    return (
+        backbone,
+        replace(made, provenance={**made.provenance, "exits": _said(made, plan, names)}),
+        [*reports.values()],
+    )
+
+
+def _said(bundle: Bundle, plan: ExitPlan, names: Sequence[str]) -> str:
+    """The command, behind those that made the bundle's other exits."""
     said = (
         f"headrace exit {' '.join(f'--at {name}' for name in names)} --photographs {plan.photographs} "
         f"--held-out {plan.held_out} --seed {plan.seed}"
     )
-    made = bundle.with_exits(tuple(specs.values()), tuple(points.values()))
-    return backbone, replace(made, provenance={**made.provenance, "exits": said}), list(reports.values())
+    if plan.narrow.hidden:
+        how = plan.narrow
+        said += f" --hidden {how.hidden} --steps {how.steps} --crops {how.crops}{' --more FOLDER' * len(plan.more)}"
+    others = {s.split for s in bundle.exit_specs} - set(names)
+    before = str(bundle.provenance.get("exits", ""))
+    return "; ".join([before, said]) if others and before else said
 
 
 def uncut_labels(

@@ -14,7 +14,9 @@ from ..bundle_specs import ExitSpec
 from ..cutting.costs import count_macs
 from ..export import Only, write_onnx
 from ..onnx_time import edge_milliseconds
+from .classifier import classifier
 from .graph import write_exit
+from .narrow import Answering, narrow_rest
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,10 @@ def exit_costs(backbone: Backbone, specs: Sequence[ExitSpec]) -> dict[str, ExitC
         for number, spec in enumerate(specs):
             paths[spec.split] = Path(folder) / f"{number}.onnx"
             write_exit(backbone, spec, paths[spec.split])
-            macs[spec.split] = count_macs(backbone.tail(spec.split), torch.zeros(1, *backbone.shape(spec.split)))
+            rest = backbone.tail(spec.split)
+            if spec.split in backbone.narrow_exits:
+                narrow = narrow_rest(backbone, spec.split, backbone.narrow_exits[spec.split])
+                rest = Answering(narrow, *map(torch.from_numpy, classifier(backbone)))
+            macs[spec.split] = count_macs(rest, torch.zeros(1, *backbone.shape(spec.split)))
         times = edge_milliseconds(paths)
     return {name: ExitCost(count / 1e9, times[name], times[name] / times[""]) for name, count in macs.items()}

@@ -3,6 +3,10 @@
 features float32 [1, C, H, W] --rest of the backbone--> pooled [1, V] --classifier: uint8 x int8, int32 sums--> logits
     logits / temperature --softmax--> scores float32 [1, classes]
 
+A narrow exit (`narrow`) has the mean of a few windows in place of the pooled vector, and two more layers in eight bits:
+
+features --narrow rest--> windows [n, K] --project, last: uint8 x int8--> [n, V] --mean--> pooled [1, V] ...
+
 Behind a head that runs on few pixels the rest of the backbone is cheap, too. Weights are the backbone's own, so a
 bundle holds nothing of an exit but a few numbers. The classifier is in eight bits: on few pixels it would be a large
 share of the time otherwise, for it reads 5 MB of float32 weights and uses each once. Weights have one scale a class;
@@ -19,67 +23,20 @@ import numpy.typing as npt
 import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
-from torch import Tensor
-from torch.nn import functional
+from torch import Tensor, nn
 
 from ..backbones import Backbone
 from ..bundle import FEATURES
 from ..bundle_specs import ExitSpec
-from ..cutting.cuts import Tail
-from ..cutting.maps import Unpack
-from ..exceptions import BackboneError
 from ..export import Only, write_graph
+from .classifier import classifier, pooled_cut
+from .narrow import NarrowRest, narrow_rest
 
-POOLED, SCORES = "pooled", "scores"
+POOLED, WINDOWS, SCORES = "pooled", "windows", "scores"
 OPSET = 18
-AFFINE = 1e-3
-"""Most that the classifier may differ from a linear layer, relative to its largest output."""
 NARROWEST = 1e-12
 
 Floats = npt.NDArray[np.float32]
-
-
-def pooled_cut(backbone: Backbone) -> str:
-    """Name of the cut in front of the classifier, where one vector [V, 1, 1] crosses.
-
-    Raises:
-        BackboneError: the backbone has none.
-    """
-    cut = backbone.cuts[-1]
-    if len(cut.shapes) != 1 or cut.shapes[0][1:] != (1, 1):
-        raise BackboneError(
-            f"{backbone.spec.name} has no vector in front of its classifier that an exit could read; its last cut is "
-            f"{cut.name} with {', '.join(str(list(s)) for s in cut.shapes)}"
-        )
-    return cut.name
-
-
-def classifier(backbone: Backbone) -> tuple[Floats, Floats]:
-    """The backbone's last layer: weight float32 [classes, V] and offset float32 [classes].
-
-    Raises:
-        BackboneError: what is behind the pooled vector is not linear.
-    """
-    name = pooled_cut(backbone)
-    unpack, operations = Unpack(backbone.packing(name)), Tail(backbone.traced, backbone.cut(name)).eval()
-    (count, _, _) = backbone.shape(name)
-
-    def logits(vectors: Tensor) -> Tensor:
-        unpacked = unpack(vectors[:, :, None, None])
-        found: Tensor = operations(*(unpacked if isinstance(unpacked, tuple) else (unpacked,)))[0]
-        return found
-
-    with torch.inference_mode():
-        offset = logits(torch.zeros(1, count))[0]
-        weight = torch.cat([logits(part) for part in torch.split(torch.eye(count), 64)]).T - offset[:, None]
-        probe = torch.randn(8, count, generator=torch.Generator().manual_seed(0))
-        found = logits(probe)
-        error = (functional.linear(probe, weight, offset) - found).abs().max() / found.abs().max()
-    if not float(error) <= AFFINE:
-        raise BackboneError(
-            f"{backbone.spec.name} does not end in a linear classifier behind {name}; it cannot have an exit"
-        )
-    return np.ascontiguousarray(weight.numpy()), offset.numpy()
 
 
 def write_exit(backbone: Backbone, spec: ExitSpec, path: Path) -> None:
@@ -93,41 +50,79 @@ def write_exit(backbone: Backbone, spec: ExitSpec, path: Path) -> None:
     Raises:
         BackboneError: the backbone has no linear classifier behind one vector.
     """
+    weight, offset = classifier(backbone)
+    last = _Layers().dense("exit", weight / spec.temperature, offset / spec.temperature, "exit_vector", "exit_logits")
+    last.add("Softmax", ["exit_logits"], [SCORES], axis=1)
     sized, cut = backbone.at(spec.split)
-    rest = Only(sized.between(cut, pooled_cut(sized)))
-    write_graph(rest, torch.zeros(1, *sized.shape(cut)), FEATURES, POOLED, path)
+    example = torch.zeros(1, *sized.shape(cut))
+    if spec.split in backbone.narrow_exits:
+        rest = narrow_rest(backbone, spec.split, backbone.narrow_exits[spec.split])
+        write_graph(Windows(rest), example, FEATURES, WINDOWS, path)
+        added = _narrow_layers(rest)
+    else:
+        write_graph(Only(sized.between(cut, pooled_cut(sized))), example, FEATURES, POOLED, path)
+        added = _Layers().add("Flatten", [POOLED], ["exit_vector"])
     model = onnx.load(path)
-    nodes, weights = _classifier(*classifier(backbone), spec.temperature)
-    model.graph.node.extend(nodes)
-    model.graph.initializer.extend(weights)
+    for layers in (added, last):
+        model.graph.node.extend(layers.nodes)
+        model.graph.initializer.extend(layers.weights)
     del model.graph.output[:]
-    model.graph.output.append(_scores(weights))
+    model.graph.output.append(helper.make_tensor_value_info(SCORES, TensorProto.FLOAT, [1, len(offset)]))
     onnx.save(model, path)
 
 
-def _classifier(weight: Floats, offset: Floats, temperature: float) -> tuple[list[Any], list[Any]]:
-    """Nodes and weights from `POOLED` to `SCORES`."""
-    scale = np.maximum(np.abs(weight).max(1), NARROWEST) / 127
-    steps = np.rint(weight / scale[:, None]).astype(np.int8)
-    weights = {
-        "exit_weight": np.ascontiguousarray(steps.T),
-        "exit_scale": (scale / temperature).astype(np.float32),
-        "exit_offset": (offset / temperature).astype(np.float32),
-        "exit_zero": np.zeros((), np.int8),
-    }
-    nodes = [
-        helper.make_node("Flatten", [POOLED], ["exit_vector"]),
-        helper.make_node("DynamicQuantizeLinear", ["exit_vector"], ["exit_steps", "exit_step", "exit_middle"]),
-        helper.make_node("MatMulInteger", ["exit_steps", "exit_weight", "exit_middle", "exit_zero"], ["exit_sums"]),
-        helper.make_node("Cast", ["exit_sums"], ["exit_floats"], to=TensorProto.FLOAT),
-        helper.make_node("Mul", ["exit_step", "exit_scale"], ["exit_scales"]),
-        helper.make_node("Mul", ["exit_floats", "exit_scales"], ["exit_products"]),
-        helper.make_node("Add", ["exit_products", "exit_offset"], ["exit_logits"]),
-        helper.make_node("Softmax", ["exit_logits"], [SCORES], axis=1),
-    ]
-    return nodes, [numpy_helper.from_array(value, name) for name, value in weights.items()]
+class Windows(nn.Module):
+    """Features float32 [1, C, H, W] -> what the windows of a narrow exit hold, float32 [windows, K]."""
+
+    def __init__(self, rest: NarrowRest) -> None:
+        super().__init__()
+        self.rest = rest
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.rest.hidden(features)[0].flatten(1).T
 
 
-def _scores(weights: list[Any]) -> Any:
-    classes = next(w.dims[0] for w in weights if w.name == "exit_offset")
-    return helper.make_tensor_value_info(SCORES, TensorProto.FLOAT, [1, classes])
+class _Layers:
+    """Nodes and weights of a graph, in the order of execution."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Any] = []
+        self.weights: list[Any] = []
+
+    def add(self, operation: str, given: list[str], made: list[str], **how: Any) -> _Layers:
+        self.nodes.append(helper.make_node(operation, given, made, **how))
+        return self
+
+    def weight(self, name: str, value: npt.NDArray[Any]) -> _Layers:
+        self.weights.append(numpy_helper.from_array(value, name))
+        return self
+
+    def dense(self, name: str, weight: Floats, offset: Floats, given: str, made: str) -> _Layers:
+        """[n, in] -> [n, out] by weight float32 [out, in] in eight bits, one scale a row, and offset float32 [out]."""
+        scale = np.maximum(np.abs(weight).max(1), NARROWEST) / 127
+        steps = np.rint(weight / scale[:, None]).astype(np.int8)
+        n = f"{name}_{{}}".format
+        self.weight(n("weight"), np.ascontiguousarray(steps.T)).weight(n("scale"), scale.astype(np.float32))
+        self.weight(n("offset"), offset.astype(np.float32)).weight(n("zero"), np.zeros((), np.int8))
+        self.add("DynamicQuantizeLinear", [given], [n("steps"), n("step"), n("middle")])
+        self.add("MatMulInteger", [n("steps"), n("weight"), n("middle"), n("zero")], [n("sums")])
+        self.add("Cast", [n("sums")], [n("floats")], to=TensorProto.FLOAT)
+        self.add("Mul", [n("step"), n("scale")], [n("scales")])
+        self.add("Mul", [n("floats"), n("scales")], [n("products")])
+        return self.add("Add", [n("products"), n("offset")], [made])
+
+
+def _narrow_layers(rest: NarrowRest) -> _Layers:
+    """From `WINDOWS` to the vector that the classifier takes."""
+    layers, windows = _Layers(), rest.windows**2
+    parts = (rest.project_weight, rest.project_bias, rest.last_weight, rest.last_bias)
+    project, project_offset, last, offset = (
+        np.ascontiguousarray(p.flatten(1).numpy() if p.ndim > 1 else p) for p in parts
+    )
+    layers.dense("project", project, project_offset, WINDOWS, "projected")
+    layers.dense("last", last, offset, "projected", "last_made")
+    layers.weight("least", np.zeros((), np.float32)).weight("most", np.full((), 6, np.float32))
+    layers.add("Clip", ["last_made", "least", "most"], ["last_clipped"])
+    # A product of a row and a matrix: `ReduceMean` over so few rows takes four times as long.
+    layers.weight("mean", np.full((1, windows), 1 / windows, np.float32))
+    return layers.add("MatMul", ["mean", "last_clipped"], ["exit_vector"])

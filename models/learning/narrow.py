@@ -21,8 +21,8 @@ PLACES = 60_000
 RIDGE = 1e-4
 
 
-def narrow(light: OwnHead, whole: OwnHead, hidden: Sequence[int], pixels: Tensor) -> None:
-    """Narrow a head, in place.
+def narrow(light: OwnHead, whole: OwnHead, hidden: Sequence[int], pixels: Tensor) -> list[Tensor]:
+    """Narrow a head, in place; which hidden channels stay, int64 [kept] of each bottleneck.
 
     Args:
         light: of the backbone's weights, with the clips that it will have.
@@ -37,26 +37,29 @@ def narrow(light: OwnHead, whole: OwnHead, hidden: Sequence[int], pixels: Tensor
     if len(hidden) != len(found) or any(not 1 <= n <= b.hidden for n, b in zip(hidden, found, strict=True)):
         there = ",".join(str(b.hidden) for b in found) or "no bottlenecks"
         raise DataError(f"hidden channels {','.join(map(str, hidden))} do not fit a head that has {there}")
+    stay = []
     wanted = whole.values(pixels, {n for b in found for n in (b.middle_node, b.last_node)})
     for keep, bottleneck in zip(hidden, found, strict=True):
         weights = {name: value.clone() for name, value in light.weights().items()}
-        _keep(weights, bottleneck, wanted[bottleneck.middle_node], keep)
+        stay.append(_keep(weights, bottleneck, wanted[bottleneck.middle_node], keep))
         light.take(weights)
         given = light.values(pixels, {bottleneck.middle_node})[bottleneck.middle_node]
         matrix, offset = _fitted(given, wanted[bottleneck.last_node])
         weights[str(bottleneck.last)] = matrix[:, :, None, None]
         weights[str(bottleneck.last + 1)] = offset
         light.take(weights)
+    return stay
 
 
-def _keep(weights: dict[str, Tensor], bottleneck: Bottleneck, hidden: Tensor, keep: int) -> None:
+def _keep(weights: dict[str, Tensor], bottleneck: Bottleneck, hidden: Tensor, keep: int) -> Tensor:
     readers = weights[str(bottleneck.last)][:, :, 0, 0]
     strength = hidden.square().mean((0, 2, 3)).sqrt() * readers.norm(dim=0)
-    kept = strength.argsort(descending=True)[:keep].sort().values
+    kept: Tensor = strength.argsort(descending=True)[:keep].sort().values
     for at in (bottleneck.first, bottleneck.middle):
         for number in (at, at + 1):
             weights[str(number)] = weights[str(number)][kept]
     weights[str(bottleneck.last)] = weights[str(bottleneck.last)][:, kept]
+    return kept
 
 
 def _fitted(given: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:

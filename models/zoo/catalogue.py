@@ -21,6 +21,7 @@ from torch import nn
 
 from ..backbones import Backbone
 from ..bundle import BackboneSpec, Bundle
+from ..bundle_exits import narrow_tensors
 from ..exceptions import BackboneError
 from ..learning.cut import learned_cuts, own_heads
 from . import efficientnet_lite, own_module, timm_zoo, torchvision_zoo, yolo
@@ -78,6 +79,7 @@ def backbone_of(bundle: Bundle) -> Backbone:
         backbone.spec = replace(backbone.spec, name=spec.name)
     backbone.verify(spec)
     backbone.learned, backbone.own_heads = learned_cuts(bundle), own_heads(bundle)
+    backbone.narrow_exits = narrow_tensors(bundle)
     return backbone
 
 

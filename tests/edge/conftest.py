@@ -25,6 +25,7 @@ from headrace.models.bundle import (
     SplitSpec,
     head_file,
 )
+from headrace.models.bundle_exits import with_exits
 from headrace.models.bundle_files import exit_file
 from headrace.models.edge_half import file_names, write_edge_manifest
 from headrace.models.exceptions import OperatingPointError
@@ -102,7 +103,7 @@ def make_exiting() -> Bundle:
     """The tiny bundle with an exit that takes bright pictures for class 3, and is the surer the brighter they are."""
     spec = ExitSpec("stage.1", 1.0, (0.0, 1.0, 0.0), 0.02)
     point = OperatingPoint(43, Kind.LOCAL, "stage.1", accuracy=0.6, edge_share=0.52)
-    return make_bundle().with_exits((spec,), (point,))
+    return with_exits(make_bundle(), (spec,), (point,), {})
 
 
 def write_edge_half(folder: Path, bundle: Bundle, work: int = 1) -> Path:

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 from headrace.models.bundle import MANIFEST, Bundle, ExitSpec
+from headrace.models.bundle_exits import with_exits
 from headrace.models.edge_half import load_edge_half
 from headrace.models.evaluation.edge_costs import StageCost
 from headrace.models.evaluation.exits import Told, exit_rows, exit_summary, measure_exits
 from headrace.models.exceptions import BackboneError, BundleError, DataError, OperatingPointError
 from headrace.models.exits import command as exit_command
+from headrace.models.exits.classifier import classifier
 from headrace.models.exits.command import ExitPlan, exit_scores, make_exits, uncut_labels
 from headrace.models.exits.confidence import (
     best_two,
@@ -26,7 +28,6 @@ from headrace.models.exits.confidence import (
     tempered,
 )
 from headrace.models.exits.costs import ExitCost
-from headrace.models.exits.graph import classifier
 from headrace.models.export import export_edge_half
 from headrace.models.extend import without
 from headrace.models.measure import find_pictures, load_pixels
@@ -39,6 +40,7 @@ from headrace.models.zoo.sources import Source
 BACKBONE = Source("timm/test_resnet", seed=3, size=64)
 AT, DEEP, SIZE = "layer2-48px", "layer3", 48
 PLAN = ExitPlan((AT,), photographs=100, held_out=10)
+WORK = Path("nothing-is-learned")
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +61,7 @@ def made_and_reports(bundle, noise_pictures):
     """A bundle with an exit; timing exports graphs for as long as all else takes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(exit_command, "exit_costs", lambda _, specs: {s.split: ExitCost(1e-3, 0.1, 0.2) for s in specs})
-        _, made, reports = make_exits(bundle, noise_pictures, PLAN)
+        _, made, reports = make_exits(bundle, noise_pictures, PLAN, WORK)
     return made, reports
 
 
@@ -123,16 +125,16 @@ def test_what_cannot_be_an_exit_is_refused(backbone, bundle, made, noise_picture
     with pytest.raises(BundleError, match="do not fit its split points"):
         replace(made, exit_specs=()).check()
     with pytest.raises(BundleError, match="has temperature 0"):
-        made.with_exits((replace(made.exit_specs[0], temperature=0.0),), (made.operating_points[-1],))
+        with_exits(made, (replace(made.exit_specs[0], temperature=0.0),), (made.operating_points[-1],), {})
     with pytest.raises(OperatingPointError, match="has no operating point layer2-48px@99"):
         made.feature_point(AT, 99)
     with pytest.raises(DataError, match="an exit is for classifiers"):
-        make_exits(replace(bundle, task="detection"), noise_pictures, PLAN)
+        make_exits(replace(bundle, task="detection"), noise_pictures, PLAN, WORK)
     with pytest.raises(DataError, match="name the split points that get an exit with --at: layer2-48px, layer3"):
-        make_exits(bundle, noise_pictures, replace(PLAN, at=()))
+        make_exits(bundle, noise_pictures, replace(PLAN, at=()), WORK)
     with pytest.raises(OperatingPointError, match="has no split point 'layer9'"):
-        make_exits(bundle, noise_pictures, replace(PLAN, at=("layer9",)))
-    monkeypatch.setattr("headrace.models.exits.graph.AFFINE", -1.0)
+        make_exits(bundle, noise_pictures, replace(PLAN, at=("layer9",)), WORK)
+    monkeypatch.setattr("headrace.models.exits.classifier.AFFINE", -1.0)
     with pytest.raises(BackboneError, match="does not end in a linear classifier"):
         classifier(backbone)
 
@@ -194,4 +196,4 @@ def test_the_committed_bundle_answers_early_and_is_as_it_was_for_the_server():
     point = min((p for p in bundle.operating_points if p.is_exit), key=lambda p: p.edge_share)
     spec = bundle.exit(point.split)
     assert point.accuracy >= 0.5 and spec.surest >= 0.8 and spec.share < point.edge_share < 0.4
-    assert bundle.fingerprint == bundle.with_exits((), ()).fingerprint
+    assert bundle.fingerprint == with_exits(bundle, (), (), {}).fingerprint

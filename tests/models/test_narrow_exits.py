@@ -1,0 +1,149 @@
+"""Learn a narrow exit behind a deep cut of a small random backbone, and run it as a device would."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from headrace.models.bundle import EXITS, Bundle
+from headrace.models.edge_half import load_edge_half
+from headrace.models.exceptions import BackboneError, BundleError, DataError
+from headrace.models.exits import command as exit_command
+from headrace.models.exits import learn as exit_learn
+from headrace.models.exits.classifier import classifier
+from headrace.models.exits.command import ExitPlan, make_exits
+from headrace.models.exits.costs import ExitCost, exit_costs
+from headrace.models.exits.graph import write_exit
+from headrace.models.exits.learn import NarrowPlan
+from headrace.models.exits.narrow import Answering, begun, narrow_rest
+from headrace.models.export import export_edge_half
+from headrace.models.extend import without
+from headrace.models.measure import find_pictures
+from headrace.models.onnx_session import open_session
+from headrace.models.split import fit
+from headrace.models.zoo.catalogue import backbone_of, load_backbone
+from headrace.models.zoo.sources import Source
+from rich.progress import Progress
+
+BACKBONE = Source("timm/mobilenetv2_035", seed=3, size=96)
+AT, TOO_EARLY, HIDDEN = "blocks.5", "blocks.4", 80
+PLAN = ExitPlan((AT,), photographs=100, held_out=10, narrow=NarrowPlan(HIDDEN, steps=3, batch=4, crops=32))
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return load_backbone(BACKBONE)
+
+
+@pytest.fixture(scope="module")
+def bundle(backbone, noise_pictures) -> Bundle:
+    paths = find_pictures(noise_pictures)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("headrace.models.split.timed", lambda backbone, bundle, progress: bundle)
+        return fit(backbone, (TOO_EARLY, AT), paths[:60], paths[60:68])
+
+
+@pytest.fixture(scope="module")
+def made(bundle, noise_pictures, tmp_path_factory) -> Bundle:
+    """A bundle with a narrow exit; timing exports graphs for as long as all else takes."""
+    work, others = tmp_path_factory.mktemp("work"), tmp_path_factory.mktemp("others")
+    for path in find_pictures(noise_pictures)[:8]:
+        shutil.copy(path, others)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exit_command, "exit_costs", lambda _, specs: {s.split: ExitCost(1e-3, 0.1, 0.2) for s in specs})
+        _, made, _ = make_exits(bundle, noise_pictures, replace(PLAN, more=(others,)), work)
+    assert not work.exists(), "what was learned from is removed"
+    return made
+
+
+def test_with_all_hidden_channels_and_every_place_it_is_the_rest_of_the_backbone(backbone):
+    features = torch.randn(4, *backbone.shape(AT), generator=torch.Generator().manual_seed(0)).abs()
+    rest, kept = begun(backbone, AT, 336, features)
+    assert kept.tolist() == list(range(336))
+    rest.windows = 0
+    (wanted,) = backbone.between(AT, "global_pool")(features)
+    torch.testing.assert_close(rest(features)[0], wanted.flatten(1), rtol=2e-2, atol=2e-3 * float(wanted.max()))
+
+
+def test_a_device_computes_what_was_learned(made, tmp_path, monkeypatch):
+    backbone = backbone_of(made)
+    monkeypatch.setattr("headrace.models.export.backbone_of", lambda _: backbone)
+    monkeypatch.setattr("headrace.models.export.has_local", lambda _: False)
+    monkeypatch.setattr("headrace.models.edge_half.has_local", lambda _: False)
+    export_edge_half(made, tmp_path)
+    half = load_edge_half(tmp_path)
+    assert half.exit_specs == made.exit_specs and not half.narrow_exits and not (tmp_path / EXITS).exists()
+    pixels = np.random.default_rng(1).integers(0, 256, (1, 96, 96, 3), dtype=np.uint8)
+    (features,) = open_session(tmp_path / f"head-{AT}.onnx").run(["features"], {"pixels": pixels})
+    (scores,) = open_session(tmp_path / f"exit-{AT}.onnx").run(None, {"features": features})
+    rest = narrow_rest(backbone, AT, backbone.narrow_exits[AT])
+    (wanted,) = Answering(rest, *map(torch.from_numpy, classifier(backbone)))(torch.from_numpy(features))
+    tempered = wanted.log().div(made.exit(AT).temperature).softmax(1)
+    np.testing.assert_allclose(scores, tempered, rtol=0.1, atol=1e-4)  # in eight bits
+    assert rest.expand_weight.shape[0] == HIDDEN
+
+
+def test_what_is_learned_comes_nearer_to_the_uncut_model(backbone, bundle, noise_pictures, tmp_path):
+    """The loss of the very crops that are learned from; on random weights nothing carries over to others."""
+    paths, losses = find_pictures(noise_pictures)[:16], []
+
+    class Noting(Progress):
+        def update(self, task_id, **what) -> None:
+            if "loss" in str(what.get("said", "")):
+                losses.append(float(what["said"].split()[-1]))
+
+    plan = NarrowPlan(HIDDEN, steps=40, batch=16, crops=16)
+    exit_learn.learn(backbone, AT, paths, paths, plan, 0, tmp_path, Noting(disable=True))
+    assert len(losses) == 40 and losses[-1] < losses[0]
+
+
+def test_it_costs_less_than_the_rest_of_the_backbone(made):
+    backbone = backbone_of(made)
+    narrow = exit_costs(backbone, made.exit_specs)[AT]
+    backbone.narrow_exits = {}
+    whole = exit_costs(backbone, made.exit_specs)[AT]
+    classes = 1000 * 1280 / 1e9
+    assert narrow.gmac - classes < (whole.gmac - classes) / 2
+
+
+def test_bundles_keep_it_by_its_digest_and_know_when_it_is_damaged(bundle, made, tmp_path):
+    assert made.fingerprint == bundle.fingerprint
+    made.save(tmp_path)
+    loaded = Bundle.load(tmp_path)
+    assert loaded.manifest() == made.manifest() and set(loaded.narrow_exits) == set(made.narrow_exits)
+    assert f"--hidden {HIDDEN} --steps 3 --crops 32 --more FOLDER" in loaded.provenance["exits"]
+    assert not without(made, [AT]).narrow_exits
+    (tmp_path / EXITS).write_bytes((tmp_path / EXITS).read_bytes()[:-1] + b"\x7f")
+    with pytest.raises(BundleError, match=r"exits\.safetensors has the digest"):
+        Bundle.load(tmp_path)
+    (tmp_path / EXITS).unlink()
+    with pytest.raises(BundleError, match=r"exits\.safetensors cannot be read"):
+        Bundle.load(tmp_path)
+    bundle.save(tmp_path)
+    assert not Bundle.load(tmp_path).narrow_exits
+
+
+def test_other_exits_stay(made, noise_pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr(exit_command, "exit_costs", lambda _, specs: {s.split: ExitCost(1e-3, 0.1, 0.2) for s in specs})
+    plan = replace(PLAN, at=(TOO_EARLY,), narrow=NarrowPlan())
+    _, both, _ = make_exits(made, noise_pictures, plan, tmp_path / "work")
+    assert {s.split for s in both.exit_specs} == {AT, TOO_EARLY}
+    assert both.exit(AT) == made.exit(AT) and both.narrow_exits.keys() == made.narrow_exits.keys()
+    assert [part.split()[3] for part in both.provenance["exits"].split("; ")] == [AT, TOO_EARLY]
+
+
+def test_where_none_can_be_it_is_said(backbone, bundle, made, noise_pictures, tmp_path):
+    with pytest.raises(DataError, match="none is left to learn from; give a folder of others with --more"):
+        make_exits(bundle, noise_pictures, PLAN, tmp_path / "work")
+    with pytest.raises(BackboneError, match=r"not behind blocks\.4; take a later split point, or leave --hidden out"):
+        begun(backbone, TOO_EARLY, HIDDEN, torch.zeros(1, *backbone.shape(TOO_EARLY)))
+    with pytest.raises(DataError, match="keeps 1 to 336 hidden channels, not 337; change --hidden"):
+        begun(backbone, AT, 337, torch.randn(4, *backbone.shape(AT)))
+    damaged = replace(made, narrow_exits={k: v for k, v in made.narrow_exits.items() if not k.endswith("/kept")})
+    damaged.save(tmp_path)
+    with pytest.raises(BundleError, match=r"the narrow exit at blocks\.5 does not fit its backbone"):
+        write_exit(backbone_of(Bundle.load(tmp_path)), made.exit(AT), Path(tmp_path / "exit.onnx"))
