@@ -44,6 +44,13 @@ def split(
         Path | None,
         typer.Option(help="Folder of a bundle of this backbone that gets the split points of --at besides its own."),
     ] = None,
+    instead_of: Annotated[
+        str,
+        typer.Option(
+            help="With --add-to: the split point that leaves for the one of --at, the same cut on other pixels; a "
+            "light head goes over."
+        ),
+    ] = "",
     repair: Annotated[bool, typer.Option("--repair", help="Then learn the server's repair, see `repair`.")] = False,
     repair_minutes: Annotated[float, typer.Option(help="Time for the repair of each split point.")] = 20.0,
     device: Device = "cpu",
@@ -60,6 +67,9 @@ def split(
     if calibration is None or output is None:
         raise typer.BadParameter("--calibration and --output are needed (or --list to see where it can be cut)")
 
+    if instead_of and add_to is None:
+        raise typer.BadParameter("--instead-of wants --add-to, the bundle that the split point leaves")
+
     from rich.console import Console
     from rich.progress import Progress
 
@@ -72,7 +82,9 @@ def split(
     plan = SplitPlan(asked, calibration, tuple(at or ()), photographs, held_out, seed)
     with Progress(*bar_columns(), console=Console(stderr=True)) as progress:
         model, bundle = (
-            extended(plan, add_to, progress) if add_to is not None else make_bundle(plan, progress, data_note)
+            extended(plan, add_to, progress, instead_of)
+            if add_to is not None
+            else make_bundle(plan, progress, data_note)
         )
     bundle.save(output)
     write_weights(model, output)

@@ -13,14 +13,17 @@ from rich.progress import Progress
 from .backbones import Backbone
 from .bundle import Bundle, SplitSpec, rounded
 from .exceptions import BackboneError, DataError
-from .learning.cut import HEAD
+from .learning.cut import HEAD, own_heads
 from .operating_point import MAX_ID, Kind, OperatingPoint
+from .repair.resample import own_cut
 from .split import SplitPlan, choose, fit_splits, full_name, measured_points, timed
 from .zoo.catalogue import backbone_of
 
 
-def extended(plan: SplitPlan, folder: Path, progress: Progress | None = None) -> tuple[Backbone, Bundle]:
-    """As `split`, but the split points are added to the bundle in a folder.
+def extended(
+    plan: SplitPlan, folder: Path, progress: Progress | None = None, instead_of: str = ""
+) -> tuple[Backbone, Bundle]:
+    """As `split`, but the split points are added to the bundle in a folder, see `extend`.
 
     Raises:
         DataError: no split point was named, or as `extend`.
@@ -34,8 +37,8 @@ def extended(plan: SplitPlan, folder: Path, progress: Progress | None = None) ->
     if plan.source.name != bundle.backbone.name:
         raise BackboneError(f"the bundle in {folder} is of {bundle.backbone.name}, not of {plan.source.name}")
     fit_on, held_out = choose(plan.calibration, plan.photographs, plan.held_out, plan.seed)
-    found = extend(backbone, bundle, plan.at, fit_on, held_out, plan.seed, progress)
-    names = " ".join(f"--at {name}" for name in plan.at)
+    found = extend(backbone, bundle, plan.at, fit_on, held_out, plan.seed, progress, instead_of)
+    names = " ".join([f"--at {name}" for name in plan.at] + ([f"--instead-of {instead_of}"] if instead_of else []))
     said = (
         f"headrace split {plan.source.name} --add-to BUNDLE {names} --photographs {plan.photographs} --seed {plan.seed}"
     )
@@ -51,6 +54,7 @@ def extend(
     held_out: Sequence[Path],
     seed: int = 0,
     progress: Progress | None = None,
+    instead_of: str = "",
 ) -> Bundle:
     """A bundle with more split points, or with some fitted anew; the others and their operating points stay.
 
@@ -61,19 +65,47 @@ def extend(
         fit_on, held_out: photographs to fit and to measure on.
         seed: of the draws for the Fisher metric.
         progress: where to show progress; None for nowhere.
+        instead_of: a split point that leaves the bundle for the one of `names`, which is the same cut on other pixels.
+            A light head of its is convolutions and goes over.
 
     Raises:
         BackboneError: a split point is unknown, its maps cannot be packed, or it does not join exactly.
-        DataError: there would be more operating points than a bundle can have.
+        OperatingPointError: the bundle has no split point that is to leave.
+        DataError: there would be more operating points than a bundle can have, or what is to leave is another cut.
     """
     progress = progress or Progress(disable=True)
     names = [full_name(backbone, name) for name in names]
+    clips = _leaving(bundle, instead_of, names) if instead_of else None
     for name in names:
         backbone.prove(name)
     backbone.own_heads = {name: head for name, head in backbone.own_heads.items() if name not in names}
     specs, arrays = fit_splits(backbone, names, fit_on, seed, progress)
-    bundle = added(without(bundle, names), specs, arrays).check()
+    weights = {f"{names[0]}/{key}": value for key, value in _head(bundle, instead_of).items()}
+    bundle = added(
+        without(bundle, [*names, *([instead_of] if instead_of else [])]),
+        [replace(s, clips=clips) for s in specs],
+        arrays,
+    )
+    bundle = bundle.with_learned({**bundle.learned, **weights}).check()
+    backbone.own_heads = own_heads(bundle)
     return measured_points(backbone, timed(backbone, bundle, progress), held_out, progress, names).check()
+
+
+def _leaving(bundle: Bundle, split: str, names: Sequence[str]) -> tuple[int, ...] | None:
+    """Clips of the light head of the split point that leaves, None if its head is not light."""
+    spec = bundle.split(split)
+    if len(names) != 1 or own_cut(names[0]) != own_cut(split) or spec.learned is not None:
+        raise DataError(
+            f"{', '.join(names)} cannot stand in for {split}: name one split point with --at, at the same cut of the "
+            f"backbone's own on other pixels, such as {own_cut(split)}-208px"
+        )
+    return spec.clips
+
+
+def _head(bundle: Bundle, split: str) -> dict[str, np.ndarray[Any, Any]]:
+    """What is learned of a split point's light head, if it has one, as HEAD/NUMBER."""
+    prefix = f"{split}/{HEAD}/"
+    return {key.removeprefix(f"{split}/"): value for key, value in bundle.learned.items() if key.startswith(prefix)}
 
 
 def without(bundle: Bundle, names: Collection[str]) -> Bundle:
@@ -119,7 +151,7 @@ def added(
     if len(taken) + len(wanted) > MAX_ID + 1:
         raise DataError(
             f"bundle {bundle.name} would have {len(taken) + len(wanted)} operating points, at most {MAX_ID + 1} fit; "
-            "add fewer split points"
+            "add fewer split points, or one in place of another (--instead-of)"
         )
     points = [
         OperatingPoint(

@@ -205,6 +205,29 @@ def test_a_split_point_that_is_fitted_anew_has_the_backbones_head(lightened, pho
     assert again.split(SPLIT).clips is None and not again.learned and not backbone_of(again).own_heads
 
 
+def test_a_light_head_goes_over_to_other_pixels(lightened, photographs, monkeypatch):
+    """Its weights are convolutions; what is fitted to the places is fitted anew."""
+    monkeypatch.setattr("headrace.models.extend.timed", lambda backbone, bundle, progress: bundle)
+    backbone, other = backbone_of(lightened), "blocks.1-56px"
+    made = extend(backbone, lightened, [other], photographs[:60], photographs[60:68], instead_of=SPLIT)
+    assert [s.name for s in made.splits] == [SMALL, other]
+    assert made.split(other).clips == lightened.split(SPLIT).clips and made.split(other).features[1:] == (14, 14)
+    assert set(made.learned) == {name.replace(SPLIT, other) for name in lightened.learned}
+    assert not any(key.startswith(f"{SPLIT}/") for key in made.tensors) and set(backbone.own_heads) == {other}
+    pixels = torch.randint(0, 256, (2, 56, 56, 3), dtype=torch.uint8)
+    weights = backbone_of(lightened).own_heads[SPLIT].weights
+    with torch.inference_mode():
+        (features,) = backbone_of(made).head(other)(pixels)
+    assert features.shape[1:] == made.split(other).features
+    assert all(torch.equal(backbone.own_heads[other].weights[key], value) for key, value in weights.items())
+
+
+def test_only_the_same_cut_stands_in_for_another_one(lightened, photographs):
+    for names in (["blocks.2-56px"], ["blocks.1-56px", "blocks.2"]):
+        with pytest.raises(DataError, match=r"cannot stand in for blocks\.1: name one split point .* blocks\.1-208px"):
+            extend(backbone_of(lightened), lightened, names, photographs[:60], [], instead_of=SPLIT)
+
+
 def test_a_light_head_learns_on_towards_the_whole_one(bundle, lightened, photographs, tmp_path):
     """From what it has learned, with its clips and channels, and not towards what it gives itself."""
     pixels = torch.cat(lightening.Views(backbone_of(bundle).at(SPLIT)[0], photographs, Lightening(1)).apart())

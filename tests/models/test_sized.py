@@ -181,6 +181,15 @@ def test_the_command_adds_a_split_point(base, folder, tmp_path):
     made = Bundle.load(tmp_path / "new")
     assert [s.name for s in made.splits] == ["layer2", SMALL]
     assert SMALL in made.provenance["added"]
+    changed = {str(tmp_path / "old"): str(tmp_path / "new"), SMALL: "layer2-48px"}
+    instead = [*(changed.get(a, a) for a in given), "--instead-of", SMALL]
+    done = CliRunner().invoke(app, instead, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    made = Bundle.load(tmp_path / "new")
+    assert [s.name for s in made.splits] == ["layer2", "layer2-48px"]
+    assert made.provenance["added"].endswith(f"--at layer2-48px --instead-of {SMALL} --photographs 100 --seed 0")
+    refused = CliRunner().invoke(app, [*arguments[:2], *given[-4:], "--instead-of", SMALL])
+    assert refused.exit_code != 0 and "--add-to" in refused.output
 
 
 def test_pixels_of_a_smaller_size_show_the_same_part(base, folder):
