@@ -81,7 +81,9 @@ def split_digest(bundle: Bundle, split: str) -> str:
     spec = bundle.split(split)
     parts = [tensors_file({k: v for k, v in found.items() if k.startswith(f"{split}/")}) for found in
              (bundle.tensors, bundle.repair)]  # fmt: skip
-    learned = bundle.learned_digest.hex() if spec.learned or spec.clips is not None else ""
+    names = (f"{split}/", f"{spec.learned.name}/" if spec.learned else f"{split}/")
+    mine = {k: v for k, v in bundle.learned.items() if k.startswith(names)}
+    learned = hashlib.sha256(tensors_file(mine)).hexdigest() if mine else ""
     said = json.dumps([split_identity(spec), points, learned], default=list)
     return hashlib.sha256(said.encode() + b"".join(parts)).hexdigest()
 
