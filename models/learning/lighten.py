@@ -20,33 +20,27 @@ import hashlib
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from rich.progress import Progress
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..backbones import Backbone, Pixels
+from ..backbones import Backbone
 from ..bottleneck import Encoder
 from ..bundle import Bundle, SplitSpec
 from ..bundle_files import tensors_file
 from ..bundle_specs import split_identity
-from ..chain import Chain
-from ..cutting.cuts import Head
-from ..cutting.own_head import OwnHead
 from ..exceptions import DataError
 from ..export import Only, write_graph
 from ..measure import random_crop
 from ..onnx_session import open_session
-from .cut import HEAD, learned_cuts, own_heads
+from .cut import learned_cuts, own_heads
 from .descent import descend
-from .narrow import narrow
-from .resume import resume_encoder
-from .slimmable import SlimmableEncoder
+from .light import Arrays, Light, LightCut, LightEncoder
 
 MEASURED = 64
 """Views from which it is taken what a latent varies by, and which clips matter."""
@@ -54,8 +48,6 @@ SPARED = 0.05
 """Share of its variance by which a latent may move when one clip is left out."""
 PART = 4
 """Views of a step that are computed together: with more of them the first layers' maps leave a core's cache."""
-
-Arrays = dict[str, npt.NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,114 +119,6 @@ def teacher_of(backbone: Backbone, bundle: Bundle, split: str, batch: int, work:
     return run
 
 
-class _Light(Protocol):
-    """Networks that learn together, from what the bundle has."""
-
-    @property
-    def parameters(self) -> Mapping[str, nn.Parameter]:
-        """What learns, by name."""
-
-    @property
-    def students(self) -> Mapping[str, Callable[[Tensor], Tensor]]:
-        """Split point -> pixels uint8 [B, S, S, 3] -> latent float32 [B, K, h, w]."""
-
-    @property
-    def clipped(self) -> Sequence[int]:
-        """Numbers of its ReLU6s, before any was changed."""
-
-    def tensors(self) -> Arrays:
-        """What the bundle will hold of them, see `cut`."""
-
-
-class LightEncoder:
-    """All widths of a learned encoder, which share their weights."""
-
-    def __init__(
-        self,
-        backbone: Backbone,
-        bundle: Bundle,
-        specs: Sequence[SplitSpec],
-        clips: Collection[int] | None,
-        pixels: Tensor,
-        hidden: Sequence[int],
-    ) -> None:
-        """From the bundle's weights. Normalisations keep the statistics of `pixels` uint8 [B, S, S, 3]; scale and
-        offset learn.
-
-        Raises:
-            DataError: `hidden` channels are given.
-        """
-        if hidden:
-            raise DataError("a learned encoder has its widths; hidden channels are for heads of the backbone's own")
-        learned = {s.name: s.learned for s in specs if s.learned is not None}
-        (self._name,) = {each.name for each in learned.values()}
-        self._normalise = Pixels(backbone.preprocessing)
-        widths = {each.width: each.channels for each in learned.values()}
-        self.encoder = SlimmableEncoder(widths, specs[0].features[0], clips)
-        resume_encoder(bundle.learned, self._name, self.encoder, self._normalise(pixels))
-        self.encoder.eval().to(memory_format=torch.channels_last)
-        self.parameters: Mapping[str, nn.Parameter] = dict(self.encoder.named_parameters())
-        self.students: Mapping[str, Callable[[Tensor], Tensor]] = {
-            name: partial(self._latent, each.width, Encoder.of(bundle, name)) for name, each in learned.items()
-        }
-        layers = self.encoder.layers(next(iter(widths)))
-        self.clipped: Sequence[int] = [
-            at for at, layer in enumerate(layers) if layer.layer.activated and not layer.layer.leaky
-        ]
-
-    def _latent(self, width: str, transform: Encoder, pixels: Tensor) -> Tensor:
-        latent: Tensor = transform(self.encoder(self._normalise(pixels), width))
-        return latent
-
-    def tensors(self) -> Arrays:
-        """Of all widths."""
-        return {f"{self._name}/encoder/{key}": _half(value) for key, value in self.encoder.parts().items()}
-
-
-class LightCut:
-    """The backbone's own head at one split point."""
-
-    def __init__(
-        self,
-        backbone: Backbone,
-        bundle: Bundle,
-        specs: Sequence[SplitSpec],
-        clips: Collection[int] | None,
-        pixels: Tensor,
-        hidden: Sequence[int],
-    ) -> None:
-        """From the backbone's weights, or a light head's; `pixels` are what channels are chosen by, see `narrow`.
-
-        Raises:
-            DataError: a light head is to have fewer hidden channels.
-        """
-        (spec,) = specs
-        if spec.clips is not None and hidden:
-            raise DataError(f"{spec.name} is light already and keeps its hidden channels; leave --hidden out")
-        self._name = spec.name
-        sized, cut = backbone.at(spec.name)
-        head, normalise = Head(sized.traced, sized.cut(cut)), Pixels(sized.preprocessing)
-        self._head = OwnHead(head, clips)
-        if spec.clips is not None:
-            self._head = own_heads(bundle)[spec.name].applied(head)
-        if hidden:
-            with torch.no_grad():
-                narrow(self._head, OwnHead(head), hidden, normalise(pixels))
-        self.parameters: Mapping[str, nn.Parameter] = self._head.learnable()
-        self._head.to(memory_format=torch.channels_last)
-        self._chain = Chain(normalise, self._head, Encoder.of(bundle, spec.name))
-        self.students: Mapping[str, Callable[[Tensor], Tensor]] = {spec.name: self._latent}
-        self.clipped: Sequence[int] = range(self._head.clips)
-
-    def _latent(self, pixels: Tensor) -> Tensor:
-        latent: Tensor = self._chain(pixels)[0]
-        return latent
-
-    def tensors(self) -> Arrays:
-        """Of the head."""
-        return {f"{self._name}/{HEAD}/{key}": _half(value) for key, value in self._head.weights().items()}
-
-
 @dataclass(frozen=True, slots=True)
 class Lesson:
     """What is learned together.
@@ -245,7 +129,7 @@ class Lesson:
     """
 
     specs: tuple[SplitSpec, ...]
-    make: Callable[..., _Light]
+    make: Callable[..., Light]
 
 
 def lessons_of(bundle: Bundle, names: Sequence[str]) -> list[Lesson]:
@@ -317,12 +201,12 @@ class _Course:
         names = [p.name for p in paths]
         self.identity = [backbone.spec.sha256, [split_identity(s) for s in lesson.specs], repr(how), names]
 
-    def networks(self, clips: Collection[int] | None, hidden: Sequence[int] = ()) -> _Light:
+    def networks(self, clips: Collection[int] | None, hidden: Sequence[int] = ()) -> Light:
         """As the bundle has them, but for clips and hidden channels."""
         seen = torch.cat(self._apart)
         return self.lesson.make(self._backbone, self._bundle, self.lesson.specs, clips, seen, hidden)
 
-    def step(self, networks: _Light, step: int) -> Iterator[Tensor]:
+    def step(self, networks: Light, step: int) -> Iterator[Tensor]:
         """The sum of a step's errors, part by part."""
         pixels = self.views.at(step)
         wanted = self._wanted(pixels)
@@ -331,7 +215,7 @@ class _Course:
             errors = self._errors(networks, pixels[part], {name: latents[part] for name, latents in wanted.items()})
             yield errors.sum() * (len(pixels[part]) / len(pixels))
 
-    def worst(self, networks: _Light) -> float:
+    def worst(self, networks: Light) -> float:
         """The largest of them, on views that are not learned from."""
         with torch.no_grad():
             errors = [self._errors(networks, pixels, self._wanted(pixels)) for pixels in self._apart]
@@ -340,7 +224,7 @@ class _Course:
     def _wanted(self, pixels: Tensor) -> dict[str, Tensor]:
         return {name: teacher(pixels) for name, teacher in self._teachers.items()}
 
-    def _errors(self, networks: _Light, pixels: Tensor, wanted: Mapping[str, Tensor]) -> Tensor:
+    def _errors(self, networks: Light, pixels: Tensor, wanted: Mapping[str, Tensor]) -> Tensor:
         """Of each split point: the squared distance of its latents as a share of what they vary by."""
         distances = {
             name: (networks.students[name](pixels) - latents).square().sum((1, 2, 3)).mean()
@@ -408,7 +292,3 @@ def _with(
         splits=splits,
         provenance={**bundle.provenance, "lighten": "; ".join([*before, said])},
     )
-
-
-def _half(value: Tensor) -> npt.NDArray[np.float16]:
-    return value.detach().half().contiguous().numpy()
