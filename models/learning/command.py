@@ -16,7 +16,7 @@ from ..measure import find_pictures, views_of
 from ..split import bar_columns, choose, measured_points, timed
 from ..zoo.catalogue import backbone_of, write_weights
 from .assemble import assemble, without
-from .lighten import Lightening, lighten
+from .lighten import Lightening, lessons_of, lighten
 from .plan import TrainPlan
 from .team import Team
 from .train import train
@@ -92,14 +92,14 @@ def lighten_bundle(
     bundle = Bundle.load(folder)
     paths, _, measured_on = _divided(folders, fitted, held_out)
     backbone = backbone_of(bundle)
+    changed = [s.name for lesson in lessons_of(bundle, names) for s in lesson.specs]
     with Progress(*bar_columns(), console=Console(stderr=True)) as progress:
         made = lighten(backbone, bundle, names, paths, how, work, progress)
-        changed = [s.name for s in made.splits if s != bundle.split(s.name)]
         made = timed(backbone, made, progress)
         made = measured_points(backbone, made, views_of(measured_on, views, how.seed), progress, changed).check()
     made.save(output)
     write_weights(backbone, output)
-    typer.echo(f"{output}: {', '.join(changed)} without clips, fingerprint {short(made.fingerprint)}")
+    typer.echo(f"{output}: {', '.join(changed)} lighter, fingerprint {short(made.fingerprint)}")
 
 
 def _divided(folders: Sequence[Path], fitted: int, held_out: int) -> tuple[list[Path], list[Path], list[Path]]:

@@ -16,6 +16,7 @@ from headrace.models.cutting.own_head import OwnHead
 from headrace.models.exceptions import BundleError, DataError
 from headrace.models.export import export_edge_half
 from headrace.models.extend import extend
+from headrace.models.learning import command as learning_command
 from headrace.models.learning import lighten as lightening
 from headrace.models.learning import plan
 from headrace.models.learning.command import train_bundle
@@ -242,6 +243,21 @@ def test_a_light_head_learns_on_towards_the_whole_one(bundle, lightened, photogr
         whole, *found = (encoder(backbone_of(b).head(SPLIT)(pixels)[0]) for b in (bundle, lightened, further))
         before, after = ((latents - whole).square().mean() for latents in found)
     assert after < 0.9 * before
+
+
+def test_only_what_learned_is_measured_anew(lightened, noise_pictures, tmp_path, monkeypatch, capsys):
+    """Also where a head was light already, whose clips stay."""
+    lightened.save(tmp_path / "light")
+    monkeypatch.setattr(learning_command, "timed", lambda backbone, bundle, progress: bundle)
+    how, work = Lightening(steps=1, batch=4), tmp_path / "work"
+    learning_command.lighten_bundle(
+        tmp_path / "light", [SPLIT], how, [noise_pictures], tmp_path / "out", work, fitted=100, held_out=8, views=1
+    )
+    made = Bundle.load(tmp_path / "out")
+    before = {p.id: p for p in lightened.operating_points}
+    changed = {p.split for p in made.operating_points if p != before[p.id]}
+    assert changed == {SPLIT}
+    assert f"{SPLIT} lighter, fingerprint" in capsys.readouterr().out
 
 
 def test_what_cannot_be_made_light_is_said(bundle, lightened, photographs, tmp_path):
