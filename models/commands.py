@@ -51,6 +51,10 @@ def split(
             "light head goes over."
         ),
     ] = "",
+    distortions: Annotated[
+        str,
+        typer.Option(help="Rate levels, finest first: by how many nats answers may be off, such as 0.02,0.06,0.12."),
+    ] = "",
     repair: Annotated[bool, typer.Option("--repair", help="Then learn the server's repair, see `repair`.")] = False,
     repair_minutes: Annotated[float, typer.Option(help="Time for the repair of each split point.")] = 20.0,
     device: Device = "cpu",
@@ -79,7 +83,11 @@ def split(
     from .split import split as make_bundle
     from .zoo.catalogue import write_weights
 
-    plan = SplitPlan(asked, calibration, tuple(at or ()), photographs, held_out, seed)
+    try:
+        levels = tuple(float(each) for each in distortions.split(",") if each)
+    except ValueError as error:
+        raise typer.BadParameter(f"--distortions {distortions}: give numbers with commas between them") from error
+    plan = SplitPlan(asked, calibration, tuple(at or ()), photographs, held_out, seed, levels)
     with Progress(*bar_columns(), console=Console(stderr=True)) as progress:
         model, bundle = (
             extended(plan, add_to, progress, instead_of)

@@ -37,13 +37,14 @@ def extended(
     if plan.source.name != bundle.backbone.name:
         raise BackboneError(f"the bundle in {folder} is of {bundle.backbone.name}, not of {plan.source.name}")
     fit_on, held_out = choose(plan.calibration, plan.photographs, plan.held_out, plan.seed)
-    found = extend(backbone, bundle, plan.at, fit_on, held_out, plan.seed, progress, instead_of)
+    found = extend(backbone, bundle, plan.at, fit_on, held_out, plan.seed, progress, instead_of, plan.distortions)
     names = " ".join([f"--at {name}" for name in plan.at] + ([f"--instead-of {instead_of}"] if instead_of else []))
+    names += f" --distortions {','.join(f'{d:g}' for d in plan.distortions)}" if plan.distortions else ""
     said = (
         f"headrace split {plan.source.name} --add-to BUNDLE {names} --photographs {plan.photographs} --seed {plan.seed}"
     )
     before = [bundle.provenance["added"]] if "added" in bundle.provenance else []
-    return backbone, replace(found, provenance={**bundle.provenance, "added": "; ".join([*before, said])})
+    return backbone, replace(found, provenance={**found.provenance, "added": "; ".join([*before, said])})
 
 
 def extend(
@@ -55,6 +56,7 @@ def extend(
     seed: int = 0,
     progress: Progress | None = None,
     instead_of: str = "",
+    distortions: Sequence[float] = (),
 ) -> Bundle:
     """A bundle with more split points, or with some fitted anew; the others and their operating points stay.
 
@@ -67,6 +69,7 @@ def extend(
         progress: where to show progress; None for nowhere.
         instead_of: a split point that leaves the bundle for the one of `names`, which is the same cut on other pixels.
             A light head of its is convolutions and goes over.
+        distortions: rate levels, see `SplitPlan`.
 
     Raises:
         BackboneError: a split point is unknown, its maps cannot be packed, or it does not join exactly.
@@ -79,7 +82,8 @@ def extend(
     for name in names:
         backbone.prove(name)
     backbone.own_heads = {name: head for name, head in backbone.own_heads.items() if name not in names}
-    specs, arrays = fit_splits(backbone, names, fit_on, seed, progress)
+    levels = dict.fromkeys(names, distortions)
+    specs, arrays = fit_splits(backbone, names, fit_on, seed, progress, levels)
     weights = {f"{names[0]}/{key}": value for key, value in _head(bundle, instead_of).items()}
     bundle = added(
         without(bundle, [*names, *([instead_of] if instead_of else [])]),

@@ -67,6 +67,8 @@ class SplitPlan:
             that are held out.
         held_out: how many others are used to measure the operating points.
         seed: of the choice of photographs and of the draws for the Fisher metric.
+        distortions: rate levels of these split points, finest first, in nats (see `fit.DISTORTIONS`); empty for the
+            usual ones.
     """
 
     source: Source
@@ -75,6 +77,17 @@ class SplitPlan:
     photographs: int = 300
     held_out: int = 64
     seed: int = 0
+    distortions: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raises:
+        DataError: distortions are not positive and rising.
+        """
+        if list(self.distortions) != sorted(set(self.distortions)) or any(d <= 0 for d in self.distortions):
+            raise DataError(
+                f"distortions {', '.join(f'{d:g}' for d in self.distortions)} are not positive and rising; give them "
+                "from the finest rate level to the coarsest, such as 0.02,0.05,0.12"
+            )
 
 
 def split(plan: SplitPlan, progress: Progress | None = None, data_note: str = "") -> tuple[Backbone, Bundle]:
@@ -98,7 +111,7 @@ def split(plan: SplitPlan, progress: Progress | None = None, data_note: str = ""
     if not names:
         backbone.packing(backbone.cuts[0].name)
         raise BackboneError(f"{backbone.spec.name} has no cut to take by itself; name one with --at, see --list")
-    bundle = fit(backbone, names, fit_on, held_out, plan.seed, progress)
+    bundle = fit(backbone, names, fit_on, held_out, plan.seed, progress, plan.distortions)
     bundle = with_temporal(backbone, bundle, fit_on, plan.seed, progress)
     weights = "" if plan.source.seed is None else f" --random-weights {plan.source.seed}"
     provenance = {
@@ -117,6 +130,7 @@ def fit(
     held_out: Sequence[Path],
     seed: int = 0,
     progress: Progress | None = None,
+    distortions: Sequence[float] = (),
 ) -> Bundle:
     """Fit the closed form at each split point, and measure every operating point.
 
@@ -126,23 +140,30 @@ def fit(
         fit_on, held_out: photographs to fit and to measure on.
         seed: of the draws for the Fisher metric.
         progress: where to show progress; None for nowhere.
+        distortions: rate levels, see `SplitPlan`.
 
     Raises:
         BackboneError: a split point is unknown, its maps cannot be packed, or it does not join exactly.
     """
     progress = progress or Progress(disable=True)
-    bundle = fit_unmeasured(backbone, names, fit_on, seed, progress).compact()
+    bundle = fit_unmeasured(backbone, names, fit_on, seed, progress, distortions).compact()
     return measured_points(backbone, timed(backbone, bundle, progress), held_out, progress).check()
 
 
 def fit_unmeasured(
-    backbone: Backbone, names: Sequence[str], fit_on: Sequence[Path], seed: int = 0, progress: Progress | None = None
+    backbone: Backbone,
+    names: Sequence[str],
+    fit_on: Sequence[Path],
+    seed: int = 0,
+    progress: Progress | None = None,
+    distortions: Sequence[float] = (),
 ) -> Bundle:
     """As `fit`, but bytes, accuracy and times of the operating points are left at 0."""
     progress = progress or Progress(disable=True)
     for name in names:
         backbone.prove(name)
-    specs, tensors = fit_splits(backbone, names, fit_on, seed, progress)
+    levels = dict.fromkeys(names, distortions)
+    specs, tensors = fit_splits(backbone, names, fit_on, seed, progress, levels)
     return Bundle(
         name=_bundle_name(backbone.spec.name),
         task=backbone.task.name,

@@ -181,15 +181,27 @@ def test_the_command_adds_a_split_point(base, folder, tmp_path):
     made = Bundle.load(tmp_path / "new")
     assert [s.name for s in made.splits] == ["layer2", SMALL]
     assert SMALL in made.provenance["added"]
+    replace(made, provenance={**made.provenance, "repair": f"layer2 by 3 steps; {SMALL} by 4 steps"}).save(
+        tmp_path / "new"
+    )
     changed = {str(tmp_path / "old"): str(tmp_path / "new"), SMALL: "layer2-48px"}
-    instead = [*(changed.get(a, a) for a in given), "--instead-of", SMALL]
+    instead = [*(changed.get(a, a) for a in given), "--instead-of", SMALL, "--distortions", "0.02,0.05,0.12"]
     done = CliRunner().invoke(app, instead, catch_exceptions=False)
     assert done.exit_code == 0, done.output
     made = Bundle.load(tmp_path / "new")
     assert [s.name for s in made.splits] == ["layer2", "layer2-48px"]
-    assert made.provenance["added"].endswith(f"--at layer2-48px --instead-of {SMALL} --photographs 100 --seed 0")
+    assert made.split("layer2-48px").rate_levels == 3
+    said = f"--at layer2-48px --instead-of {SMALL} --distortions 0.02,0.05,0.12 --photographs 100 --seed 0"
+    assert made.provenance["added"].endswith(said) and made.provenance["repair"] == "layer2 by 3 steps"
     refused = CliRunner().invoke(app, [*arguments[:2], *given[-4:], "--instead-of", SMALL])
     assert refused.exit_code != 0 and "--add-to" in refused.output
+    for wrong, text in (
+        ("0.05,0.02", "not positive and rising"),
+        ("0,0.1", "not positive and rising"),
+        ("a", "commas"),
+    ):
+        refused = CliRunner().invoke(app, [*given, "--distortions", wrong])
+        assert refused.exit_code != 0 and text in str(refused.exception) + refused.output
 
 
 def test_pixels_of_a_smaller_size_show_the_same_part(base, folder):
