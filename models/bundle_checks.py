@@ -29,8 +29,13 @@ def check_learned(bundle: Bundle) -> None:
 def check_repair(bundle: Bundle) -> None:
     """Raise BundleError unless a repair is for split points that are there, and finite."""
     for name, array in bundle.repair.items():
-        if array.dtype != np.float16 or not any(name.startswith(f"{s.name}/") for s in bundle.splits):
-            raise BundleError(f"bundle {bundle.name} is damaged: repair {name} is not float16 or for no split point")
+        steps = bundle.repair.get(f"{name}/step")
+        whole = array.dtype == np.int8 and steps is not None and steps.shape == array.shape[:1]
+        if not (whole or array.dtype == np.float16) or not any(name.startswith(f"{s.name}/") for s in bundle.splits):
+            raise BundleError(
+                f"bundle {bundle.name} is damaged: repair {name} is not float16 (or in eight bits), or is "
+                "for no split point"
+            )
         if not np.isfinite(array).all():
             raise BundleError(f"bundle {bundle.name}: repair {name} is not finite; learn it anew")
 

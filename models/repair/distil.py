@@ -38,7 +38,7 @@ from ..split import choose, measured_points
 from ..tasks import Detection, Segmentation, Several, Task
 from ..zoo.catalogue import backbone_of
 from .data import Crops, RandomSymbols, make_crops
-from .lean import lean
+from .lean import kept
 from .resample import Resample, own_cut
 from .resample_fit import fit_resample
 from .student import Student
@@ -136,7 +136,7 @@ def repair(
     for name in names:
         student, steps = _learn(backbone, bundle, name, paths, plan, work / name, progress)
         said.append(f"{name} by {steps} {of}")
-        found |= {f"{name}/{key}": value for key, value in lean(student.tensors()).items()}
+        found |= {f"{name}/{key}": value for key, value in kept(student.tensors()).items()}
     before = [part for part in bundle.provenance.get("repair", "").split("; ") if part and part.split()[0] not in names]
     provenance = {**bundle.provenance, "repair": "; ".join([*before, *said])}
     result = replace(bundle, repair=found, provenance=provenance).check()

@@ -13,12 +13,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..learning.eight_bits import in_eight_bits
 from .deltas import LEFT, RIGHT
 
 KEPT = 0.8
 """Share of the sum of squares of a product that is kept; docs/repair.md has what it costs."""
 
 Array = npt.NDArray[Any]
+
+
+def kept(tensors: Mapping[str, Array]) -> dict[str, Array]:
+    """What a bundle keeps of a repair, which is as `Student.tensors` gives it: changes of the tail `lean`, kernels of
+    the denoiser in eight bits."""
+    changes = {name: array for name, array in tensors.items() if name.endswith((LEFT, RIGHT))}
+    others = {name: array for name, array in tensors.items() if name not in changes}
+    return in_eight_bits(others) | lean(changes)
 
 
 def lean(tensors: Mapping[str, Array], share: float = KEPT) -> dict[str, Array]:

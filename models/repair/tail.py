@@ -25,6 +25,7 @@ from torch.nn import functional
 from ..backbones import Backbone
 from ..bundle import Bundle
 from ..exceptions import BundleError
+from ..learning.eight_bits import as_floats
 from .deltas import with_deltas
 from .resample import Resample, own_cut
 
@@ -104,11 +105,10 @@ def repaired(bundle: Bundle, split: str, decoder: nn.Module, tail: nn.Module) ->
     Raises:
         BundleError: a tensor of the repair does not fit the tail.
     """
-    tensors = {
-        key.removeprefix(f"{split}/"): torch.from_numpy(value.copy()).float()
-        for key, value in bundle.repair.items()
-        if key.startswith(f"{split}/")
+    stored = {
+        key.removeprefix(f"{split}/"): value for key, value in bundle.repair.items() if key.startswith(f"{split}/")
     }
+    tensors = {key: torch.from_numpy(value) for key, value in as_floats(stored).items()}
     if not tensors:
         return decoder, tail
     deltas = {key.removeprefix(f"{TAIL}/"): value for key, value in tensors.items() if key.startswith(f"{TAIL}/")}

@@ -19,7 +19,7 @@ from headrace.models.measure import find_pictures
 from headrace.models.repair import data as repair_data
 from headrace.models.repair.data import make_crops
 from headrace.models.repair.distil import Lesson, RepairPlan, crops_of_step, distance, repair
-from headrace.models.repair.lean import lean
+from headrace.models.repair.lean import kept, lean
 from headrace.models.repair.tail import repaired
 from headrace.models.split import fit
 from headrace.models.tasks import Classification, Detection, Segmentation, Several
@@ -80,6 +80,19 @@ def _loss(bundle: Bundle, photographs: Path, folder: Path) -> float:
 def test_the_answers_come_closer_to_the_uncut_models(bundle, better, photographs, tmp_path):
     before, after = _loss(bundle, photographs, tmp_path), _loss(better, photographs, tmp_path)
     assert after < 0.5 * before
+
+
+def test_kernels_of_the_denoiser_are_kept_in_eight_bits(bundle, better, photographs, tmp_path, monkeypatch):
+    """Where they are large; here the least size is set low. Answers are as good, and a step that is missing is seen."""
+    kernels = {name: array for name, array in better.repair.items() if "/denoise/" in name}
+    monkeypatch.setattr("headrace.models.learning.eight_bits.LEAST", 1)
+    small = replace(better, repair={**better.repair, **kept(kernels)}).check()
+    whole = [name for name, array in small.repair.items() if array.dtype == np.int8]
+    assert whole and all("/denoise/" in name and name.endswith("/weight") for name in whole)
+    before, after = _loss(better, photographs, tmp_path), _loss(small, photographs, tmp_path)
+    assert after == pytest.approx(before, rel=0.05)
+    with pytest.raises(BundleError, match="eight bits"):
+        replace(small, repair={k: v for k, v in small.repair.items() if k != f"{whole[0]}/step"}).check()
 
 
 def test_only_what_was_asked_for_is_repaired(better):
