@@ -81,10 +81,16 @@ bundle-efficientnet_lite0: venv
 	  $(PHOTOGRAPHS:%=--photographs %) --output $(B) --views 5
 	$(BIN)/headrace repair --bundle $(B) --at blocks.2.0 --calibration $(IMAGEN) --more $(BSDS) --more $(CALTECH) \
 	  --output $(B) --steps 800 --crops 8000 --bfloat16 --views 5
-	$(BIN)/headrace repair --bundle $(B) --at blocks.2.0-192px --calibration $(IMAGEN) --more $(BSDS) --more $(CALTECH) \
-	  --output $(B) --steps 800 --crops 8000 --bfloat16 --views 5 --resample
 	$(BIN)/headrace lighten --bundle $(B) --at blocks.2.0-192px --steps 12000 --seed 1 $(PHOTOGRAPHS:%=--photographs %) \
 	  --output $(B) --views 5
+	$(BIN)/headrace split efficientnet_lite0 --add-to $(B) --at blocks.2.0-208px --instead-of blocks.2.0-192px \
+	  --calibration $(IMAGEN) --output $(B) --held-out 300
+	$(BIN)/headrace repair --bundle $(B) --at blocks.2.0-208px --calibration $(IMAGEN) --more $(BSDS) --more $(CALTECH) \
+	  --output $(B) --steps 2500 --crops 20000 --views 5 --resample
+	$(BIN)/headrace lighten --bundle $(B) --at blocks.2.0-208px --steps 5000 --rate 0.0005 --seed 2 \
+	  $(PHOTOGRAPHS:%=--photographs %) --output $(B) --views 5
+	$(BIN)/headrace exit --bundle $(B) --at blocks.5 --hidden 384 --steps 2500 --crops 24000 --calibration $(IMAGEN) \
+	  --more $(BSDS) --more $(CALTECH) --output $(B) --held-out 300
 
 bundle-yolov2_tiny: B := $(BUNDLES)/yolov2_tiny
 bundle-yolov2_tiny: venv

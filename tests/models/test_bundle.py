@@ -127,7 +127,7 @@ def test_an_edge_half_is_verified_file_by_file(small_bundle, tmp_path):
 
 
 def test_the_committed_bundle_is_small_and_complete():
-    assert sum(p.stat().st_size for p in COMMITTED.iterdir()) <= 5 * 2**20
+    assert sum(p.stat().st_size for p in COMMITTED.iterdir()) <= 5_000_000
     bundle = Bundle.load(COMMITTED)
     features = [p for p in bundle.operating_points if p.kind is Kind.FEATURE]
     assert {p.split for p in features} >= {"blocks.2", "blocks.3", "blocks.5", "blocks.2.0", "blocks.2.0-144px"}

@@ -197,3 +197,5 @@ def test_the_committed_bundle_answers_early_and_is_as_it_was_for_the_server():
     spec = bundle.exit(point.split)
     assert point.accuracy >= 0.5 and spec.surest >= 0.8 and spec.share < point.edge_share < 0.4
     assert bundle.fingerprint == with_exits(bundle, (), (), {}).fingerprint
+    narrow = bundle.exit("blocks.5")
+    assert bundle.exit_point("blocks.5").accuracy >= 0.6 and narrow.surest >= 0.9 and narrow.share < 0.06
