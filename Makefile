@@ -84,6 +84,7 @@ bundle-efficientnet_lite0: venv
 	$(BIN)/headrace lighten --bundle $(B) --at blocks.2.0-192px --steps 12000 --seed 1 $(PHOTOGRAPHS:%=--photographs %) \
 	  --output $(B) --views 5
 	$(BIN)/headrace split efficientnet_lite0 --add-to $(B) --at blocks.2.0-208px --instead-of blocks.2.0-192px \
+	  --distortions 0.0162,0.0211,0.0275,0.0357,0.05,0.065,0.0845,0.11,0.143,0.186 \
 	  --calibration $(IMAGEN) --output $(B) --held-out 300
 	$(BIN)/headrace repair --bundle $(B) --at blocks.2.0-208px --calibration $(IMAGEN) --more $(BSDS) --more $(CALTECH) \
 	  --output $(B) --steps 2500 --crops 20000 --views 5 --resample
