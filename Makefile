@@ -70,7 +70,10 @@ bundle-efficientnet_lite0: venv
 	$(BIN)/headrace split efficientnet_lite0 --calibration $(IMAGEN) --output $(B) --held-out 300
 	$(BIN)/headrace temporal --bundle $(B) --calibration $(IMAGEN) --output $(B) --held-out 300
 	$(BIN)/headrace split efficientnet_lite0 --add-to $(B) --at blocks.2.0 --at blocks.2.0-192px \
-	  --at blocks.2.0-144px --at blocks.2.0-112px --calibration $(IMAGEN) --output $(B) --held-out 300
+	  --at blocks.2.0-144px --calibration $(IMAGEN) --output $(B) --held-out 300
+	$(BIN)/headrace split efficientnet_lite0 --add-to $(B) --at blocks.2.0-112px \
+	  --distortions 0.056,0.0728,0.0948,0.1232,0.16,0.208,0.2704,0.3512,0.4568 \
+	  --calibration $(IMAGEN) --output $(B) --held-out 300
 	$(BIN)/headrace exit --bundle $(B) --at blocks.2.0-112px --at blocks.2.0-144px --calibration $(IMAGEN) --output $(B) \
 	  --held-out 300
 	$(BIN)/headrace train models/plans/efficientnet_lite0-slim.toml $(PHOTOGRAPHS:%=--photographs %) --output $(B) \

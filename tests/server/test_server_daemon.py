@@ -26,7 +26,7 @@ from headrace.models.bundle import EDGE_MANIFEST, Bundle, head_file
 from headrace.models.codec import Codec
 from headrace.models.edge_half import file_names, load_edge_half
 from headrace.models.preprocessing import prepare
-from headrace.models.repair.tail import repaired
+from headrace.models.repair.tail import repaired, tail_of
 from headrace.models.zoo.catalogue import backbone_of, load_backbone
 from headrace.protos import messages
 from headrace.protos.messages import Frame, Hello, Label, Result, Status
@@ -139,7 +139,7 @@ async def test_feature_packets_get_the_labels_of_the_same_tail(
                 packets.append(codec.compress(latent, point, len(packets)).prefix(kept))
                 symbols = torch.from_numpy(codec.decompress(packets[-1]))[None]
                 gain = torch.from_numpy(bundle.gain(spec.name, level).copy())[None]
-                whole = Decoder.of(bundle, spec.name), backbone.tail(spec.name)
+                whole = Decoder.of(bundle, spec.name), tail_of(bundle, spec.name, backbone)
                 decoder, tail = repaired(bundle, spec.name, *whole)
                 scores.append(tail(decoder(symbols, gain))[0][0])
     # A stream may have so many frames unanswered, and no more.
