@@ -102,8 +102,7 @@ class Backbone:
     """An uncut model that can be cut. Tracing and measuring are done when they are first needed, and kept.
 
     Attributes:
-        spec: name, and where the weights come from.
-        parts: the model.
+        spec: name, and where the weights come from; parts: the model.
         state: module whose state are its weights; program: file of torch.export that it was read from.
         learned: cuts whose head is a learned encoder, by name; `head`, `tail` and `shape` know them like its own.
         own_heads: what heads at some of its own cuts have in place of its weights, by name; `head` knows them.
