@@ -110,7 +110,7 @@ class Bundle:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     folder: Path | None = None
     repair: Mapping[str, Array] = field(default_factory=dict)
-    """Tensors float16 that only the server uses, named as `repaired` says; none where nothing was learned."""
+    """Tensors float16 (or int8 with steps) that only the server uses, see `repaired`; none where none was learned."""
     filter: FilterSpec | None = None
     learned: Mapping[str, Array] = field(default_factory=dict)
     """Tensors float16, or int8 (`learning.eight_bits`), of encoders and syntheses, named as `learning.cut` says; only
