@@ -29,7 +29,7 @@ from rich.progress import (
 from rich.text import Text
 from torch import Tensor
 
-from .backbones import Backbone
+from .backbones import SIZED, Backbone
 from .bottleneck import Encoder
 from .bundle import Bundle, SplitSpec
 from .closed_form import fisher_gradients
@@ -177,10 +177,13 @@ def fit_unmeasured(
 
 
 def full_name(backbone: Backbone, name: str) -> str:
-    """A cut's own name where an alias was given, with the size that was asked for."""
+    """A cut's own name where an alias was given, with the size that was asked for.
+
+    Also where it is the backbone's own size: by that name a cut can be in a bundle twice, with two heads.
+    """
     sized, _ = backbone.at(name)
     cut = backbone.cut(name).name
-    return cut if sized is backbone else f"{cut}-{sized.preprocessing.size}px"
+    return f"{cut}-{sized.preprocessing.size}px" if SIZED.fullmatch(name) else cut
 
 
 def fit_splits(

@@ -105,20 +105,18 @@ class LightCut:
         """From the backbone's weights, or a light head's; `pixels` are what channels are chosen by, see `narrow`.
 
         Raises:
-            DataError: a light head is to have fewer hidden channels.
+            DataError: it has fewer hidden channels than it is to keep.
         """
         (spec,) = specs
-        if spec.clips is not None and hidden:
-            raise DataError(f"{spec.name} is light already and keeps its hidden channels; leave --hidden out")
         self._name = spec.name
         sized, cut = backbone.at(spec.name)
         head, normalise = Head(sized.traced, sized.cut(cut)), Pixels(sized.preprocessing)
-        self._head = OwnHead(head, clips)
+        self._head, before = OwnHead(head, clips), None
         if spec.clips is not None:
-            self._head = own_heads(bundle)[spec.name].applied(head)
+            self._head, before = (own_heads(bundle)[spec.name].applied(head) for _ in range(2))
         if hidden:
             with torch.no_grad():
-                narrow(self._head, OwnHead(head), hidden, normalise(pixels))
+                narrow(self._head, OwnHead(head), hidden, normalise(pixels), before)
         self.parameters: Mapping[str, nn.Parameter] = self._head.learnable()
         self._head.to(memory_format=torch.channels_last)
         self._chain = Chain(normalise, self._head, Encoder.of(bundle, spec.name))

@@ -21,27 +21,32 @@ PLACES = 60_000
 RIDGE = 1e-4
 
 
-def narrow(light: OwnHead, whole: OwnHead, hidden: Sequence[int], pixels: Tensor) -> list[Tensor]:
+def narrow(
+    light: OwnHead, whole: OwnHead, hidden: Sequence[int], pixels: Tensor, before: OwnHead | None = None
+) -> list[Tensor]:
     """Narrow a head, in place; which hidden channels stay, int64 [kept] of each bottleneck.
 
     Args:
-        light: of the backbone's weights, with the clips that it will have.
-        whole: of the same weights, with all clips.
+        light: of the backbone's weights, or a light head that has learned already, with the clips that it will have.
+        whole: of the backbone's weights, with all clips.
         hidden: channels to keep of each bottleneck.
         pixels: float32 [B, 3, S, S], normalised.
+        before: what is to lose channels: the same as `light` before it is changed; None for `whole`.
 
     Raises:
         DataError: the head has another number of bottlenecks, or one of them has fewer channels.
     """
-    found = whole.bottlenecks()
+    before = before or whole
+    found = before.bottlenecks()
     if len(hidden) != len(found) or any(not 1 <= n <= b.hidden for n, b in zip(hidden, found, strict=True)):
         there = ",".join(str(b.hidden) for b in found) or "no bottlenecks"
         raise DataError(f"hidden channels {','.join(map(str, hidden))} do not fit a head that has {there}")
     stay = []
-    wanted = whole.values(pixels, {n for b in found for n in (b.middle_node, b.last_node)})
+    inside = before.values(pixels, {b.middle_node for b in found})
+    wanted = whole.values(pixels, {b.last_node for b in found})
     for keep, bottleneck in zip(hidden, found, strict=True):
         weights = {name: value.clone() for name, value in light.weights().items()}
-        stay.append(_keep(weights, bottleneck, wanted[bottleneck.middle_node], keep))
+        stay.append(_keep(weights, bottleneck, inside[bottleneck.middle_node], keep))
         light.take(weights)
         given = light.values(pixels, {bottleneck.middle_node})[bottleneck.middle_node]
         matrix, offset = _fitted(given, wanted[bottleneck.last_node])

@@ -87,7 +87,7 @@ def make_crops(
     sized = backbone.at(split)[0]
     # A detector's candidates lie on a grid: those of fewer pixels have no counterparts among the uncut model's.
     elsewhere = sized is not backbone and (resampled or backbone.task.name != DETECTION)
-    uncut = backbone.uncut.to(device) if elsewhere or split in backbone.learned else None
+    uncut = backbone.uncut.to(device) if elsewhere or backbone.has_head(split) else None
 
     def picture(index: int, how: Preprocessing) -> npt.NDArray[np.uint8]:
         if backbone.task.name == DETECTION and index % 2:

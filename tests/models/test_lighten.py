@@ -23,6 +23,7 @@ from headrace.models.learning.command import train_bundle
 from headrace.models.learning.lighten import Lightening, lighten
 from headrace.models.learning.narrow import narrow
 from headrace.models.measure import find_pictures
+from headrace.models.repair.data import make_crops
 from headrace.models.split import fit
 from headrace.models.zoo.catalogue import backbone_of, load_backbone
 from headrace.models.zoo.sources import Source
@@ -106,6 +107,22 @@ def test_hidden_channels_are_left_out_where_they_say_least(head, pixels):
     again = OwnHead(head).take(light.weights())
     with torch.inference_mode():
         torch.testing.assert_close(again(pixels)[0], light(pixels)[0], rtol=0, atol=0)
+
+
+def test_a_light_head_loses_further_channels(head, pixels):
+    """Those that say least of what it has, and what it has learned of the others stays."""
+    whole, light = OwnHead(head), OwnHead(head, ())
+    narrow(light, whole, [8, 32, 32], pixels)
+    light.take({name: 0.9 * weight for name, weight in light.weights().items()})
+    before, kept = OwnHead(head, ()).take(light.weights()), light.weights()
+    stay = narrow(light, whole, [8, 24, 32], pixels, before)
+    assert [len(s) for s in stay] == [8, 24, 32]
+    assert stay[1].max() < 32  # numbered among the channels that it has, not the backbone's
+    first, _, second = (b.first for b in before.bottlenecks())
+    torch.testing.assert_close(light.weights()[str(first)], kept[str(first)], rtol=0, atol=0)
+    torch.testing.assert_close(light.weights()[str(second)], kept[str(second)], rtol=0, atol=0)
+    middle = before.bottlenecks()[1].first
+    torch.testing.assert_close(light.weights()[str(middle)], kept[str(middle)][stay[1]], rtol=0, atol=0)
 
 
 def test_weights_that_no_normalisation_was_folded_into_are_found():
@@ -223,6 +240,33 @@ def test_a_light_head_goes_over_to_other_pixels(lightened, photographs, monkeypa
     assert all(torch.equal(backbone.own_heads[other].weights[key], value) for key, value in weights.items())
 
 
+def test_a_cut_can_be_there_twice_with_two_heads(lightened, photographs, tmp_path, monkeypatch):
+    """By its own name, and with the size that it has anyway."""
+    monkeypatch.setattr("headrace.models.extend.timed", lambda backbone, bundle, progress: bundle)
+    backbone, other = backbone_of(lightened), "blocks.1-64px"
+    made = extend(backbone, lightened, [other], photographs[:60], photographs[60:68], instead_of=SMALL)
+    assert [s.name for s in made.splits] == [SPLIT, other] and made.split(other).size == 0
+    assert made.split(other).clips is None and set(backbone.own_heads) == {SPLIT}
+    how = Lightening(steps=1, batch=4, hidden=(8, 16, 16))
+    both = lighten(backbone, made, [other], photographs, how, tmp_path)
+    assert set(backbone.own_heads) == {SPLIT, other}
+    for name, channels in ((SPLIT, 32), (other, 16)):
+        weights = [w for key, w in both.learned.items() if key.startswith(f"{name}/head/")]
+        assert max(len(w) for w in weights) == channels
+        points = {p.id for p in both.operating_points if p.split == name}
+        assert len(points) == both.split(name).rate_levels
+
+
+def test_a_repair_behind_a_light_head_learns_the_uncut_models_answers(lightened, photographs, tmp_path):
+    """And not what the tail makes of what the light head gives."""
+    backbone = backbone_of(lightened)
+    crops = make_crops(backbone, SPLIT, photographs[:8], 16, 0, tmp_path / "light", torch.device("cpu"))
+    whole = make_crops(load_backbone(BACKBONE), SPLIT, photographs[:8], 16, 0, tmp_path / "whole", torch.device("cpu"))
+    every = np.arange(16)
+    torch.testing.assert_close(crops.batch(every)[1][0], whole.batch(every)[1][0], rtol=1e-2, atol=1e-4)
+    assert not torch.allclose(crops.batch(every)[0], whole.batch(every)[0], rtol=0.05, atol=0.05)
+
+
 def test_only_the_same_cut_stands_in_for_another_one(lightened, photographs):
     for names in (["blocks.2-56px"], ["blocks.1-56px", "blocks.2"]):
         with pytest.raises(DataError, match=r"cannot stand in for blocks\.1: name one split point .* blocks\.1-208px"):
@@ -264,11 +308,9 @@ def test_what_cannot_be_made_light_is_said(bundle, lightened, photographs, tmp_p
     how = Lightening(steps=1, batch=4)
     with pytest.raises(DataError, match=r"has no split point 'blocks\.9'; it has blocks\.1, blocks\.1-48px"):
         lighten(backbone_of(bundle), bundle, ["blocks.9"], photographs, how, tmp_path)
-    narrower = Lightening(steps=1, batch=4, hidden=(8, 16, 16))
-    with pytest.raises(
-        DataError, match=r"blocks\.1 is light already and keeps its hidden channels; leave --hidden out"
-    ):
-        lighten(backbone_of(lightened), lightened, [SPLIT], photographs, narrower, tmp_path)
+    wider = Lightening(steps=1, batch=4, hidden=(8, 32, 48))
+    with pytest.raises(DataError, match="hidden channels 8,32,48 do not fit a head that has 8,32,32"):
+        lighten(backbone_of(lightened), lightened, [SPLIT], photographs, wider, tmp_path)
     light = Bundle.load(Path(plan.__file__).parents[1] / "bundles" / "efficientnet_lite0")
     with pytest.raises(DataError, match="slim-100 of bundle efficientnet_lite0 is light already; begin with"):
         lighten(backbone_of(bundle), light, ["slim-100"], photographs, how, tmp_path)
