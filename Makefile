@@ -59,6 +59,7 @@ bench: venv
 DEVICE ?= cuda
 BUNDLES := models/bundles
 PHOTOGRAPHS := $(IMAGEN) $(BSDS) $(CALTECH)
+LIGHT_LEVELS := 0.0205,0.0262,0.0332,0.0423,0.0561,0.071,0.0902,0.1141,0.1446,0.187
 NEED_PHOTOGRAPHS = @[ "$(words $(PHOTOGRAPHS))" = 3 ] || \
 	{ echo "say where photographs are: make $@ IMAGEN=DIR BSDS=DIR CALTECH=DIR"; exit 1; }
 
@@ -87,12 +88,19 @@ bundle-efficientnet_lite0: venv
 	$(BIN)/headrace lighten --bundle $(B) --at blocks.2.0-192px --steps 12000 --seed 1 $(PHOTOGRAPHS:%=--photographs %) \
 	  --output $(B) --views 5
 	$(BIN)/headrace split efficientnet_lite0 --add-to $(B) --at blocks.2.0-208px --instead-of blocks.2.0-192px \
-	  --distortions 0.0162,0.0211,0.0275,0.0357,0.05,0.065,0.0845,0.11,0.143,0.186 \
 	  --calibration $(IMAGEN) --output $(B) --held-out 300
-	$(BIN)/headrace repair --bundle $(B) --at blocks.2.0-208px --calibration $(IMAGEN) --more $(BSDS) --more $(CALTECH) \
-	  --output $(B) --steps 2500 --crops 20000 --views 5 --resample
 	$(BIN)/headrace lighten --bundle $(B) --at blocks.2.0-208px --steps 5000 --rate 0.0005 --seed 2 \
 	  $(PHOTOGRAPHS:%=--photographs %) --output $(B) --views 5
+	$(BIN)/headrace split efficientnet_lite0 --add-to $(B) --at blocks.2.0-220px --instead-of blocks.2.0-208px \
+	  --distortions $(LIGHT_LEVELS) --calibration $(IMAGEN) --output $(B) --held-out 300
+	$(BIN)/headrace lighten --bundle $(B) --at blocks.2.0-220px --hidden 16,64,64,96 --steps 1500 --seed 3 \
+	  $(PHOTOGRAPHS:%=--photographs %) --output $(B) --views 5
+	$(BIN)/headrace split efficientnet_lite0 --add-to $(B) --at blocks.2.0-224px --instead-of blocks.2.0-220px \
+	  --distortions $(LIGHT_LEVELS) --calibration $(IMAGEN) --output $(B) --held-out 300
+	$(BIN)/headrace repair --bundle $(B) --at blocks.2.0-224px --calibration $(IMAGEN) --more $(BSDS) --more $(CALTECH) \
+	  --output $(B) --steps 2200 --crops 18000 --views 5
+	$(BIN)/headrace lighten --bundle $(B) --at blocks.2.0-224px --steps 6000 --seed 4 $(PHOTOGRAPHS:%=--photographs %) \
+	  --output $(B) --views 5
 	$(BIN)/headrace exit --bundle $(B) --at blocks.5 --hidden 384 --steps 2500 --crops 24000 --calibration $(IMAGEN) \
 	  --more $(BSDS) --more $(CALTECH) --output $(B) --held-out 300
 
