@@ -5,7 +5,7 @@ features float32 [1, C, H, W] --rest of the backbone--> pooled [1, V] --classifi
 
 A narrow exit (`narrow`) has the mean of a few windows in place of the pooled vector, and two more layers in eight bits:
 
-features --narrow rest--> windows [n, K] --project, last: in blocks--> [n, V] --mean--> pooled [1, V] ...
+features --narrow rest--> windows [n, K] --project, last: uint8 x int8--> [n, V] --mean--> pooled [1, V] ...
 
 Behind a head that runs on few pixels the rest of the backbone is cheap, too. Weights are the backbone's own, so a
 bundle holds nothing of an exit but a few numbers. The classifier is in eight bits: on few pixels it would be a large
@@ -54,7 +54,7 @@ def write_exit(backbone: Backbone, spec: ExitSpec, path: Path) -> None:
         rest = narrow_rest(backbone, spec.split, backbone.narrow_exits[spec.split])
         write_graph(Windows(rest, (example.shape[2], example.shape[3])), example, FEATURES, WINDOWS, path)
         added = _narrow_layers(rest)
-        last.blocked("exit", weight, offset, "exit_vector", "exit_logits", bits=4)
+        last.blocked("exit", weight, offset, "exit_vector", "exit_logits")
     else:
         write_graph(Only(sized.between(cut, pooled_cut(sized))), example, FEATURES, POOLED, path)
         added = Layers().add("Flatten", [POOLED], ["exit_vector"])
@@ -94,8 +94,8 @@ def _narrow_layers(rest: NarrowRest) -> Layers:
     project, project_offset, last, offset = (
         np.ascontiguousarray(p.flatten(1).numpy() if p.ndim > 1 else p) for p in parts
     )
-    layers.blocked("project", project, project_offset, WINDOWS, "projected", bits=8)
-    layers.blocked("last", last, offset, "projected", "last_made", bits=8)
+    layers.dense("project", project, project_offset, WINDOWS, "projected")
+    layers.dense("last", last, offset, "projected", "last_made")
     layers.weight("least", np.zeros((), np.float32)).weight("most", np.full((), 6, np.float32))
     layers.add("Clip", ["last_made", "least", "most"], ["last_clipped"])
     # A product of a row and a matrix: `ReduceMean` over so few rows takes four times as long.

@@ -1,8 +1,7 @@
 """Layers of an exit's graph, whose weights are read from memory once a frame: the fewer bytes, the sooner it is done.
 
 In eight bits a row of the weights has one scale and activations are quantised as they come (`DynamicQuantizeLinear`).
-In blocks (`MatMulNBits`, an operator of ONNX Runtime's own) each few numbers of a row have one, so that four bits do
-where a sum goes over many.
+In four bits (`MatMulNBits`, an operator of ONNX Runtime's own) each `BLOCK` numbers of a row have one.
 """
 
 from __future__ import annotations
@@ -16,8 +15,10 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 DOMAIN = "com.microsoft"
 EIGHT_BIT_SUMS = 4
 """`accuracy_level` of `MatMulNBits`: activations in eight bits, too."""
-BLOCKS = {4: 32, 8: 64}
-"""Numbers that share a scale, by bits: of more there are fewer scales to read, of fewer each says more."""
+BLOCK = 32
+"""Numbers that share a scale. Of larger blocks there are fewer scales to read, of smaller ones each says more."""
+TOP = 8
+"""Four bits are -8 to 7."""
 NARROWEST = 1e-12
 NARROWED = np.linspace(0.5, 1.0, 21)
 """Scales that are tried, as shares of the one that clips nothing."""
@@ -56,17 +57,16 @@ class Layers:
         self.add("Mul", [n("floats"), n("scales")], [n("products")])
         return self.add("Add", [n("products"), n("offset")], [made])
 
-    def blocked(self, name: str, weight: Floats, offset: Floats, given: str, made: str, bits: int) -> Layers:
-        """The same in 4 or 8 bits, one scale for each block of a row."""
+    def blocked(self, name: str, weight: Floats, offset: Floats, given: str, made: str) -> Layers:
+        """The same in four bits, one scale a block."""
         rows, columns = weight.shape
-        block = BLOCKS[bits]
-        steps, scales = in_blocks(weight, block, bits)
+        steps, scales = in_blocks(weight)
         n = f"{name}_{{}}".format
-        self.weight(n("weight"), packed(steps, bits)).weight(n("scale"), scales.reshape(-1))
+        self.weight(n("weight"), packed(steps)).weight(n("scale"), scales.reshape(-1))
         self.weight(n("offset"), offset.astype(np.float32))
-        given_all = [given, n("weight"), n("scale"), "", "", n("offset")]
-        how = {"K": columns, "N": rows, "bits": bits, "block_size": block, "accuracy_level": EIGHT_BIT_SUMS}
-        return self.add("MatMulNBits", given_all, [made], DOMAIN, **how)
+        inputs = [given, n("weight"), n("scale"), "", "", n("offset")]
+        how = {"K": columns, "N": rows, "bits": 4, "block_size": BLOCK, "accuracy_level": EIGHT_BIT_SUMS}
+        return self.add("MatMulNBits", inputs, [made], DOMAIN, **how)
 
     def end(self, model: ModelProto) -> None:
         """Put them at the end of a model."""
@@ -76,30 +76,26 @@ class Layers:
             model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
 
 
-def in_blocks(weight: Floats, block: int, bits: int) -> tuple[npt.NDArray[np.int8], Floats]:
-    """Steps int8 [out, blocks, block], of -2^(bits - 1) to 2^(bits - 1) - 1, and scales float32 [out, blocks].
+def in_blocks(weight: Floats) -> tuple[npt.NDArray[np.int8], Floats]:
+    """Steps int8 [out, blocks, BLOCK] of -8..7, and scales float32 [out, blocks], of weights float32 [out, in].
 
-    Args:
-        weight: float32 [out, in]; a last block that is not full ends in zeros.
-        block: numbers that share a scale, which is the one of `NARROWED` with the least squared error.
-        bits: 4 or 8.
+    A scale is the one of `NARROWED` with the least squared error; a last block that is not full ends in zeros.
     """
-    blocks = np.pad(weight, ((0, 0), (0, -weight.shape[1] % block))).reshape(len(weight), -1, block)
-    top = 2 ** (bits - 1)
-    widest = np.maximum(np.abs(blocks).max(2), NARROWEST) / (top - 1)
+    blocks = np.pad(weight, ((0, 0), (0, -weight.shape[1] % BLOCK))).reshape(len(weight), -1, BLOCK)
+    widest = np.maximum(np.abs(blocks).max(2), NARROWEST) / (TOP - 1)
     scales, least = widest, np.full(widest.shape, np.inf)
     for share in NARROWED:
-        error = np.square(_steps(blocks, share * widest, top) * (share * widest)[..., None] - blocks).sum(2)
+        error = np.square(_steps(blocks, share * widest) * (share * widest)[..., None] - blocks).sum(2)
         scales, least = np.where(error < least, share * widest, scales), np.minimum(error, least)
     scales = scales.astype(np.float32)
-    return _steps(blocks, scales, top).astype(np.int8), scales
+    return _steps(blocks, scales).astype(np.int8), scales
 
 
-def _steps(blocks: npt.NDArray[Any], scales: npt.NDArray[Any], top: int) -> npt.NDArray[Any]:
-    return np.clip(np.rint(blocks / scales[..., None]), -top, top - 1)
+def _steps(blocks: npt.NDArray[Any], scales: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return np.clip(np.rint(blocks / scales[..., None]), -TOP, TOP - 1)
 
 
-def packed(steps: npt.NDArray[np.int8], bits: int) -> npt.NDArray[np.uint8]:
-    """As `MatMulNBits` reads them: from 0 on; of four bits two in a byte, the former in its lower half."""
-    values = (steps.astype(np.int16) + 2 ** (bits - 1)).astype(np.uint8)
-    return values if bits == 8 else values[..., 0::2] | (values[..., 1::2] << 4)
+def packed(steps: npt.NDArray[np.int8]) -> npt.NDArray[np.uint8]:
+    """As `MatMulNBits` reads them: from 0 on, two in a byte, the former in its lower half."""
+    values = (steps + TOP).astype(np.uint8)
+    return values[..., 0::2] | (values[..., 1::2] << 4)

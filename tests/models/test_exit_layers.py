@@ -3,7 +3,7 @@
 import numpy as np
 import onnxruntime
 import pytest
-from headrace.models.exits.layers import BLOCKS, Layers, in_blocks, packed
+from headrace.models.exits.layers import Layers, in_blocks, packed
 from onnx import TensorProto, helper
 
 
@@ -24,41 +24,39 @@ def numbers() -> np.random.Generator:
     return np.random.default_rng(5)
 
 
-@pytest.mark.parametrize(("bits", "off"), [(8, 0.01), (4, 0.11)])
 @pytest.mark.parametrize("columns", [128, 50])  # the latter fills no block
-def test_blocks_are_a_product(numbers, bits, off, columns):
+def test_blocks_are_a_product(numbers, columns):
     weight, offset, given = (numbers.normal(size=s).astype(np.float32) for s in ((40, columns), (40,), (3, columns)))
-    found = _run(Layers().blocked("one", weight, offset, "given", "made", bits), given, 40)
+    found = _run(Layers().blocked("one", weight, offset, "given", "made"), given, 40)
     wanted = given @ weight.T + offset
-    assert np.sqrt(np.mean((found - wanted) ** 2)) < off * wanted.std()
+    assert np.sqrt(np.mean((found - wanted) ** 2)) < 0.11 * wanted.std()
     # What is left is the rounding of the weights, and of activations to eight bits.
-    steps, scales = in_blocks(weight, BLOCKS[bits], bits)
+    steps, scales = in_blocks(weight)
     rounded = (steps * scales[..., None]).reshape(40, -1)[:, :columns]
     assert np.sqrt(np.mean((found - given @ rounded.T - offset) ** 2)) < 0.01 * wanted.std()
 
 
 def test_two_layers_behind_each_other(numbers):
     first, second, given = (numbers.normal(size=s).astype(np.float32) for s in ((64, 64), (10, 64), (2, 64)))
-    layers = Layers().blocked("one", first, np.zeros(64, np.float32), "given", "between", bits=8)
+    layers = Layers().blocked("one", first, np.zeros(64, np.float32), "given", "between")
     found = _run(layers.dense("two", second, np.zeros(10, np.float32), "between", "made"), given, 10)
     wanted = given @ first.T @ second.T
-    assert np.sqrt(np.mean((found - wanted) ** 2)) < 0.02 * wanted.std()
+    assert np.sqrt(np.mean((found - wanted) ** 2)) < 0.12 * wanted.std()
 
 
 def test_a_block_may_clip_where_that_is_nearer(numbers):
     """One number far out would make all others of its block coarse."""
     weight = numbers.normal(size=(16, 64)).astype(np.float32)
-    steps, scales = in_blocks(weight, 32, 4)
+    steps, scales = in_blocks(weight)
     assert steps.shape == (16, 2, 32) and steps.min() >= -8 and steps.max() <= 7
     error = np.square(steps * scales[..., None] - weight.reshape(16, 2, 32)).sum()
     widest = np.abs(weight.reshape(16, 2, 32)).max(2, keepdims=True) / 7
     assert (
         error < 0.95 * np.square(np.rint(weight.reshape(16, 2, 32) / widest) * widest - weight.reshape(16, 2, 32)).sum()
     )
-    assert not in_blocks(np.zeros((2, 32), np.float32), 32, 4)[0].any()
+    assert not in_blocks(np.zeros((2, 32), np.float32))[0].any()
 
 
 def test_two_of_four_bits_share_a_byte():
     steps = np.array([[[-8, 7, 0, 1]]], np.int8)
-    assert packed(steps, 4).tolist() == [[[0xF0, 0x98]]]
-    assert packed(steps, 8).tolist() == [[[120, 135, 128, 129]]]
+    assert packed(steps).tolist() == [[[0xF0, 0x98]]]

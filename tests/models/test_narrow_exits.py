@@ -18,7 +18,7 @@ from headrace.models.exits.classifier import classifier
 from headrace.models.exits.command import ExitPlan, make_exits
 from headrace.models.exits.costs import ExitCost, exit_costs
 from headrace.models.exits.graph import write_exit
-from headrace.models.exits.layers import BLOCKS, in_blocks
+from headrace.models.exits.layers import in_blocks
 from headrace.models.exits.learn import NarrowPlan
 from headrace.models.exits.narrow import Answering, begun, narrow_rest
 from headrace.models.export import export_edge_half
@@ -83,7 +83,7 @@ def test_a_device_computes_what_was_learned(made, tmp_path, monkeypatch):
     (scores,) = open_session(tmp_path / f"exit-{AT}.onnx").run(None, {"features": features})
     rest = narrow_rest(backbone, AT, backbone.narrow_exits[AT])
     weight, offset = classifier(backbone)
-    steps, scales = in_blocks(weight, BLOCKS[4], 4)
+    steps, scales = in_blocks(weight)
     rounded = (steps * scales[..., None]).reshape(weight.shape)
     assert np.square(rounded - weight).mean() < 0.01 * weight.var()
     (wanted,) = Answering(rest, torch.from_numpy(rounded), torch.from_numpy(offset))(torch.from_numpy(features))
