@@ -64,11 +64,11 @@ class NarrowRest(nn.Module):
             self.register_buffer(f"{name}_weight", kernel.clone())
             self.register_buffer(f"{name}_bias", bias.clone())
 
-    def inside(self, features: Tensor) -> Tensor:
-        """The hidden map, float32 [B, K, H, W]."""
+    def hidden(self, features: Tensor) -> Tensor:
+        """What the windows hold, float32 [B, K, windows, windows]."""
         kernel = self.depthwise_weight.shape[-1]
         inside = functional.relu6(_CONVOLUTION(features, self.expand_weight, self.expand_bias))
-        return functional.relu6(
+        inside = functional.relu6(
             functional.conv2d(
                 inside,
                 self.depthwise_weight,
@@ -77,9 +77,6 @@ class NarrowRest(nn.Module):
                 groups=len(self.depthwise_weight),
             )
         )
-
-    def averaged(self, inside: Tensor) -> Tensor:
-        """What the windows of a map [B, K, H, W] hold, float32 [B, K, windows, windows]."""
         if not self.windows:
             return inside
         side = min(inside.shape[2:])
@@ -87,7 +84,7 @@ class NarrowRest(nn.Module):
         return functional.avg_pool2d(inside, side - step * (self.windows - 1), step)
 
     def forward(self, features: Tensor) -> tuple[Tensor]:
-        projected = _CONVOLUTION(self.averaged(self.inside(features)), self.project_weight, self.project_bias)
+        projected = _CONVOLUTION(self.hidden(features), self.project_weight, self.project_bias)
         return (functional.relu6(_CONVOLUTION(projected, self.last_weight, self.last_bias)).mean((2, 3)),)
 
     def tensors(self, kept: Tensor, deltas: Arrays) -> dict[str, npt.NDArray[Any]]:
