@@ -67,7 +67,8 @@ def test_sizes_are_estimated_until_they_are_known(workload):
             assert (sizes[:, index] > 0.2 * point.bytes_median).all()
     seconds = workload.device_seconds(0.15)
     assert seconds["local"] >= 0.15
-    assert seconds["blocks.2"] < seconds["blocks.5"] < 2 * seconds["local"]
+    # Far apart, for they are timed in real time beside whatever else the machine does.
+    assert seconds["slim-25"] < seconds["blocks.5"] < 2 * seconds["local"]
 
 
 def test_references_account_for_every_frame(workload, answers):
