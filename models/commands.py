@@ -240,7 +240,8 @@ def lighten_heads(
 ) -> None:
     """Make heads cheaper: they learn to do without most of what ReLU6 clips, and with fewer hidden channels. No GPU.
 
-    A run that was killed goes on where it was when the same command is given again. The fingerprint changes.
+    A run that was killed goes on where it was when the same command is given again. The fingerprint changes. Several
+    processes share each step's views: torchrun --nproc-per-node N -m headrace.cli lighten ...
     """
     from .exceptions import DataError
     from .learning.command import lighten_bundle

@@ -92,7 +92,7 @@ def extend(
     )
     bundle = bundle.with_learned({**bundle.learned, **weights}).check()
     backbone.own_heads = own_heads(bundle)
-    return measured_points(backbone, timed(backbone, bundle, progress), held_out, progress, names).check()
+    return measured_points(backbone, timed(backbone, bundle, held_out, progress), held_out, progress, names).check()
 
 
 def _leaving(bundle: Bundle, split: str, names: Sequence[str]) -> tuple[int, ...] | None:

@@ -39,7 +39,7 @@ from .detection.mosaic import scene_batches
 from .exceptions import BackboneError, DataError
 from .export import Only, write_onnx
 from .fit import BOX_DISTORTIONS, DISTORTIONS, fit_map
-from .measure import View, find_pictures, measure, pixel_batches
+from .measure import View, find_pictures, load_pixels, measure, pixel_batches
 from .monotone import monotone
 from .onnx_time import coding_milliseconds, edge_milliseconds, image_milliseconds
 from .operating_point import Kind, OperatingPoint
@@ -49,6 +49,8 @@ from .zoo.catalogue import load_backbone
 from .zoo.sources import Source
 
 MIN_PHOTOGRAPHS = 100
+CODED = 16
+"""Photographs on which it is timed how long coding takes."""
 DEFAULT_SHARES = (0.25, 0.5, 0.75)
 """Shares of the uncut model's multiply-accumulates near which it is cut when no split point is named."""
 SHARE_REACH = 0.12
@@ -147,7 +149,7 @@ def fit(
     """
     progress = progress or Progress(disable=True)
     bundle = fit_unmeasured(backbone, names, fit_on, seed, progress, distortions).compact()
-    return measured_points(backbone, timed(backbone, bundle, progress), held_out, progress).check()
+    return measured_points(backbone, timed(backbone, bundle, held_out, progress), held_out, progress).check()
 
 
 def fit_unmeasured(
@@ -321,9 +323,9 @@ def _operating_points(specs: Sequence[SplitSpec], local: bool) -> tuple[Operatin
     return tuple(points)
 
 
-def timed(backbone: Backbone, bundle: Bundle, progress: Progress) -> Bundle:
+def timed(backbone: Backbone, bundle: Bundle, views: Sequence[View], progress: Progress) -> Bundle:
     """Shares of the uncut model's time, in ONNX Runtime on one core, interleaved; an operating point's with the coding
-    of its packet, at the middle rate level."""
+    of a photograph's packet, at the middle rate level, of some of `views`."""
     bar = progress.add_task("compute shares", total=len(bundle.splits) + 2)
     whole = bundle.task == CLASSIFICATION
     with TemporaryDirectory() as folder:
@@ -336,7 +338,10 @@ def timed(backbone: Backbone, bundle: Bundle, progress: Progress) -> Bundle:
             write_onnx(backbone.at(spec.name)[0], head, "latent", paths[spec.name])
             progress.advance(bar)
         times = edge_milliseconds(paths)
-        coding = {spec.name: coding_milliseconds(bundle, spec, paths[spec.name]) for spec in bundle.splits}
+        coding = {}
+        for spec in bundle.splits:
+            pictures = [load_pixels(view, bundle.preprocessing_at(spec.name)) for view in views[:CODED]]
+            coding[spec.name] = coding_milliseconds(bundle, spec, paths[spec.name], pictures)
         for codec in IMAGE_QUALITIES:
             times[codec] = image_milliseconds(codec, backbone.preprocessing.size)
         progress.advance(bar)

@@ -75,7 +75,7 @@ def assemble(
     specs = [replace(spec, learned=widths[spec.name]) for spec in specs]
     bundle = added(bundle, specs, arrays, {spec.name: _share(spec, specs) for spec in specs})
     bundle = replace(bundle, provenance={**bundle.provenance, plan.name: learned.said}).check()
-    return measured_points(backbone, timed(backbone, bundle, progress), held_out, progress).check()
+    return measured_points(backbone, timed(backbone, bundle, held_out, progress), held_out, progress).check()
 
 
 def without(bundle: Bundle, name: str) -> Bundle:

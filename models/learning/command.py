@@ -93,10 +93,16 @@ def lighten_bundle(
     paths, _, measured_on = _divided(folders, fitted, held_out)
     backbone = backbone_of(bundle)
     changed = [s.name for lesson in lessons_of(bundle, names) for s in lesson.specs]
-    with Progress(*bar_columns(), console=Console(stderr=True)) as progress:
-        made = lighten(backbone, bundle, names, paths, how, work, progress)
-        made = timed(backbone, made, progress)
-        made = measured_points(backbone, made, views_of(measured_on, views, how.seed), progress, changed).check()
+    with (
+        Team.joined("cpu") as team,
+        Progress(*bar_columns(), console=Console(stderr=True), disable=not team.first) as progress,
+    ):
+        made = lighten(backbone, bundle, names, paths, how, work, progress, team)
+        if not team.first:
+            return
+        seen = views_of(measured_on, views, how.seed)
+        made = timed(backbone, made, seen, progress)
+        made = measured_points(backbone, made, seen, progress, changed).check()
     made.save(output)
     write_weights(backbone, output)
     typer.echo(f"{output}: {', '.join(changed)} lighter, fingerprint {short(made.fingerprint)}")

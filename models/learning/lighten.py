@@ -41,7 +41,9 @@ from ..onnx_session import open_session
 from .cut import learned_cuts, own_heads
 from .descent import descend
 from .light import Arrays, Light, LightCut, LightEncoder
+from .team import Team
 
+ALONE = Team(0, 1, torch.device("cpu"))
 MEASURED = 64
 """Views from which it is taken what a latent varies by, and which clips matter."""
 SPARED = 0.05
@@ -71,18 +73,26 @@ class Lightening:
 
 
 class Views:
-    """Random crops, drawn from the seed and a step's number alone."""
+    """Random crops, drawn from the seed and a step's number alone.
 
-    def __init__(self, backbone: Backbone, paths: Sequence[Path], how: Lightening) -> None:
+    Attributes:
+        mine: which of a step's are this process's.
+    """
+
+    def __init__(self, backbone: Backbone, paths: Sequence[Path], how: Lightening, team: Team = ALONE) -> None:
         """Raises:
-        DataError: there are no photographs.
+        DataError: there are no photographs, or a step's views cannot be shared out evenly.
         """
         if not paths:
             raise DataError("there are no photographs to learn from; give a folder of some")
+        if how.batch % team.size:
+            raise DataError(f"{how.batch} views a step are not the same number for each of {team.size} processes")
         self._preprocessing, self._paths, self._how = backbone.preprocessing, paths, how
+        self.mine = slice(team.rank, None, team.size)
 
     def at(self, step: int) -> Tensor:
-        """uint8 [B, S, S, 3]; those of step -1, -2, ... are not learned from.
+        """uint8 [B, S, S, 3], a process's share of a step; those of step -1, -2, ... are all of them, and not learned
+        from.
 
         Raises:
             DataError: a photograph cannot be read.
@@ -90,9 +100,10 @@ class Views:
         rng = np.random.default_rng((self._how.seed, step + 2**32))
         chosen = rng.integers(len(self._paths), size=self._how.batch)
         seeds = rng.integers(2**31, size=self._how.batch)
+        mine = self.mine if step >= 0 else slice(None)
         views = [
             random_crop(self._paths[i], self._preprocessing, int(s), step + 2**32)
-            for i, s in zip(chosen, seeds, strict=True)
+            for i, s in zip(chosen[mine], seeds[mine], strict=True)
         ]
         return torch.from_numpy(np.stack(views))
 
@@ -113,8 +124,9 @@ def teacher_of(backbone: Backbone, bundle: Bundle, split: str, batch: int, work:
     session = open_session(path)
 
     def run(pixels: Tensor) -> Tensor:
-        (found,) = session.run(None, {"pixels": pixels.numpy()})
-        return torch.from_numpy(found)
+        given = pixels.numpy()
+        parts = [session.run(None, {"pixels": given[at : at + batch]})[0] for at in range(0, len(given), batch)]
+        return torch.from_numpy(np.concatenate(parts))
 
     return run
 
@@ -162,6 +174,7 @@ def lighten(
     how: Lightening,
     work: Path,
     progress: Progress | None = None,
+    team: Team = ALONE,
 ) -> Bundle:
     """A bundle whose heads at some split points have few of their ReLU6s left; operating points are as they were.
 
@@ -173,6 +186,7 @@ def lighten(
         how: steps, rate, seed.
         work: folder for checkpoints, from which a run that was killed goes on.
         progress: where to show progress; None for nowhere.
+        team: the processes that share each step's views; what is learned is the same, but for rounding.
 
     Raises:
         DataError: as `lessons_of`; a head has no ReLU6; there are no photographs, or one cannot be read.
@@ -180,7 +194,7 @@ def lighten(
     progress = progress or Progress(disable=True)
     made = bundle
     for lesson in lessons_of(bundle, names):
-        clips, tensors = _learned(_Course(backbone, bundle, lesson, paths, how, work), work, progress)
+        clips, tensors = _learned(_Course(backbone, bundle, lesson, paths, how, work, team), work, progress)
         made = _with(made, lesson, clips, tensors, how, len(paths))
     backbone.learned, backbone.own_heads = learned_cuts(made), own_heads(made)
     return made.check()
@@ -190,13 +204,21 @@ class _Course:
     """A lesson with its views, and with what its latents are and vary by before anything is changed."""
 
     def __init__(
-        self, backbone: Backbone, bundle: Bundle, lesson: Lesson, paths: Sequence[Path], how: Lightening, work: Path
+        self,
+        backbone: Backbone,
+        bundle: Bundle,
+        lesson: Lesson,
+        paths: Sequence[Path],
+        how: Lightening,
+        work: Path,
+        team: Team,
     ) -> None:
-        self.lesson, self.how, self._backbone, self._bundle = lesson, how, backbone, bundle
+        self.lesson, self.how, self.team, self._backbone, self._bundle = lesson, how, team, backbone, bundle
+        batch, graphs = how.batch // team.size, work / f"graphs-{team.rank}"
         self.called = ", ".join(s.name for s in lesson.specs)
-        self.views = Views(backbone.at(lesson.specs[0].name)[0], paths, how)
+        self.views = Views(backbone.at(lesson.specs[0].name)[0], paths, how, team)
         self._apart = self.views.apart()
-        self._teachers = {s.name: teacher_of(backbone, bundle, s.name, how.batch, work) for s in lesson.specs}
+        self._teachers = {s.name: teacher_of(backbone, bundle, s.name, batch, graphs) for s in lesson.specs}
         self._varied = {name: self._variance(teacher) for name, teacher in self._teachers.items()}
         names = [p.name for p in paths]
         self.identity = [backbone.spec.sha256, [split_identity(s) for s in lesson.specs], repr(how), names]
@@ -271,6 +293,8 @@ def _learned(course: _Course, work: Path, progress: Progress) -> tuple[tuple[int
         checkpoint,
         identity,
         note,
+        exchange=lambda: course.team.average_gradients(networks.parameters.values()),
+        keeps=course.team.first,
         average=how.average,
     )
     return clips, networks.tensors()

@@ -37,7 +37,7 @@ def pictures(tmp_path_factory):
 async def test_boxes_of_a_torchvision_detector_come_back_in_the_captured_frame(
     pictures, tmp_path, start_edge, monkeypatch
 ):
-    monkeypatch.setattr("headrace.models.split.timed", lambda backbone, bundle, progress: bundle)
+    monkeypatch.setattr("headrace.models.split.timed", lambda backbone, bundle, *_: bundle)
     backbone = load_backbone(Source("torchvision/ssdlite320_mobilenet_v3_large", seed=1, size=160))
     paths = sorted(pictures.iterdir())
     fit(backbone, [AT], paths[:10], paths[10:]).save(tmp_path / "bundle")

@@ -61,7 +61,7 @@ def bundle(scenes, tmp_path_factory) -> Bundle:
     backbone = load_backbone(SOURCE)
     paths = sorted((scenes / "images").iterdir())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("headrace.models.split.timed", lambda backbone, bundle, progress: bundle)
+        patch.setattr("headrace.models.split.timed", lambda backbone, bundle, *_: bundle)
         fit(backbone, [AT], paths[:60], paths[60:64]).save(folder)
     write_weights(backbone, folder)
     return Bundle.load(folder)

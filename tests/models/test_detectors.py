@@ -66,7 +66,7 @@ def test_boxes_are_those_of_torchvision_s_own_model(name):
 
 @pytest.mark.parametrize("name", ["fasterrcnn_mobilenet_v3_large_fpn", "ssdlite320_mobilenet_v3_large"])
 def test_a_step_is_learned(name, photographs, tmp_path, monkeypatch):
-    monkeypatch.setattr("headrace.models.split.timed", lambda backbone, bundle, progress: bundle)
+    monkeypatch.setattr("headrace.models.split.timed", lambda backbone, bundle, *_: bundle)
     at, backbone = NAMES[name], detector(name)
     paths = sorted(photographs.iterdir())
     bundle = fit(backbone, [at], paths[:12], paths[12:14])

@@ -52,7 +52,7 @@ def backbone():
 def bundle(backbone, noise_pictures) -> Bundle:
     paths = find_pictures(noise_pictures)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("headrace.models.split.timed", lambda backbone, bundle, progress: bundle)
+        patch.setattr("headrace.models.split.timed", lambda backbone, bundle, *_: bundle)
         return fit(backbone, (AT, DEEP), paths[:60], paths[60:68])
 
 

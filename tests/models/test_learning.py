@@ -54,7 +54,7 @@ def fitted():
 @pytest.fixture(scope="module")
 def base(photographs) -> Bundle:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("headrace.models.split.timed", lambda backbone, bundle, progress: bundle)
+        patch.setattr("headrace.models.split.timed", lambda backbone, bundle, *_: bundle)
         return fit(load_backbone(BACKBONE), ("layer2",), photographs[:60], photographs[60:68])
 
 
@@ -318,7 +318,7 @@ def test_too_many_operating_points_are_refused(bundle, plan, photographs, learne
 def test_a_detector_gets_a_light_encoder(plan, photographs, tmp_path, monkeypatch):
     """A few steps towards features and answers, and packets of what came of it are answered with boxes."""
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    monkeypatch.setattr("headrace.models.split.timed", lambda backbone, bundle, progress: bundle)
+    monkeypatch.setattr("headrace.models.split.timed", lambda backbone, bundle, *_: bundle)
     backbone = load_backbone(Source("own_models:Boxes", "detection", size=32, labels=("a", "b", "c")))
     base = fit(backbone, ("body.1",), photographs[:20], photographs[20:22])
     change = {"anchor": "body.1", "views": 16, "synthesis": ((16, 8, 1), (8, 4, 1))}

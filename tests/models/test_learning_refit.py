@@ -190,8 +190,8 @@ def test_the_plan_for_yolo_from_pictures_to_a_bundle(noise_pictures, tmp_path, m
     """Few steps of every stage, and the widths are split points whose heads are the encoder that was learned."""
     monkeypatch.setattr("headrace.models.learning.train.FITTED", 24)
     monkeypatch.setattr("headrace.models.learning.train.STARTED", 8)
-    monkeypatch.setattr("headrace.models.split.timed", lambda backbone, bundle, progress: bundle)
-    monkeypatch.setattr("headrace.models.learning.assemble.timed", lambda backbone, bundle, progress: bundle)
+    monkeypatch.setattr("headrace.models.split.timed", lambda backbone, bundle, *_: bundle)
+    monkeypatch.setattr("headrace.models.learning.assemble.timed", lambda backbone, bundle, *_: bundle)
     pictures = find_pictures(noise_pictures)
     backbone = load_backbone(Source("yolov2_tiny", seed=1, size=64))
     base = fit(backbone, ("pool5",), pictures[:24], pictures[24:26])

@@ -53,7 +53,7 @@ def photographs(noise_pictures) -> list[Path]:
 @pytest.fixture(scope="module")
 def bundle(backbone, photographs) -> Bundle:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("headrace.models.split.timed", lambda backbone, bundle, progress: bundle)
+        patch.setattr("headrace.models.split.timed", lambda backbone, bundle, *_: bundle)
         return fit(backbone, (SPLIT, SMALL), photographs[:60], photographs[60:68])
 
 
@@ -218,14 +218,14 @@ def test_clips_that_matter_stay(bundle, photographs, tmp_path):
 
 
 def test_a_split_point_that_is_fitted_anew_has_the_backbones_head(lightened, photographs, monkeypatch):
-    monkeypatch.setattr("headrace.models.extend.timed", lambda backbone, bundle, progress: bundle)
+    monkeypatch.setattr("headrace.models.extend.timed", lambda backbone, bundle, *_: bundle)
     again = extend(backbone_of(lightened), lightened, [SPLIT], photographs[:60], photographs[60:68])
     assert again.split(SPLIT).clips is None and not again.learned and not backbone_of(again).own_heads
 
 
 def test_a_light_head_goes_over_to_other_pixels(lightened, photographs, monkeypatch):
     """Its weights are convolutions; what is fitted to the places is fitted anew."""
-    monkeypatch.setattr("headrace.models.extend.timed", lambda backbone, bundle, progress: bundle)
+    monkeypatch.setattr("headrace.models.extend.timed", lambda backbone, bundle, *_: bundle)
     backbone, other = backbone_of(lightened), "blocks.1-56px"
     made = extend(backbone, lightened, [other], photographs[:60], photographs[60:68], instead_of=SPLIT)
     assert [s.name for s in made.splits] == [SMALL, other]
@@ -242,7 +242,7 @@ def test_a_light_head_goes_over_to_other_pixels(lightened, photographs, monkeypa
 
 def test_a_cut_can_be_there_twice_with_two_heads(lightened, photographs, tmp_path, monkeypatch):
     """By its own name, and with the size that it has anyway."""
-    monkeypatch.setattr("headrace.models.extend.timed", lambda backbone, bundle, progress: bundle)
+    monkeypatch.setattr("headrace.models.extend.timed", lambda backbone, bundle, *_: bundle)
     backbone, other = backbone_of(lightened), "blocks.1-64px"
     made = extend(backbone, lightened, [other], photographs[:60], photographs[60:68], instead_of=SMALL)
     assert [s.name for s in made.splits] == [SPLIT, other] and made.split(other).size == 0
@@ -292,7 +292,7 @@ def test_a_light_head_learns_on_towards_the_whole_one(bundle, lightened, photogr
 def test_only_what_learned_is_measured_anew(lightened, noise_pictures, tmp_path, monkeypatch, capsys):
     """Also where a head was light already, whose clips stay."""
     lightened.save(tmp_path / "light")
-    monkeypatch.setattr(learning_command, "timed", lambda backbone, bundle, progress: bundle)
+    monkeypatch.setattr(learning_command, "timed", lambda backbone, bundle, *_: bundle)
     how, work = Lightening(steps=1, batch=4), tmp_path / "work"
     learning_command.lighten_bundle(
         tmp_path / "light", [SPLIT], how, [noise_pictures], tmp_path / "out", work, fitted=100, held_out=8, views=1
@@ -320,7 +320,7 @@ def test_what_cannot_be_made_light_is_said(bundle, lightened, photographs, tmp_p
 
 def test_a_head_without_such_activations_is_said(photographs, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("headrace.models.split.timed", lambda backbone, bundle, progress: bundle)
+        patch.setattr("headrace.models.split.timed", lambda backbone, bundle, *_: bundle)
         plain = fit(
             load_backbone(Source("timm/test_resnet", seed=3, size=64)),
             ("layer2",),

@@ -48,7 +48,7 @@ def _split(source: Source, at: tuple[str, ...], photographs: Path) -> Bundle:
     backbone, paths = load_backbone(source), find_pictures(photographs)
     with pytest.MonkeyPatch.context() as patch:
         # Timing exports every head to ONNX, which takes half a minute and says nothing of a repair.
-        patch.setattr("headrace.models.split.timed", lambda backbone, bundle, progress: bundle)
+        patch.setattr("headrace.models.split.timed", lambda backbone, bundle, *_: bundle)
         return fit(backbone, at, paths[:60], paths[60:68])
 
 

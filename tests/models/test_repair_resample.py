@@ -29,7 +29,7 @@ PLAN = RepairPlan((AT,), steps=3, crops=16, batch=4, rank=2, hidden=8, photograp
 def bundle(noise_pictures) -> Bundle:
     backbone, paths = load_backbone(SOURCE), find_pictures(noise_pictures)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("headrace.models.split.timed", lambda backbone, bundle, progress: bundle)
+        patch.setattr("headrace.models.split.timed", lambda backbone, bundle, *_: bundle)
         return fit(backbone, (AT,), paths[:20], paths[20:22])
 
 

@@ -47,7 +47,7 @@ def untimed():
     """Timing exports every head to ONNX, which takes half a minute and says nothing here."""
     with pytest.MonkeyPatch.context() as patch:
         for module in ("split", "extend"):
-            patch.setattr(f"headrace.models.{module}.timed", lambda backbone, bundle, progress: bundle)
+            patch.setattr(f"headrace.models.{module}.timed", lambda backbone, bundle, *_: bundle)
         yield
 
 

@@ -49,7 +49,7 @@ KINDS = {
 @pytest.mark.parametrize(("source", "at"), KINDS.values(), ids=KINDS.keys())
 def test_a_packet_of_any_model_is_answered_by_its_tail(source, at, noise_pictures, tmp_path, monkeypatch):
     """Fitted, saved, loaded; the edge's ONNX head, the codec, the server's tail: all of it from the bundle alone."""
-    monkeypatch.setattr("headrace.models.split.timed", lambda _, bundle, __: bundle)  # is seconds of exporting
+    monkeypatch.setattr("headrace.models.split.timed", lambda _, bundle, *__: bundle)  # is seconds of exporting
     backbone = load_backbone(source)
     paths = sorted(noise_pictures.iterdir())
     fit(backbone, [backbone.cut(at).name], paths[:12], paths[12:14]).save(tmp_path)
