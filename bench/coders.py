@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,16 +23,23 @@ from ..edge.frames import open_sources
 from ..edge.head import Head
 from ..edge.local import Exits, Local
 from ..models.bitstream import Packet
-from ..models.bundle import Bundle
+from ..models.bundle import Bundle, Preprocessing
 from ..models.exceptions import DataError
 from ..models.image_codec import decode_image
-from ..models.operating_point import Kind
+from ..models.operating_point import Kind, OperatingPoint
 from ..models.preprocessing import prepare
 
 T = TypeVar("T")
 Labels = tuple[int, ...]
 """Class indices, best first, at most five."""
 Pair = tuple[int, int]
+
+
+class StageTimes(NamedTuple):
+    """Seconds that an `OperatingPoint.stage` takes: to prepare the picture, and for all else, coding included."""
+
+    prepare_s: float
+    compute_s: float
 
 
 class Coders:
@@ -80,12 +87,12 @@ class Coders:
             raise DataError(f"the sources hold {len(found)} frames, fewer than {self._frames}")
         return [found[frame] for frame in range(self._frames)]
 
-    def times(self, frames: Iterable[int]) -> dict[str, float]:
-        """Median processor seconds by stage over these frames, "uncut" being the uncut model without preparing."""
-        found: dict[str, list[float]] = {}
+    def times(self, frames: Iterable[int]) -> dict[str, StageTimes]:
+        """Median processor seconds by stage over these frames, from captured pictures on."""
+        found: dict[str, list[StageTimes]] = {}
         for stage, seconds in self._shared(_times, frames, lambda frame: frame):
             found.setdefault(stage, []).append(seconds)
-        return {stage: statistics.median(each) for stage, each in found.items()}
+        return {stage: StageTimes(*map(statistics.median, zip(*each, strict=True))) for stage, each in found.items()}
 
     def code(self, pairs: Iterable[Pair]) -> list[tuple[Pair, bytes]]:
         """Packets of frames at points."""
@@ -137,14 +144,32 @@ class _Share:
     def use(self, edge_half: Path) -> None:
         self.head, self.local = Head(self.bundle, edge_half), Local(edge_half)
         self.exits = Exits(self.bundle, edge_half)
-        # Graphs are loaded on first use, which must not count as computing.
-        self.local(_black(self.bundle.preprocessing.size))
-        for split in self.bundle.splits:
-            self.head(split.name, _black(self.bundle.preprocessing_at(split.name).size))
-        for spec in self.bundle.exit_specs:
-            features = self.head.reach(spec.split, _black(self.bundle.preprocessing_at(spec.split).size)).features
-            if features is not None:
-                self.exits(spec.split, features)
+        # Graphs, tables and codecs are loaded on first use, which must not count as computing.
+        for index in self.stages().values():
+            point = self.bundle.operating_points[index]
+            self.compute(index, _black(self.preprocessing(point).size))
+
+    def stages(self) -> dict[str, int]:
+        """One operating point a stage: of several rate levels the middle one stands for all."""
+        same: dict[str, list[int]] = {}
+        for index, point in enumerate(self.bundle.operating_points):
+            same.setdefault(point.stage, []).append(index)
+        return {stage: indices[len(indices) // 2] for stage, indices in same.items()}
+
+    def preprocessing(self, point: OperatingPoint) -> Preprocessing:
+        return self.bundle.preprocessing_at(point.split) if point.split else self.bundle.preprocessing
+
+    def compute(self, index: int, pixels: npt.NDArray[np.uint8]) -> None:
+        """What a device does at a point with prepared pixels; nothing is kept."""
+        point = self.bundle.operating_points[index]
+        if point.is_exit:
+            self.answer_early(point.split, pixels)
+        elif point.kind is Kind.FEATURE:
+            self.encoder.feature(self.head(point.split, pixels), point, 0)
+        elif point.kind is Kind.IMAGE:
+            self.encoder.image(pixels, point, 0)
+        else:
+            self.local(pixels)
 
     def packet(self, frame: int, index: int) -> bytes:
         point = self.bundle.operating_points[index]
@@ -156,7 +181,10 @@ class _Share:
 
     def early(self, frame: int, split: str) -> Labels:
         """An exit's labels, from the captured picture on."""
-        pixels = prepare(self.pictures[frame], self.bundle.preprocessing_at(split))
+        return self.answer_early(split, prepare(self.pictures[frame], self.bundle.preprocessing_at(split)))
+
+    def answer_early(self, split: str, pixels: npt.NDArray[np.uint8]) -> Labels:
+        """An exit's labels of prepared pixels."""
         features = self.head.reach(split, pixels).features
         if features is None:
             raise DataError(f"bundle {self.bundle.name} has no exit at {split}")
@@ -222,28 +250,16 @@ def _early(pairs: list[Pair]) -> list[tuple[Pair, Labels]]:
     return [(pair, share.early(pair[0], points[pair[1]].split)) for pair in pairs]
 
 
-def _times(frames: list[int]) -> list[tuple[str, float]]:
-    """Every stage of these frames; of several rate levels the middle one stands for all."""
+def _times(frames: list[int]) -> list[tuple[str, StageTimes]]:
+    """Every stage of these frames."""
     share, found = _mine(), []
-    middle: dict[str, int] = {}
-    for stage in {p.stage for p in share.bundle.operating_points}:
-        same = [i for i, p in enumerate(share.bundle.operating_points) if p.stage == stage]
-        middle[stage] = same[len(same) // 2]
     for frame in frames:
-        pixels = share.pixels[frame]
-        prepare_s = _timed(lambda f=frame: prepare(share.pictures[f], share.bundle.preprocessing))  # type: ignore[misc]
-        uncut_s = _timed(lambda x=pixels: share.local(x))  # type: ignore[misc]
-        found += [("uncut", uncut_s), ("local", prepare_s + uncut_s)]
-        for stage, index in middle.items():
-            point = share.bundle.operating_points[index]
-            if point.is_exit:
-                found.append((stage, _timed(lambda f=frame, s=point.split: share.early(f, s))))  # type: ignore[misc]
-            elif stage != "local":
-                found.append((stage, prepare_s + _timed(lambda f=frame, i=index: share.packet(f, i))))  # type: ignore[misc]
+        for stage, index in share.stages().items():
+            how = share.preprocessing(share.bundle.operating_points[index])
+            began = time.thread_time()
+            pixels = prepare(share.pictures[frame], how)
+            prepared = time.thread_time()
+            # From the head on and not by `packet`, which remembers latents.
+            share.compute(index, pixels)
+            found.append((stage, StageTimes(prepared - began, time.thread_time() - prepared)))
     return found
-
-
-def _timed(work: Callable[[], object]) -> float:
-    began = time.thread_time()
-    work()
-    return time.thread_time() - began

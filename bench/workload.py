@@ -24,7 +24,7 @@ from ..models.bitstream import Packet
 from ..models.bundle import Bundle
 from ..models.exceptions import DataError
 from ..models.operating_point import Kind
-from .coders import Coders, Labels
+from .coders import Coders, Labels, StageTimes
 
 if TYPE_CHECKING:
     from ..server.decoder import PacketDecoder
@@ -33,7 +33,9 @@ if TYPE_CHECKING:
 Pair = tuple[int, int]
 """Frame, and index of the operating point in the bundle."""
 SAMPLE_EVERY = 20
-"""One frame of so many is coded at every operating point: for compute times and first estimates of sizes."""
+"""One frame of so many is coded at every operating point, for first estimates of sizes."""
+_TIMED = 20
+"""At most so many frames are computed at every stage, for compute times."""
 _BATCH = 8
 
 
@@ -44,8 +46,7 @@ class Workload:
         points: the bundle's operating points.
         sample: frames that are coded at every point from the start.
         uncut: the uncut model's five best labels of every frame.
-        seconds: median processor seconds on this machine by `OperatingPoint.stage`, preparing and coding included;
-            and of the "uncut" model alone.
+        seconds: median processor seconds on this machine by `OperatingPoint.stage`.
     """
 
     def __init__(self, sources: Sequence[str], bundle: Bundle, frames: int, processes: int) -> None:
@@ -65,7 +66,7 @@ class Workload:
         self.points = bundle.operating_points
         self.sample = range(SAMPLE_EVERY // 2, frames, SAMPLE_EVERY)
         self.uncut: list[Labels] = []
-        self.seconds: dict[str, float] = {}
+        self.seconds: dict[str, StageTimes] = {}
         self._packets: dict[Pair, bytes] = {}
         self._sizes = np.zeros((frames, len(self.points)))
         self._known = np.zeros((frames, len(self.points)), np.bool_)
@@ -84,7 +85,7 @@ class Workload:
         """
         self._coders.use(edge_half)
         self.uncut = self._coders.uncut()
-        self.seconds = self._coders.times(self.sample)
+        self.seconds = self._coders.times(range(0, self.frames, math.ceil(self.frames / _TIMED)))
         self.code((f, i) for f in self.sample for i in range(len(self.points)))
 
     def __enter__(self) -> Workload:
@@ -149,9 +150,10 @@ class Workload:
         return sizes
 
     def device_seconds(self, uncut_s: float) -> dict[str, float]:
-        """Seconds by stage on a device that takes `uncut_s` for the uncut model."""
-        factor = uncut_s / self.seconds["uncut"]
-        return {stage: seconds * factor for stage, seconds in self.seconds.items() if stage != "uncut"}
+        """Seconds by stage on a device that takes `uncut_s` for the uncut model. As on the edge's emulated device,
+        preparing takes what it takes on this machine."""
+        factor = uncut_s / self.seconds["local"].compute_s
+        return {stage: each.prepare_s + each.compute_s * factor for stage, each in self.seconds.items()}
 
 
 class Answers:
