@@ -185,10 +185,7 @@ class _Share:
 
     def answer_early(self, split: str, pixels: npt.NDArray[np.uint8]) -> Labels:
         """An exit's labels of prepared pixels."""
-        features = self.head.reach(split, pixels).features
-        if features is None:
-            raise DataError(f"bundle {self.bundle.name} has no exit at {split}")
-        labels, _ = self.exits(split, features)
+        labels, _ = self.exits(split, self.head.reach(split, pixels, ask=True))
         return tuple(label.index for label in labels)
 
     def latent(self, frame: int, split: str) -> npt.NDArray[np.float32]:

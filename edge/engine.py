@@ -22,14 +22,13 @@ from PIL import Image, ImageFilter
 
 from ..models.bundle import Bundle, Preprocessing
 from ..models.edge_half import has_local
-from ..models.exceptions import OperatingPointError
 from ..models.operating_point import Kind, OperatingPoint
 from ..models.preprocessing import prepare
 from ..protos.messages import Label
 from .device import Device
 from .encoder import Encoder, VideoPacket
 from .exceptions import ConfigError
-from .head import Abandon, Head
+from .head import Abandon, Head, Reached
 from .local import Exits, Local
 from .references import Earlier
 
@@ -161,13 +160,15 @@ class Engine:
                 return Encoded(packet, kept, prepare_s, seconds, 0.0, again=picture_of)
 
             return picture_of(point)
-        (latent, presence, features), compute_s = run(lambda: self._head.reach(point.split, pixels, abandon))
+        asked = sure is not None
+        reached, compute_s = run(lambda: self._head.reach(point.split, pixels, abandon, ask=asked))
+        latent, presence = reached.latent, reached.presence
         empty = presence is not None and presence < self.bundle.filter_threshold(point.split)
         if empty and filtered:
             return Encoded(b"", kept, prepare_s, compute_s, 0.0, presence, empty)
         own = None
-        if features is not None and sure is not None:
-            own = self._exit_answer(point.split, features)
+        if reached.features is not None and sure is not None:
+            own = self._exit_answer(point.split, reached)
             compute_s += own.compute_s
             if (own.confidence or 0.0) >= sure:
                 return Encoded(b"", kept, prepare_s, compute_s, 0.0, presence, empty, own=own)
@@ -258,17 +259,14 @@ class Engine:
         self.device.factor = factor
         return factor
 
-    def _exit_answer(self, split: str, features: npt.NDArray[np.float32]) -> LocalAnswer:
-        """What the exit says of features that are there."""
-        (labels, confidence), compute_s = self.device.run(lambda: self._exits(split, features))
+    def _exit_answer(self, split: str, reached: Reached) -> LocalAnswer:
+        """What the exit says behind a head that has run; its seconds without what the head's graph took for it."""
+        (labels, confidence), compute_s = self.device.run(lambda: self._exits(split, reached))
         return LocalAnswer(labels, 0.0, compute_s, confidence, self.bundle.exit_point(split))
 
     def _early(self, split: str, pixels: Pixels) -> tuple[tuple[Label, ...], float]:
         """What an exit says of pixels, and how sure it is."""
-        features = self._head.reach(split, pixels).features
-        if features is None:
-            raise OperatingPointError(f"bundle {self.bundle.name} has no exit at {split}")
-        return self._exits(split, features)
+        return self._exits(split, self._head.reach(split, pixels, ask=True))
 
     def _how(self, point: OperatingPoint) -> Preprocessing:
         return self.bundle.preprocessing_at(point.split) if point.split else self.bundle.preprocessing

@@ -1,13 +1,16 @@
 """Head: pixels -> latent, in ONNX Runtime. Head and encoder network are one graph a split point.
 
-Where the split point has an exit, the graph gives the features, too, which the exit's own graph takes.
+Where the split point has an exit, the graph gives the features, too, which the exit's own graph takes. A narrow exit is
+in the head's graph besides, and answers along with it when it is asked: calling another graph costs what a quarter of
+such an exit does.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +18,7 @@ import numpy.typing as npt
 import onnxruntime
 
 from ..models.bundle import FEATURES, PRESENCE, Bundle, head_file
+from ..models.edge_half import ASK, SCORES
 from ..models.onnx_session import open_session
 from .exceptions import AbandonedError, EngineError
 
@@ -26,11 +30,13 @@ class Reached(NamedTuple):
         latent: float32 [K, H, W].
         presence: the filter's score; None where the split point has no filter.
         features: float32 [C, H, W]; None where the split point has no exit.
+        scores: the exit's, float32 [classes]; None where it was not asked, or is not in the graph.
     """
 
     latent: npt.NDArray[np.float32]
     presence: float | None
     features: npt.NDArray[np.float32] | None
+    scores: npt.NDArray[np.float32] | None = None
 
 
 class Head:
@@ -52,8 +58,10 @@ class Head:
         """
         return self.reach(split, pixels, abandon).latent
 
-    def reach(self, split: str, pixels: npt.NDArray[np.uint8], abandon: Abandon | None = None) -> Reached:
-        """All that the graph gives. Raises as `__call__` does."""
+    def reach(
+        self, split: str, pixels: npt.NDArray[np.uint8], abandon: Abandon | None = None, *, ask: bool = False
+    ) -> Reached:
+        """All that the graph gives; `ask` for the exit's scores, too, where it has them. Raises as `__call__` does."""
         graph = self._graphs.get(split)
         if graph is None:
             graph = self._graphs[split] = Graph(self._folder / head_file(split), "latent", self._threads)
@@ -62,11 +70,15 @@ class Head:
             names.append(PRESENCE)
         if self._bundle.exit(split) is not None:
             names.append(FEATURES)
-        found = dict(zip(names, graph.outputs(names, pixels, abandon), strict=True))
+        if ask and graph.can_ask:
+            names.append(SCORES)
+        asked = {ASK: np.array(True)} if SCORES in names else {}
+        found = dict(zip(names, graph.outputs(names, pixels, abandon, asked), strict=True))
         latent, presence = found["latent"], found.get(PRESENCE)
         if latent.shape != (expected := self._bundle.split(split).latent_shape):
             raise EngineError(f"{graph.path} gives a latent of {latent.shape}, the bundle says {expected}")
-        return Reached(latent, None if presence is None else float(presence), found.get(FEATURES))
+        presence_score = None if presence is None else float(presence)
+        return Reached(latent, presence_score, found.get(FEATURES), found.get(SCORES))
 
 
 class Abandon:
@@ -94,7 +106,11 @@ class Abandon:
 
 
 class Graph:
-    """One ONNX file: pixels uint8 [1, S, S, 3], or what else its one input is -> outputs float32 [1, ...]."""
+    """One ONNX file: pixels uint8 [1, S, S, 3], or what else its one input is -> outputs float32 [1, ...].
+
+    Attributes:
+        can_ask: whether it has an exit inside, see `models.edge_half`.
+    """
 
     def __init__(self, path: Path, output: str, threads: int, given: str = "pixels") -> None:
         """Load the file; `output` and `given` are the names of its main output and its input.
@@ -107,6 +123,7 @@ class Graph:
             self._session: Any = open_session(path, threads)
         except Exception as error:  # ONNX Runtime's own exceptions share no base but this
             raise EngineError(f"{path} cannot be loaded: {error}; export or fetch the edge half again") from error
+        self.can_ask = any(each.name == ASK for each in self._session.get_overridable_initializers())
 
     def __call__(self, pixels: npt.NDArray[Any], abandon: Abandon | None = None) -> npt.NDArray[np.float32]:
         """The output without its batch axis, for pixels without one.
@@ -118,12 +135,16 @@ class Graph:
         return self.outputs((self._output,), pixels, abandon)[0]
 
     def outputs(
-        self, names: Sequence[str], pixels: npt.NDArray[Any], abandon: Abandon | None = None
+        self,
+        names: Sequence[str],
+        pixels: npt.NDArray[Any],
+        abandon: Abandon | None = None,
+        more: Mapping[str, npt.NDArray[Any]] = MappingProxyType({}),
     ) -> list[npt.NDArray[np.float32]]:
-        """The outputs of these names; see `__call__`."""
+        """The outputs of these names, `more` being inputs that need not be given; see `__call__`."""
         options = abandon.options if abandon is not None else None
         try:
-            found = self._session.run(list(names), {self._given: pixels[None]}, options)
+            found = self._session.run(list(names), {self._given: pixels[None], **more}, options)
         except Exception as error:  # as above
             if abandon is not None:
                 abandon.check()

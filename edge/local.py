@@ -9,9 +9,10 @@ import numpy.typing as npt
 
 from ..models.bundle import FEATURES, UNCUT, Bundle
 from ..models.bundle_files import exit_file
+from ..models.edge_half import SCORES
 from ..models.exceptions import OperatingPointError
 from ..protos.messages import Label
-from .head import Graph
+from .head import Graph, Reached
 
 MAX_LABELS = 5
 
@@ -31,7 +32,7 @@ class Local:
             EngineError: the graph cannot be loaded or run.
         """
         if self._graph is None:
-            self._graph = Graph(self._folder / UNCUT, "scores", self._threads)
+            self._graph = Graph(self._folder / UNCUT, SCORES, self._threads)
         return best_labels(self._graph(pixels))
 
 
@@ -44,21 +45,25 @@ class Exits:
         self._bundle, self._folder, self._threads = bundle, folder, threads
         self._graphs: dict[str, Graph] = {}
 
-    def __call__(self, split: str, features: npt.NDArray[np.float32]) -> tuple[tuple[Label, ...], float]:
-        """The five best labels of features float32 [C, H, W], and the confidence in the best, 0..1.
+    def __call__(self, split: str, reached: Reached) -> tuple[tuple[Label, ...], float]:
+        """The five best labels behind a head that has run, and the confidence in the best, 0..1; from its scores where
+        it was asked for them, else from its features.
 
         Raises:
             EngineError: the graph cannot be loaded or run.
             OperatingPointError: the split point has no exit.
         """
         spec = self._bundle.exit(split)
-        if spec is None:
+        if spec is None or reached.features is None:
             raise OperatingPointError(f"bundle {self._bundle.name} has no exit at {split}")
+        labels = best_labels(reached.scores if reached.scores is not None else self._graph(split)(reached.features))
+        return labels, spec.sure(labels[0].score, labels[1].score if len(labels) > 1 else 0.0)
+
+    def _graph(self, split: str) -> Graph:
         graph = self._graphs.get(split)
         if graph is None:
-            graph = self._graphs[split] = Graph(self._folder / exit_file(split), "scores", self._threads, FEATURES)
-        labels = best_labels(graph(features))
-        return labels, spec.sure(labels[0].score, labels[1].score if len(labels) > 1 else 0.0)
+            graph = self._graphs[split] = Graph(self._folder / exit_file(split), SCORES, self._threads, FEATURES)
+        return graph
 
 
 def best_labels(scores: npt.NDArray[np.float32], count: int = MAX_LABELS) -> tuple[Label, ...]:

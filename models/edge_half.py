@@ -2,7 +2,9 @@
 
 bundle.msgpack, bundle.safetensors    as in `bundle`
 head-SPLIT.onnx                       input `pixels` uint8 [1, S, S, 3] -> `latent` float32 [1, K, H, W], and, where the
-                                      split point has an exit, `features` float32 [1, C, H, W]
+                                      split point has an exit, `features` float32 [1, C, H, W]; where that exit is
+                                      narrow, also an optional input `ask` bool [] -> `scores` as below, or float32
+                                      [1, 0] where it is false, as it is unless given
 exit-SPLIT.onnx                       input `features` as above -> `scores` float32 [1, classes], sum 1
 uncut.onnx                            input `pixels` uint8 [1, S, S, 3] -> `scores` float32 [1, classes], sum 1;
                                       only where the bundle has a local operating point
@@ -22,6 +24,8 @@ from .bundle import EDGE_MANIFEST, MANIFEST, MAX_MANIFEST_BYTES, TENSORS, UNCUT,
 from .bundle_files import exit_file
 from .exceptions import BundleError
 
+ASK, SCORES = "ask", "scores"
+"""Input of a head's graph that has its exit inside, and output of every graph that answers."""
 MAX_FILE_BYTES = 512 * 2**20
 """Most that one file of an edge half may have; checked before it is read or received."""
 

@@ -50,7 +50,7 @@ def export_edge_half(bundle: Bundle, folder: Path, note: Callable[[str], None] =
         if (found := bundle.exit(spec.name)) is not None:
             encoder = WithFeatures(encoder)
             outputs.append(FEATURES)
-            from .exits.graph import write_exit  # which writes its graph as this does
+            from .exits.graph import let_ask, write_exit  # which write their graphs as this does
 
             note(exit_file(spec.name))
             write_exit(backbone, found, folder / exit_file(spec.name))
@@ -58,6 +58,8 @@ def export_edge_half(bundle: Bundle, folder: Path, note: Callable[[str], None] =
             write_onnx(sized, Only(backbone.head(spec.name), encoder), "latent", path)
         else:
             write_onnx(sized, Chain(backbone.head(spec.name), encoder).eval(), tuple(outputs), path)
+        if found is not None and spec.name in backbone.narrow_exits:
+            let_ask(backbone, found, path)
     if has_local(bundle):
         note(UNCUT)
         write_onnx(backbone, Only(backbone.uncut), "scores", folder / UNCUT)

@@ -6,6 +6,8 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +20,9 @@ from .onnx_session import open_session
 ROUNDS = 25
 """Runs of each; their median counts. Processor time, not elapsed: on a busy machine a long run finds no moment in which
 nothing else runs, a short one does, and heads looked half as dear beside the uncut model as they are."""
+
+ADDED_ROUNDS = 100
+"""Runs of each for a small difference between two long times."""
 
 INPUTS = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32}
 
@@ -33,12 +38,43 @@ def edge_milliseconds(paths: Mapping[str, Path], rounds: int = ROUNDS) -> dict[s
     taken: dict[str, list[float]] = {name: [] for name in paths}
     for i in range(rounds + 2):
         for name, session in sessions.items():
-            feed = {x.name: np.zeros(x.shape, INPUTS[x.type]) for x in session.get_inputs()}
-            begin = time.thread_time()
-            session.run(None, feed)
+            milliseconds = _run(session)
             if i >= 2:
-                taken[name].append((time.thread_time() - begin) * 1e3)
+                taken[name].append(milliseconds)
     return {name: statistics.median(times) for name, times in taken.items()}
+
+
+def added_milliseconds(
+    path: Path, more: Mapping[str, npt.NDArray[Any]], before: Path, rounds: int = ADDED_ROUNDS
+) -> tuple[float, float]:
+    """What a network takes longer where it is given `more` inputs, and what another one takes, in ms, one core.
+
+    The other one runs before each of its runs, with and without `more` in turn: neither finds in the caches what the
+    one before left there. Of the differences the median counts.
+
+    Args:
+        path: ONNX file of one input and others that need not be given.
+        more: those others.
+        before: ONNX file of the other one.
+        rounds: of both, after two that are not counted.
+    """
+    network, other = open_session(path), open_session(before)
+    added, others = [], []
+    for i in range(rounds + 2):
+        times = {}
+        for given in (i % 2 == 0, i % 2 == 1):
+            others.append(_run(other))
+            times[given] = _run(network, more if given else {})
+        added.append(times[True] - times[False])
+    return statistics.median(added[2:]), statistics.median(others[4:])
+
+
+def _run(session: Any, more: Mapping[str, npt.NDArray[Any]] = MappingProxyType({})) -> float:
+    """The ms of one run on zeros."""
+    feed = {x.name: np.zeros(x.shape, INPUTS[x.type]) for x in session.get_inputs()}
+    begin = time.thread_time()
+    session.run(None, {**feed, **more})
+    return (time.thread_time() - begin) * 1e3
 
 
 def coding_milliseconds(

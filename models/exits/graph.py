@@ -3,40 +3,42 @@
 features float32 [1, C, H, W] --rest of the backbone--> pooled [1, V] --classifier: uint8 x int8, int32 sums--> logits
     logits / temperature --softmax--> scores float32 [1, classes]
 
-A narrow exit (`narrow`) has the mean of a few windows in place of the pooled vector, and two more layers in eight bits:
-
-features --narrow rest--> windows [n, K] --project, last: uint8 x int8--> [n, V] --mean--> pooled [1, V] ...
-
 Behind a head that runs on few pixels the rest of the backbone is cheap, too. Weights are the backbone's own, so a
 bundle holds nothing of an exit but a few numbers. The classifier is in eight bits: on few pixels it would be a large
 share of the time otherwise, for it reads 5 MB of float32 weights and uses each once. Weights have one scale a class;
 activations are quantised as they come (`DynamicQuantizeLinear`).
+
+A narrow exit (`narrow`) has few hidden channels, the mean of a few windows in place of the pooled vector, and its
+classifier in four bits:
+
+features --expand: as above, in eight bits--> [places, K] --depthwise--> [1, K, H, W] --windows--> [n, K]
+    --project and last as one: in eight bits--> [n, V] --mean--> pooled [1, V] --classifier: in four bits--> logits
+
+It is so small that calling it costs a quarter of it. So the head's graph has it, too, where it runs when the head's
+optional input `ask` is true (`let_ask`).
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
-from torch import Tensor, nn
 
 from ..backbones import Backbone
 from ..bundle import FEATURES
 from ..bundle_specs import ExitSpec
+from ..edge_half import ASK, SCORES
 from ..export import Only, write_graph
 from .classifier import classifier, pooled_cut
+from .layers import Floats, Layers
 from .narrow import NarrowRest, narrow_rest
 
-POOLED, WINDOWS, SCORES = "pooled", "windows", "scores"
-OPSET = 18
-NARROWEST = 1e-12
-
-Floats = npt.NDArray[np.float32]
+POOLED, VECTOR, LOGITS, ANSWER = "pooled", "exit_vector", "exit_logits", "exit_scores"
+OPSET, IR_VERSION = 20, 10
+CONTRIBUTED = "com.microsoft"
 
 
 def write_exit(backbone: Backbone, spec: ExitSpec, path: Path) -> None:
@@ -49,80 +51,105 @@ def write_exit(backbone: Backbone, spec: ExitSpec, path: Path) -> None:
 
     Raises:
         BackboneError: the backbone has no linear classifier behind one vector.
+        BundleError: what a narrow exit learned does not fit it.
     """
-    weight, offset = classifier(backbone)
-    last = _Layers().dense("exit", weight / spec.temperature, offset / spec.temperature, "exit_vector", "exit_logits")
-    last.add("Softmax", ["exit_logits"], [SCORES], axis=1)
     sized, cut = backbone.at(spec.split)
-    example = torch.zeros(1, *sized.shape(cut))
+    shape = (1, *sized.shape(cut))
     if spec.split in backbone.narrow_exits:
-        rest = narrow_rest(backbone, spec.split, backbone.narrow_exits[spec.split])
-        write_graph(Windows(rest), example, FEATURES, WINDOWS, path)
-        added = _narrow_layers(rest)
-    else:
-        write_graph(Only(sized.between(cut, pooled_cut(sized))), example, FEATURES, POOLED, path)
-        added = _Layers().add("Flatten", [POOLED], ["exit_vector"])
+        layers = narrow_layers(backbone, spec, SCORES)
+        given = [helper.make_tensor_value_info(FEATURES, TensorProto.FLOAT, shape)]
+        graph = helper.make_graph(layers.nodes, "exit", given, [_scores(backbone, SCORES)], layers.weights)
+        onnx.save(helper.make_model(graph, opset_imports=_opsets(), ir_version=IR_VERSION), path)
+        return
+    weight, offset = classifier(backbone)
+    layers = Layers().add("Flatten", [POOLED], [VECTOR])
+    layers.dense("exit", weight / spec.temperature, offset / spec.temperature, VECTOR, LOGITS)
+    layers.add("Softmax", [LOGITS], [SCORES], axis=1)
+    write_graph(Only(sized.between(cut, pooled_cut(sized))), torch.zeros(shape), FEATURES, POOLED, path)
     model = onnx.load(path)
-    for layers in (added, last):
-        model.graph.node.extend(layers.nodes)
-        model.graph.initializer.extend(layers.weights)
+    model.graph.node.extend(layers.nodes)
+    model.graph.initializer.extend(layers.weights)
     del model.graph.output[:]
-    model.graph.output.append(helper.make_tensor_value_info(SCORES, TensorProto.FLOAT, [1, len(offset)]))
+    model.graph.output.append(_scores(backbone, SCORES))
     onnx.save(model, path)
 
 
-class Windows(nn.Module):
-    """Features float32 [1, C, H, W] -> what the windows of a narrow exit hold, float32 [windows, K]."""
-
-    def __init__(self, rest: NarrowRest) -> None:
-        super().__init__()
-        self.rest = rest
-
-    def forward(self, features: Tensor) -> Tensor:
-        return self.rest.hidden(features)[0].flatten(1).T
-
-
-class _Layers:
-    """Nodes and weights of a graph, in the order of execution."""
-
-    def __init__(self) -> None:
-        self.nodes: list[Any] = []
-        self.weights: list[Any] = []
-
-    def add(self, operation: str, given: list[str], made: list[str], **how: Any) -> _Layers:
-        self.nodes.append(helper.make_node(operation, given, made, **how))
-        return self
-
-    def weight(self, name: str, value: npt.NDArray[Any]) -> _Layers:
-        self.weights.append(numpy_helper.from_array(value, name))
-        return self
-
-    def dense(self, name: str, weight: Floats, offset: Floats, given: str, made: str) -> _Layers:
-        """[n, in] -> [n, out] by weight float32 [out, in] in eight bits, one scale a row, and offset float32 [out]."""
-        scale = np.maximum(np.abs(weight).max(1), NARROWEST) / 127
-        steps = np.rint(weight / scale[:, None]).astype(np.int8)
-        n = f"{name}_{{}}".format
-        self.weight(n("weight"), np.ascontiguousarray(steps.T)).weight(n("scale"), scale.astype(np.float32))
-        self.weight(n("offset"), offset.astype(np.float32)).weight(n("zero"), np.zeros((), np.int8))
-        self.add("DynamicQuantizeLinear", [given], [n("steps"), n("step"), n("middle")])
-        self.add("MatMulInteger", [n("steps"), n("weight"), n("middle"), n("zero")], [n("sums")])
-        self.add("Cast", [n("sums")], [n("floats")], to=TensorProto.FLOAT)
-        self.add("Mul", [n("step"), n("scale")], [n("scales")])
-        self.add("Mul", [n("floats"), n("scales")], [n("products")])
-        return self.add("Add", [n("products"), n("offset")], [made])
-
-
-def _narrow_layers(rest: NarrowRest) -> _Layers:
-    """From `WINDOWS` to the vector that the classifier takes."""
-    layers, windows = _Layers(), rest.windows**2
-    parts = (rest.project_weight, rest.project_bias, rest.last_weight, rest.last_bias)
-    project, project_offset, last, offset = (
-        np.ascontiguousarray(p.flatten(1).numpy() if p.ndim > 1 else p) for p in parts
+def let_ask(backbone: Backbone, spec: ExitSpec, path: Path) -> None:
+    """Give a head's graph, which gives `features`, an optional input `ask`, bool [], and an output `scores`: the narrow
+    exit's, or float32 [1, 0] where `ask` is false, as it is unless it is given. Raises as `write_exit`."""
+    layers = narrow_layers(backbone, spec, ANSWER)
+    model = onnx.load(path)
+    graph = model.graph
+    asked = helper.make_graph(layers.nodes, "asked", [], [_scores(backbone, ANSWER)], layers.weights)
+    nothing = numpy_helper.from_array(np.zeros((1, 0), np.float32))
+    not_asked = helper.make_graph(
+        [helper.make_node("Constant", [], ["exit_nothing"], value=nothing)],
+        "not_asked",
+        [],
+        [helper.make_tensor_value_info("exit_nothing", TensorProto.FLOAT, (1, 0))],
     )
-    layers.dense("project", project, project_offset, WINDOWS, "projected")
-    layers.dense("last", last, offset, "projected", "last_made")
-    layers.weight("least", np.zeros((), np.float32)).weight("most", np.full((), 6, np.float32))
-    layers.add("Clip", ["last_made", "least", "most"], ["last_clipped"])
+    graph.node.append(helper.make_node("If", [ASK], [SCORES], then_branch=asked, else_branch=not_asked))
+    # An input that has an initializer is one that need not be given: older edges give none.
+    graph.input.append(helper.make_tensor_value_info(ASK, TensorProto.BOOL, ()))
+    graph.initializer.append(numpy_helper.from_array(np.zeros((), np.bool_), ASK))
+    graph.output.append(helper.make_tensor_value_info(SCORES, TensorProto.FLOAT, (1, None)))
+    if not any(each.domain == CONTRIBUTED for each in model.opset_import):
+        model.opset_import.append(helper.make_opsetid(CONTRIBUTED, 1))
+    onnx.save(model, path)
+
+
+def narrow_layers(backbone: Backbone, spec: ExitSpec, made: str) -> Layers:
+    """A narrow exit from `features` to scores of that name. Raises as `write_exit`."""
+    rest = narrow_rest(backbone, spec.split, backbone.narrow_exits[spec.split])
+    sized, cut = backbone.at(spec.split)
+    channels, height, width = sized.shape(cut)
+    layers = _windows(rest, channels, height, width)
+    count = _pooling(rest, height, width).shape[1]
+    # The two layers behind the windows have nothing between them. As one they hold fewer weights, too.
+    project, last = rest.project_weight.flatten(1), rest.last_weight.flatten(1)
+    offset = last @ rest.project_bias + rest.last_bias
+    layers.dense("exit_last", (last @ project).numpy(), offset.numpy(), "exit_windows", "exit_last_made")
+    layers.clip("exit_last_made", "exit_last_clipped")
     # A product of a row and a matrix: `ReduceMean` over so few rows takes four times as long.
-    layers.weight("mean", np.full((1, windows), 1 / windows, np.float32))
-    return layers.add("MatMul", ["mean", "last_clipped"], ["exit_vector"])
+    layers.weight("exit_mean", np.full((1, count), 1 / count, np.float32))
+    layers.add("MatMul", ["exit_mean", "exit_last_clipped"], [VECTOR])
+    weight, shift = classifier(backbone)
+    layers.dense4("exit", weight / spec.temperature, shift / spec.temperature, VECTOR, LOGITS)
+    return layers.add("Softmax", [LOGITS], [made], axis=1)
+
+
+def _windows(rest: NarrowRest, channels: int, height: int, width: int) -> Layers:
+    """From `features` to what the windows hold, float32 [n, K], as `NarrowRest.hidden` computes it."""
+    hidden, places, kernel = len(rest.expand_weight), height * width, rest.depthwise_weight.shape[-1]
+    layers = Layers().reshape(FEATURES, "exit_rows", channels, places)
+    layers.add("Transpose", ["exit_rows"], ["exit_places"], perm=[1, 0])
+    expand = rest.expand_weight.flatten(1).numpy()
+    layers.dense("exit_expand", expand, rest.expand_bias.numpy(), "exit_places", "exit_expanded")
+    layers.clip("exit_expanded", "exit_expanded_clipped")
+    layers.add("Transpose", ["exit_expanded_clipped"], ["exit_channels"], perm=[1, 0])
+    layers.reshape("exit_channels", "exit_maps", 1, hidden, height, width)
+    layers.weight("exit_depthwise_weight", rest.depthwise_weight.numpy())
+    layers.weight("exit_depthwise_offset", rest.depthwise_bias.numpy())
+    given = ["exit_maps", "exit_depthwise_weight", "exit_depthwise_offset"]
+    layers.add("Conv", given, ["exit_depthwise"], group=hidden, pads=[kernel // 2] * 4)
+    layers.clip("exit_depthwise", "exit_depthwise_clipped")
+    layers.reshape("exit_depthwise_clipped", "exit_hidden", hidden, places)
+    # As a product of matrices windows take one operation instead of four.
+    layers.weight("exit_pooling", _pooling(rest, height, width))
+    layers.add("MatMul", ["exit_hidden", "exit_pooling"], ["exit_pooled"])
+    return layers.add("Transpose", ["exit_pooled"], ["exit_windows"], perm=[1, 0])
+
+
+def _pooling(rest: NarrowRest, height: int, width: int) -> Floats:
+    """What each place adds to each window, float32 [places, n]."""
+    each_place = torch.eye(height * width).reshape(-1, 1, height, width)
+    found: Floats = rest.pooled(each_place).flatten(1).numpy()
+    return found
+
+
+def _scores(backbone: Backbone, name: str) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, (1, len(classifier(backbone)[1])))
+
+
+def _opsets() -> list[onnx.OperatorSetIdProto]:
+    return [helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIBUTED, 1)]

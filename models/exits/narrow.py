@@ -77,11 +77,15 @@ class NarrowRest(nn.Module):
                 groups=len(self.depthwise_weight),
             )
         )
+        return self.pooled(inside)
+
+    def pooled(self, maps: Tensor) -> Tensor:
+        """The mean of each window of maps float32 [B, K, H, W], float32 [B, K, windows, windows]."""
         if not self.windows:
-            return inside
-        side = min(inside.shape[2:])
+            return maps
+        side = min(maps.shape[2:])
         step = side // self.windows
-        return functional.avg_pool2d(inside, side - step * (self.windows - 1), step)
+        return functional.avg_pool2d(maps, side - step * (self.windows - 1), step)
 
     def forward(self, features: Tensor) -> tuple[Tensor]:
         projected = _CONVOLUTION(self.hidden(features), self.project_weight, self.project_bias)

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from headrace.edge.head import Head
+from headrace.edge.local import Exits
 from headrace.models.bundle import EXITS, Bundle
 from headrace.models.edge_half import load_edge_half
 from headrace.models.exceptions import BackboneError, BundleError, DataError
@@ -18,6 +20,7 @@ from headrace.models.exits.classifier import classifier
 from headrace.models.exits.command import ExitPlan, make_exits
 from headrace.models.exits.costs import ExitCost, exit_costs
 from headrace.models.exits.graph import write_exit
+from headrace.models.exits.layers import in_four_bits
 from headrace.models.exits.learn import NarrowPlan
 from headrace.models.exits.narrow import Answering, begun, narrow_rest
 from headrace.models.export import export_edge_half
@@ -81,10 +84,36 @@ def test_a_device_computes_what_was_learned(made, tmp_path, monkeypatch):
     (features,) = open_session(tmp_path / f"head-{AT}.onnx").run(["features"], {"pixels": pixels})
     (scores,) = open_session(tmp_path / f"exit-{AT}.onnx").run(None, {"features": features})
     rest = narrow_rest(backbone, AT, backbone.narrow_exits[AT])
-    (wanted,) = Answering(rest, *map(torch.from_numpy, classifier(backbone)))(torch.from_numpy(features))
-    tempered = wanted.log().div(made.exit(AT).temperature).softmax(1)
-    np.testing.assert_allclose(scores, tempered, rtol=0.1, atol=1e-4)  # in eight bits
     assert rest.expand_weight.shape[0] == HIDDEN
+    weight, offset = (part / made.exit(AT).temperature for part in classifier(backbone))
+    steps, scales = in_four_bits(weight)
+    rounded = ((steps - 8.0) * scales[..., None]).reshape(len(weight), -1)[:, : weight.shape[1]]
+    assert 0.01 < np.abs(rounded - weight).mean() / np.abs(weight).mean() < 0.12
+    layers = map(torch.from_numpy, (rounded.astype(np.float32), offset))
+    (wanted,) = Answering(rest, *layers)(torch.from_numpy(features))
+    np.testing.assert_allclose(scores, wanted, rtol=0.1, atol=1e-4)  # all else is in eight bits
+
+
+def test_a_head_gives_the_exits_scores_when_it_is_asked(made, tmp_path, monkeypatch):
+    backbone = backbone_of(made)
+    monkeypatch.setattr("headrace.models.export.backbone_of", lambda _: backbone)
+    monkeypatch.setattr("headrace.models.export.has_local", lambda _: False)
+    monkeypatch.setattr("headrace.models.edge_half.has_local", lambda _: False)
+    export_edge_half(made, tmp_path)
+    bundle = load_edge_half(tmp_path)
+    head, exits = Head(bundle, tmp_path), Exits(bundle, tmp_path)
+    pixels = np.random.default_rng(2).integers(0, 256, (96, 96, 3), dtype=np.uint8)
+    plain, asked = head.reach(AT, pixels), head.reach(AT, pixels, ask=True)
+    assert plain.scores is None and asked.scores is not None
+    np.testing.assert_array_equal(plain.latent, asked.latent)
+    np.testing.assert_array_equal(plain.features, asked.features)
+    # By the exit's own graph, which older edges run.
+    (labels, confidence), (others, other) = exits(AT, asked), exits(AT, plain)
+    assert [label.index for label in labels] == [label.index for label in others]
+    assert confidence == pytest.approx(other, abs=1e-5)
+    assert head.reach(TOO_EARLY, pixels, ask=True).scores is None
+    nothing = open_session(tmp_path / f"head-{AT}.onnx").run(["scores"], {"pixels": pixels[None]})[0]
+    assert nothing.shape == (1, 0)
 
 
 def test_what_is_learned_comes_nearer_to_the_uncut_model(backbone, bundle, noise_pictures, tmp_path):
