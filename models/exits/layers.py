@@ -9,7 +9,7 @@ import numpy.typing as npt
 from onnx import TensorProto, helper, numpy_helper
 
 NARROWEST = 1e-12
-BLOCK = 32
+BLOCK = 128
 """Weights of a row that share a scale, in four bits."""
 _HALF = 8
 """What stands for 0 among the sixteen numbers of four bits."""
