@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 
@@ -67,9 +68,10 @@ def make_ready(bundle: Bundle, settings: EdgeSettings) -> Half:
     timed = [*points, *(p for p in (local, *asked) if p is not None and p not in points)]
     engine.warm_up(timed)
     profile = read_profile(settings, bundle.fingerprint)
-    compute_s = profile.seconds() if profile is not None else engine.time_stages(timed, QUICK_ROUNDS)
+    timing = partial(engine.time_stages, rounds=QUICK_ROUNDS, predicted=settings.predict)
+    compute_s = profile.seconds() if profile is not None else timing(timed)
     if profile is not None and (missing := {p.stage for p in timed} - compute_s.keys()):
-        compute_s |= engine.time_stages([p for p in timed if p.stage in missing], QUICK_ROUNDS)
+        compute_s |= timing([p for p in timed if p.stage in missing])
     local_s = compute_s[local.stage] if local is not None else max(compute_s.values())
     log.info(
         "device is ready",

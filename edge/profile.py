@@ -81,7 +81,7 @@ def profile(settings: EdgeSettings, rounds: int = ROUNDS) -> Profile:
     engine: Engine = make_engine(bundle, settings)
     points = of_splits(bundle, settings)
     engine.warm_up(points)
-    seconds = engine.time_stages(points, rounds)
+    seconds = engine.time_stages(points, rounds, settings.predict)
     path = settings.profile or profile_path(settings, bundle.fingerprint)
     result = Profile(
         fingerprint=bundle.fingerprint.hex(),

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
-from headrace.edge.encoder import Encoder
+from headrace.edge.device import Device
+from headrace.edge.encoder import Encoder, VideoPacket
+from headrace.edge.engine import Engine
 from headrace.edge.references import Earlier
 from headrace.models.bitstream import Packet
 from headrace.models.bundle import Bundle
@@ -82,3 +85,24 @@ def test_a_reference_of_another_split_point_is_not_taken(video_bundle: Bundle) -
     key = encoder.video(first, point, 1, NOTHING)
     video = encoder.video(second, point, 2, Earlier(replace(key.reference, split="other"), 1, 1))
     assert video.alone is None
+
+
+def test_stages_are_timed_as_a_stream_codes_them(video_bundle: Bundle, edge_half: Path, monkeypatch) -> None:
+    engine, point = Engine(video_bundle, edge_half, Device()), video_bundle.operating_points[0]
+    calls: list[tuple[int, Earlier, VideoPacket]] = []
+    video = Encoder.video
+
+    def watched(self: Encoder, latent: np.ndarray, point, frame_id: int, earlier: Earlier) -> VideoPacket:
+        made = video(self, latent, point, frame_id, earlier)
+        calls.append((frame_id, earlier, made))
+        return made
+
+    monkeypatch.setattr(Encoder, "video", watched)
+    assert engine.time_stages([point], 3, predicted=True)["stage.1"] > 0
+    assert [frame_id for frame_id, _, _ in calls] == [0, 1, 1, 1]
+    (_, _, key), *others = calls
+    assert key.reference is not None
+    assert all(earlier.reference is key.reference and earlier.back == 1 for _, earlier, _ in others)
+    assert all(made.reference.means is not None and made.packet for _, _, made in others)
+    assert engine.time_stages([point], 3)["stage.1"] > 0
+    assert len(calls) == 4, "where no frames are kept they are key frames"
