@@ -363,7 +363,8 @@ class ControlLoop:
         """The leading expert's row, if it can be used now; else `row`. A fixed point takes the newest frame."""
         if late >= self.frame_interval_s - ROUNDING_S:
             return self._menu.skip
-        for at in np.flatnonzero(self._menu.kept == self._steady.leader):
+        # Of points that are as good as it, such as a coarser one of the same accuracy, only one is on the menu.
+        for at in np.flatnonzero(self._menu.kept == self._lookahead.stands_in[self._steady.leader]):
             if np.isfinite(value[at]):
                 on_time[at] = max(on_time[at], LEAST_P)
                 return int(at)

@@ -97,6 +97,8 @@ class Lookahead:
         self._there_and_back = math.nan
         self._surprises: Floats = np.zeros(1)
         self._kept: Indexes = np.arange(len(accuracy))
+        self.stands_in: Indexes = self._kept
+        """For each point itself, if it is kept, or the most accurate kept one that beats it, [points]."""
         self._stale_rows: list[int] = []
 
     def solve(self, seconds: Floats, bits: Floats, there_and_back_s: float, surprises: Floats = CERTAIN) -> None:
@@ -175,6 +177,8 @@ class Lookahead:
         same = no_worse & no_worse.T
         earlier = np.tri(len(bits), k=-1, dtype=bool).T
         self._kept = np.flatnonzero(~np.any(no_worse & (~same | earlier), axis=0))
+        better = np.where(no_worse[self._kept], self._accuracy[self._kept, None], -1.0)
+        self.stands_in = self._kept[better.argmax(axis=0)]
 
     def _chances(self, room: Floats) -> Floats:
         """How likely the link takes no longer than `room` times what is expected, float64 of its shape. Where rates

@@ -309,3 +309,14 @@ def test_unknown_link_begins_cautiously_and_learns_within_three_frames() -> None
 def test_impossible_arguments_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(OperatingPointError):
         make(**wrong)  # type: ignore[arg-type]
+
+
+def test_an_expert_that_another_point_beats_is_followed_by_that_one() -> None:
+    """Two points of the same accuracy: only the smaller one is ever weighed, and either may lead."""
+    twin = replace(FINE, id=4, rate_level=3, bytes_median=2500, bytes_p95=2500)
+    loop, now = trained(8e6, loop=make(points=(BEST, twin, FINE, COARSE, LOCAL)))
+    assert choose(loop, now).point == BEST
+    loop._steady.leader = 1
+    choice = choose(loop, now + 0.1)
+    assert choice.point == FINE and not choice.skip
+    assert choose(loop, now + 0.3, waited=0.15).skip, "a fixed point takes the newest frame"

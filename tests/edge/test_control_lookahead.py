@@ -74,3 +74,9 @@ def test_drift_is_followed_a_row_at_a_time() -> None:
         lookahead.refresh(slower, 8 * np.array([2000.0]), 0.04)
     # Now it answers every second frame.
     assert after(lookahead, 0.0, 0.0, 8e6) == pytest.approx(DISCOUNT * 0.9 / (1 - DISCOUNT**2), rel=0.1)
+
+
+def test_a_point_that_others_beat_has_the_most_accurate_of_them_stand_in() -> None:
+    lookahead = make([0.9, 0.9, 0.7, 0.8, 1.0], [False] * 4 + [True], [0.05] * 4 + [0.15], [1000, 1200, 1300, 900, 0])
+    assert lookahead.kept.tolist() == [0, 3, 4]
+    assert lookahead.stands_in.tolist() == [0, 0, 0, 3, 4]
