@@ -80,7 +80,11 @@ class Reference:
 def compute_times(
     frames: Sequence[FrameRecord], points: Sequence[OperatingPoint], otherwise: dict[str, float]
 ) -> ComputeTimes:
-    """Compute times as they were measured; of a stage that was hardly used, the median is taken from `otherwise`."""
+    """Compute times as they were measured; of a stage that was hardly used, the median is taken from `otherwise`.
+
+    A stage that sends features takes longer in a stream than there: predicted frames, finer rate levels, cold caches.
+    So one that was hardly used takes so much longer as those do that were used.
+    """
     stages = {point.name: point.stage for point in points}
     seen: dict[str, list[float]] = {}
     taken: dict[int, tuple[str, float]] = {}
@@ -91,12 +95,16 @@ def compute_times(
             seen.setdefault(stage, []).append(seconds)
             taken[frame.frame] = (stage, seconds)
     medians = {stage: statistics.median(each) for stage, each in seen.items() if len(each) >= _ENOUGH_FRAMES}
+    sent = {point.stage for point in points if point.kind is Kind.FEATURE}
+    longer = [seconds / otherwise[stage] for stage, seconds in medians.items() if stage in sent and stage in otherwise]
+    factor = statistics.median(longer) if longer else 1.0
+    expected = {stage: seconds * (factor if stage in sent else 1.0) for stage, seconds in otherwise.items()}
     deviation, last = [], 1.0
     for index in range(len(frames)):
         stage, seconds = taken.get(index, ("", 0.0))
         last = seconds / medians[stage] if stage in medians else last
         deviation.append(last)
-    return ComputeTimes({**otherwise, **medians}, tuple(deviation))
+    return ComputeTimes({**expected, **medians}, tuple(deviation))
 
 
 def server_seconds(frames: Sequence[FrameRecord]) -> float:

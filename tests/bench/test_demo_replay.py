@@ -33,6 +33,13 @@ def test_compute_times_are_medians_and_every_frames_deviation() -> None:
     assert found.deviation == pytest.approx([1, 1, 1, 1, 2, 1, 1, 1, 1, 1, 1, 1])
 
 
+def test_features_of_a_stage_that_was_hardly_used_take_as_much_longer_as_those_of_others_do() -> None:
+    frames = [frame(i, "blocks.3@0", 85.0) for i in range(12)]
+    points = (*POINTS, OperatingPoint(4, Kind.FEATURE, "blocks.2"))
+    found = compute_times(frames, points, {"blocks.3": 0.08, "blocks.2": 0.06, "webp": 0.06, "local": 0.15})
+    assert found.median_s == pytest.approx({"blocks.3": 0.1, "blocks.2": 0.075, "webp": 0.06, "local": 0.15})
+
+
 def test_a_frame_that_computed_nothing_takes_the_deviation_before_it() -> None:
     frames = [frame(i, "blocks.3@0", 85.0 if i < 10 else 135.0) for i in range(11)] + [FrameRecord(11, 1.1, "dropped")]
     assert compute_times(frames, POINTS, {}).deviation[-2:] == pytest.approx((1.5, 1.5))
