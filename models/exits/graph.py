@@ -58,7 +58,7 @@ def write_exit(backbone: Backbone, spec: ExitSpec, path: Path) -> None:
     if spec.split in backbone.narrow_exits:
         layers = narrow_layers(backbone, spec, SCORES)
         given = [helper.make_tensor_value_info(FEATURES, TensorProto.FLOAT, shape)]
-        graph = helper.make_graph(layers.nodes, "exit", given, [_scores(backbone, SCORES)], layers.weights)
+        graph = helper.make_graph(layers.nodes, "exit", given, [_scores(SCORES)], layers.weights)
         onnx.save(helper.make_model(graph, opset_imports=_opsets(), ir_version=IR_VERSION), path)
         return
     weight, offset = classifier(backbone)
@@ -70,7 +70,7 @@ def write_exit(backbone: Backbone, spec: ExitSpec, path: Path) -> None:
     model.graph.node.extend(layers.nodes)
     model.graph.initializer.extend(layers.weights)
     del model.graph.output[:]
-    model.graph.output.append(_scores(backbone, SCORES))
+    model.graph.output.append(_scores(SCORES))
     onnx.save(model, path)
 
 
@@ -80,7 +80,7 @@ def let_ask(backbone: Backbone, spec: ExitSpec, path: Path) -> None:
     layers = narrow_layers(backbone, spec, ANSWER)
     model = onnx.load(path)
     graph = model.graph
-    asked = helper.make_graph(layers.nodes, "asked", [], [_scores(backbone, ANSWER)], layers.weights)
+    asked = helper.make_graph(layers.nodes, "asked", [], [_scores(ANSWER)], layers.weights)
     nothing = numpy_helper.from_array(np.zeros((1, 0), np.float32))
     not_asked = helper.make_graph(
         [helper.make_node("Constant", [], ["exit_nothing"], value=nothing)],
@@ -92,7 +92,7 @@ def let_ask(backbone: Backbone, spec: ExitSpec, path: Path) -> None:
     # An input that has an initializer is one that need not be given: older edges give none.
     graph.input.append(helper.make_tensor_value_info(ASK, TensorProto.BOOL, ()))
     graph.initializer.append(numpy_helper.from_array(np.zeros((), np.bool_), ASK))
-    graph.output.append(helper.make_tensor_value_info(SCORES, TensorProto.FLOAT, (1, None)))
+    graph.output.append(_scores(SCORES))
     if not any(each.domain == CONTRIBUTED for each in model.opset_import):
         model.opset_import.append(helper.make_opsetid(CONTRIBUTED, 1))
     onnx.save(model, path)
@@ -147,8 +147,8 @@ def _pooling(rest: NarrowRest, height: int, width: int) -> Floats:
     return found
 
 
-def _scores(backbone: Backbone, name: str) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(name, TensorProto.FLOAT, (1, len(classifier(backbone)[1])))
+def _scores(name: str) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, (1, None))
 
 
 def _opsets() -> list[onnx.OperatorSetIdProto]:
