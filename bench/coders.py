@@ -19,6 +19,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from ..edge.encoder import Encoder
+from ..edge.engine import one_a_stage
 from ..edge.frames import open_sources
 from ..edge.head import Head
 from ..edge.local import Exits, Local
@@ -145,23 +146,14 @@ class _Share:
         self.head, self.local = Head(self.bundle, edge_half), Local(edge_half)
         self.exits = Exits(self.bundle, edge_half)
         # Graphs, tables and codecs are loaded on first use, which must not count as computing.
-        for index in self.stages().values():
-            point = self.bundle.operating_points[index]
-            self.compute(index, _black(self.preprocessing(point).size))
-
-    def stages(self) -> dict[str, int]:
-        """One operating point a stage: of several rate levels the middle one stands for all."""
-        same: dict[str, list[int]] = {}
-        for index, point in enumerate(self.bundle.operating_points):
-            same.setdefault(point.stage, []).append(index)
-        return {stage: indices[len(indices) // 2] for stage, indices in same.items()}
+        for point in one_a_stage(self.bundle.operating_points).values():
+            self.compute(point, _black(self.preprocessing(point).size))
 
     def preprocessing(self, point: OperatingPoint) -> Preprocessing:
         return self.bundle.preprocessing_at(point.split) if point.split else self.bundle.preprocessing
 
-    def compute(self, index: int, pixels: npt.NDArray[np.uint8]) -> None:
+    def compute(self, point: OperatingPoint, pixels: npt.NDArray[np.uint8]) -> None:
         """What a device does at a point with prepared pixels; nothing is kept."""
-        point = self.bundle.operating_points[index]
         if point.is_exit:
             self.answer_early(point.split, pixels)
         elif point.kind is Kind.FEATURE:
@@ -251,12 +243,12 @@ def _times(frames: list[int]) -> list[tuple[str, StageTimes]]:
     """Every stage of these frames."""
     share, found = _mine(), []
     for frame in frames:
-        for stage, index in share.stages().items():
-            how = share.preprocessing(share.bundle.operating_points[index])
+        for stage, point in one_a_stage(share.bundle.operating_points).items():
+            how = share.preprocessing(point)
             began = time.thread_time()
             pixels = prepare(share.pictures[frame], how)
             prepared = time.thread_time()
             # From the head on and not by `packet`, which remembers latents.
-            share.compute(index, pixels)
+            share.compute(point, pixels)
             found.append((stage, StageTimes(prepared - began, time.thread_time() - prepared)))
     return found

@@ -222,7 +222,7 @@ class Engine:
         """
         points, picture = tuple(points), reference_picture()
         self._encoder.warm_up(points)
-        for point in _one_a_stage(points).values():
+        for point in one_a_stage(points).values():
             for _ in range(WARM_UP_RUNS):
                 self._seconds(picture, point)
 
@@ -236,7 +236,7 @@ class Engine:
             rounds: of each.
             predicted: frames are coded as in a stream whose server keeps frames, which takes half as long again.
         """
-        stages, picture = _one_a_stage(points), reference_picture()
+        stages, picture = one_a_stage(points), reference_picture()
         earlier = {name: self._before(picture, point) for name, point in stages.items() if predicted}
         times: dict[str, list[float]] = {name: [] for name in stages}
         for _ in range(rounds):
@@ -308,7 +308,7 @@ class Engine:
             self._encoder.feature(self._head(point.split, pixels), point, 0)
 
 
-def _one_a_stage(points: Iterable[OperatingPoint]) -> dict[str, OperatingPoint]:
+def one_a_stage(points: Iterable[OperatingPoint]) -> dict[str, OperatingPoint]:
     """One point a stage: of several rate levels the middle one stands for all."""
     by_stage: dict[str, list[OperatingPoint]] = {}
     for point in points:

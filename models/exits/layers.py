@@ -88,20 +88,9 @@ def in_four_bits(weight: Floats) -> tuple[npt.NDArray[np.uint8], Floats]:
     outputs, inputs = weight.shape
     padded = np.pad(weight, ((0, 0), (0, -inputs % BLOCK))).reshape(outputs, -1, BLOCK)
     largest = np.take_along_axis(padded, np.abs(padded).argmax(2)[..., None], 2)[..., 0]
-    best: tuple[Any, Any, Any] | None = None
-    for span in _SPANS:
-        # Towards the end that has one number more.
-        scale = -np.where(np.abs(largest) < NARROWEST, NARROWEST, largest) / span
-        steps = np.clip(np.rint(padded / scale[..., None]), -_HALF, _HALF - 1)
-        off = np.square(steps * scale[..., None] - padded).sum(2)
-        if best is None:
-            best = off, steps, scale
-        else:
-            nearer = off < best[0]
-            best = (
-                np.where(nearer, off, best[0]),
-                np.where(nearer[..., None], steps, best[1]),
-                np.where(nearer, scale, best[2]),
-            )
-    assert best is not None
-    return (best[1] + _HALF).astype(np.uint8), best[2].astype(np.float32)
+    # Towards the end that has one number more.
+    scales = -np.where(np.abs(largest) < NARROWEST, NARROWEST, largest) / np.array(_SPANS, np.float32)[:, None, None]
+    steps = np.clip(np.rint(padded / scales[..., None]), -_HALF, _HALF - 1)
+    best = np.square(steps * scales[..., None] - padded).sum(3).argmin(0)[None]
+    nearest = np.take_along_axis(steps, best[..., None], 0)[0]
+    return (nearest + _HALF).astype(np.uint8), np.take_along_axis(scales, best, 0)[0].astype(np.float32)

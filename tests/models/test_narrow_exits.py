@@ -72,17 +72,29 @@ def test_with_all_hidden_channels_and_every_place_it_is_the_rest_of_the_backbone
     torch.testing.assert_close(rest(features)[0], wanted.flatten(1), rtol=2e-2, atol=2e-3 * float(wanted.max()))
 
 
-def test_a_device_computes_what_was_learned(made, tmp_path, monkeypatch):
-    backbone = backbone_of(made)
-    monkeypatch.setattr("headrace.models.export.backbone_of", lambda _: backbone)
-    monkeypatch.setattr("headrace.models.export.has_local", lambda _: False)
+@pytest.fixture(scope="module")
+def edge_half(made, tmp_path_factory) -> Path:
+    """Without the uncut model, whose export takes as long as all else."""
+    folder = tmp_path_factory.mktemp("half")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("headrace.models.export.has_local", lambda _: False)
+        patch.setattr("headrace.models.edge_half.has_local", lambda _: False)
+        export_edge_half(made, folder)
+    return folder
+
+
+@pytest.fixture
+def half(edge_half, monkeypatch) -> Bundle:
     monkeypatch.setattr("headrace.models.edge_half.has_local", lambda _: False)
-    export_edge_half(made, tmp_path)
-    half = load_edge_half(tmp_path)
-    assert half.exit_specs == made.exit_specs and not half.narrow_exits and not (tmp_path / EXITS).exists()
+    return load_edge_half(edge_half)
+
+
+def test_a_device_computes_what_was_learned(made, half, edge_half):
+    assert half.exit_specs == made.exit_specs and not half.narrow_exits and not (edge_half / EXITS).exists()
     pixels = np.random.default_rng(1).integers(0, 256, (1, 96, 96, 3), dtype=np.uint8)
-    (features,) = open_session(tmp_path / f"head-{AT}.onnx").run(["features"], {"pixels": pixels})
-    (scores,) = open_session(tmp_path / f"exit-{AT}.onnx").run(None, {"features": features})
+    (features,) = open_session(edge_half / f"head-{AT}.onnx").run(["features"], {"pixels": pixels})
+    (scores,) = open_session(edge_half / f"exit-{AT}.onnx").run(None, {"features": features})
+    backbone = backbone_of(made)
     rest = narrow_rest(backbone, AT, backbone.narrow_exits[AT])
     assert rest.expand_weight.shape[0] == HIDDEN
     weight, offset = (part / made.exit(AT).temperature for part in classifier(backbone))
@@ -94,14 +106,8 @@ def test_a_device_computes_what_was_learned(made, tmp_path, monkeypatch):
     np.testing.assert_allclose(scores, wanted, rtol=0.1, atol=1e-4)  # all else is in eight bits
 
 
-def test_a_head_gives_the_exits_scores_when_it_is_asked(made, tmp_path, monkeypatch):
-    backbone = backbone_of(made)
-    monkeypatch.setattr("headrace.models.export.backbone_of", lambda _: backbone)
-    monkeypatch.setattr("headrace.models.export.has_local", lambda _: False)
-    monkeypatch.setattr("headrace.models.edge_half.has_local", lambda _: False)
-    export_edge_half(made, tmp_path)
-    bundle = load_edge_half(tmp_path)
-    head, exits = Head(bundle, tmp_path), Exits(bundle, tmp_path)
+def test_a_head_gives_the_exits_scores_when_it_is_asked(half, edge_half):
+    head, exits = Head(half, edge_half), Exits(half, edge_half)
     pixels = np.random.default_rng(2).integers(0, 256, (96, 96, 3), dtype=np.uint8)
     plain, asked = head.reach(AT, pixels), head.reach(AT, pixels, ask=True)
     assert plain.scores is None and asked.scores is not None
@@ -112,7 +118,7 @@ def test_a_head_gives_the_exits_scores_when_it_is_asked(made, tmp_path, monkeypa
     assert [label.index for label in labels] == [label.index for label in others]
     assert confidence == pytest.approx(other, abs=1e-5)
     assert head.reach(TOO_EARLY, pixels, ask=True).scores is None
-    nothing = open_session(tmp_path / f"head-{AT}.onnx").run(["scores"], {"pixels": pixels[None]})[0]
+    nothing = open_session(edge_half / f"head-{AT}.onnx").run(["scores"], {"pixels": pixels[None]})[0]
     assert nothing.shape == (1, 0)
 
 
