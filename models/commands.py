@@ -117,6 +117,7 @@ def repair_bundle(
     rank: Annotated[
         int, typer.Option(help="Of what is added to the tail's matrices: more learns more, and is larger.")
     ] = 16,
+    rate: Annotated[float, typer.Option(help="Learning rate at its height.")] = 1e-3,
     bfloat16: Annotated[
         bool, typer.Option("--bfloat16", help="Learn in half precision, where the processor has it in half the time.")
     ] = False,
@@ -131,23 +132,31 @@ def repair_bundle(
 ) -> None:
     """Teach the server's half to answer coarse symbols better; edge and bitstream stay as they are.
 
-    A run that was killed goes on where it was when the same command is given again.
+    A run that was killed goes on where it was when the same command is given again. Several processes share the crops,
+    each makes its own: torchrun --nproc-per-node N -m headrace.cli repair --steps 2000 ...
     """
     from rich.console import Console
     from rich.progress import Progress
 
     from .bundle import Bundle, short
+    from .learning.team import Team
     from .repair.distil import RepairPlan, repair
     from .split import bar_columns
     from .zoo.catalogue import write_weights
 
     places = tuple(at or ())
     plan = RepairPlan(
-        places, minutes, steps, crops, rank=rank, device=device, half=bfloat16, seed=seed, photographs=photographs,
-        held_out=held_out, resample=resample, views=views,
+        places, minutes, steps, crops, rank=rank, rate=rate, device=device, half=bfloat16, seed=seed,
+        photographs=photographs, held_out=held_out, resample=resample, views=views,
     )  # fmt: skip
-    with Progress(*bar_columns(), console=Console(stderr=True)) as progress:
-        model, repaired = repair(Bundle.load(bundle), calibration, plan, output / "repair-work", progress, more or ())
+    with (
+        Team.joined(device) as team,
+        Progress(*bar_columns(), console=Console(stderr=True), disable=not team.first) as progress,
+    ):
+        work = output / "repair-work"
+        model, repaired = repair(Bundle.load(bundle), calibration, plan, work, progress, more or (), team)
+        if not team.first:
+            return
     repaired.save(output)
     write_weights(model, output)
     size = sum(array.nbytes for array in repaired.repair.values())
@@ -231,6 +240,9 @@ def lighten_heads(
     hidden: Annotated[
         str, typer.Option(help="Hidden channels of each bottleneck, such as 16,64,96,96, where some are to go.")
     ] = "",
+    restore: Annotated[
+        bool, typer.Option("--restore", help="The server learns along to tell what a light head cannot compute.")
+    ] = False,
     work: Annotated[Path, typer.Option(help="Folder for checkpoints.")] = Path("train-work"),
     fitted: Annotated[int, typer.Option(help="As given to `split`, to leave out the same photographs.")] = 300,
     held_out: Annotated[
@@ -245,13 +257,13 @@ def lighten_heads(
     """
     from .exceptions import DataError
     from .learning.command import lighten_bundle
-    from .learning.lighten import Lightening
+    from .learning.course import Lightening
 
     try:
         channels = tuple(int(each) for each in hidden.split(",") if hidden)
     except ValueError as error:
         raise DataError(f"--hidden {hidden!r} are no numbers with commas between, such as 16,64,96,96") from error
-    how = Lightening(steps, batch, rate, seed=seed, hidden=channels)
+    how = Lightening(steps, batch, rate, seed=seed, hidden=channels, restore=restore)
     lighten_bundle(bundle, at, how, photographs, output, work, fitted, held_out, views)
 
 

@@ -78,6 +78,22 @@ def fit_map(features: Tensor, gradients: Tensor, distortions: Sequence[float] = 
         latents = form.encode(features).numpy()
     shape = (features.shape[1], features.shape[2], features.shape[3])
     levels = _gains(latents, form.sensitivities.numpy(), distortions)
+    coding = fit_coding(latents, levels)
+    kept = coding.latent_channels
+    return FittedMap(shape, kept, coding.slices, {**coding.arrays, **_matrices(form, kept)})
+
+
+@dataclass(frozen=True)
+class FittedCoding:
+    """How a map's latents are quantised and coded; fields as `FittedMap` has them, arrays without the transform."""
+
+    latent_channels: int
+    slices: tuple[tuple[int, ...], ...]
+    arrays: Mapping[str, Array]
+
+
+def fit_coding(latents: npt.NDArray[np.float32], levels: Sequence[np.float32]) -> FittedCoding:
+    """Fit order, entropy model and slices to latents [N, K, H, W], for rate levels of these gains, finest first."""
     order, kept = _order(latents, levels)
     latents = latents[:, :kept]
     counts, classes = TableCounts(), []
@@ -93,7 +109,6 @@ def fit_map(features: Tensor, gradients: Tensor, distortions: Sequence[float] = 
         "cdf": tables.cdf,
         "sizes": tables.sizes,
         "offsets": tables.offsets,
-        **_matrices(form, kept),
     }
     slices = []
     for level, gain in enumerate(levels):
@@ -102,7 +117,7 @@ def fit_map(features: Tensor, gradients: Tensor, distortions: Sequence[float] = 
         bits = tables.bits(symbols, np.broadcast_to(indexes, symbols.shape))
         slices.append(_slice_ends(bits.sum(0), len(bits)))
         arrays[f"{level}/indexes"] = indexes
-    return FittedMap(shape, kept, tuple(slices), arrays)
+    return FittedCoding(kept, tuple(slices), arrays)
 
 
 def _symbols(
@@ -142,7 +157,7 @@ def _finest_step(sample: npt.NDArray[np.float32], wanted: float, largest: float)
     one: nothing then is held."""
 
     def takes_more(step: float) -> bool:
-        return _most_bits(np.abs(np.rint(sample / np.float32(step))).mean(0)) > 8 * MOST_BYTES
+        return most_bits(np.abs(np.rint(sample / np.float32(step))).mean(0)) > 8 * MOST_BYTES
 
     if not takes_more(wanted):
         return 0.0
@@ -153,7 +168,7 @@ def _finest_step(sample: npt.NDArray[np.float32], wanted: float, largest: float)
     return float(np.exp(high))
 
 
-def _most_bits(magnitudes: npt.NDArray[np.float32]) -> float:
+def most_bits(magnitudes: npt.NDArray[np.float32]) -> float:
     """Bits of integers of which the mean magnitudes are known: those of two-sided geometric distributions, which have
     the largest entropy of all that are symmetric."""
     mean = magnitudes[magnitudes > 0].astype(np.float64)

@@ -13,10 +13,12 @@ from rich.progress import Progress
 from ..bundle import Bundle, short
 from ..exceptions import DataError
 from ..measure import find_pictures, views_of
+from ..recode import latents_of, recoded
 from ..split import bar_columns, choose, measured_points, timed
 from ..zoo.catalogue import backbone_of, write_weights
 from .assemble import assemble, without
-from .lighten import Lightening, lessons_of, lighten
+from .course import Lightening, lessons_of
+from .lighten import lighten
 from .plan import TrainPlan
 from .team import Team
 from .train import train
@@ -90,16 +92,19 @@ def lighten_bundle(
         folders, output, work, fitted, held_out, views: as for `train_bundle`.
     """
     bundle = Bundle.load(folder)
-    paths, _, measured_on = _divided(folders, fitted, held_out)
+    paths, fit_on, measured_on = _divided(folders, fitted, held_out)
     backbone = backbone_of(bundle)
     changed = [s.name for lesson in lessons_of(bundle, names) for s in lesson.specs]
     with (
         Team.joined("cpu") as team,
         Progress(*bar_columns(), console=Console(stderr=True), disable=not team.first) as progress,
     ):
+        before = {name: latents_of(backbone, bundle, name, fit_on) for name in names if how.restore and team.first}
         made = lighten(backbone, bundle, names, paths, how, work, progress, team)
         if not team.first:
             return
+        for name, latents in before.items():
+            made = recoded(made, name, latents, latents_of(backbone, made, name, fit_on))
         seen = views_of(measured_on, views, how.seed)
         made = timed(backbone, made, seen, progress)
         made = measured_points(backbone, made, seen, progress, changed).check()

@@ -44,6 +44,9 @@ class Light(Protocol):
     def tensors(self) -> Arrays:
         """What the bundle will hold of them, see `cut`."""
 
+    def repair(self) -> Arrays:
+        """What the server's half has learned along, see `repair.restorer`; empty for nothing."""
+
 
 class LightEncoder:
     """All widths of a learned encoder, which share their weights."""
@@ -87,7 +90,11 @@ class LightEncoder:
 
     def tensors(self) -> Arrays:
         """Of all widths."""
-        return {f"{self._name}/encoder/{key}": _half(value) for key, value in self.encoder.parts().items()}
+        return {f"{self._name}/encoder/{key}": half(value) for key, value in self.encoder.parts().items()}
+
+    def repair(self) -> Arrays:
+        """Nothing."""
+        return {}
 
 
 class LightCut:
@@ -129,8 +136,13 @@ class LightCut:
 
     def tensors(self) -> Arrays:
         """Of the head."""
-        return {f"{self._name}/{HEAD}/{key}": _half(value) for key, value in self._head.weights().items()}
+        return {f"{self._name}/{HEAD}/{key}": half(value) for key, value in self._head.weights().items()}
+
+    def repair(self) -> Arrays:
+        """Nothing."""
+        return {}
 
 
-def _half(value: Tensor) -> npt.NDArray[np.float16]:
+def half(value: Tensor) -> npt.NDArray[np.float16]:
+    """As a bundle holds it."""
     return value.detach().half().contiguous().numpy()

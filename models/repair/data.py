@@ -134,7 +134,7 @@ class RandomSymbols:
         self._encoder = Encoder.of(bundle, split).to(device)
         self._seed, self._device = seed, device
         self._gains = np.stack([bundle.gain(split, level) for level in range(bundle.split(split).rate_levels)])
-        self._arriving = [_arriving(bundle, split, level) for level in range(len(self._gains))]
+        self._arriving = [arriving(bundle, split, level) for level in range(len(self._gains))]
         odds = np.linspace(1.0, COARSE, len(self._gains))
         self._odds = odds / odds.sum()
 
@@ -153,7 +153,7 @@ class RandomSymbols:
         return torch.from_numpy(symbols).to(self._device), gain.to(self._device)
 
 
-def _arriving(bundle: Bundle, split: str, level: int) -> list[npt.NDArray[np.int32]]:
+def arriving(bundle: Bundle, split: str, level: int) -> list[npt.NDArray[np.int32]]:
     """For each prefix of the slices, 1 where a symbol arrives, int32 [K, H, W]; the codec itself is asked."""
     codec = Codec(bundle)
     point = bundle.feature_point(split, level)

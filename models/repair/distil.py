@@ -5,7 +5,8 @@ symbols -> decoder -> denoiser -> tail + deltas -> outputs, moved towards the un
 
 Encoder, tables and bitstream stay as they are (the second stage of Matsubara et al., "SC2 Benchmark: Supervised
 Compression for Split Computing", TMLR 2023, on a closed form instead of a learned encoder). One repair serves all rate
-levels and prefixes, for a server answers them in one batch. The tail is changed by products of low rank (Hu et al.,
+levels and prefixes, for a server answers them in one batch. Behind a light head it begins with the restorer that was
+learned with it (`learning.restore`), in the denoiser's place. The tail is changed by products of low rank (Hu et al.,
 "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022), so that a bundle stays small; they are added to the
 weights when the tail is loaded and cost no time. Labels are not used.
 """
@@ -33,6 +34,7 @@ from ..bottleneck import Decoder
 from ..bundle import Bundle
 from ..exceptions import DataError
 from ..learning.descent import descend
+from ..learning.team import ALONE, Team
 from ..measure import find_pictures, views_of
 from ..split import choose, measured_points
 from ..tasks import Detection, Segmentation, Several, Task
@@ -41,8 +43,9 @@ from .data import Crops, RandomSymbols, make_crops
 from .lean import kept
 from .resample import Resample, own_cut
 from .resample_fit import fit_resample
+from .restorer import RESTORE, Restorer
 from .student import Student
-from .tail import Denoiser, mean_gain
+from .tail import Denoiser, mean_gain, repair_of, restores
 
 LEVEL_POWER = 2.0
 """Of the gain, by which frames are weighed."""
@@ -66,7 +69,7 @@ class RepairPlan:
         crops: how many at most are made of the photographs.
         batch: crops a step.
         rank: of the deltas of the tail's matrices; 0 leaves them alone.
-        hidden: channels of the denoiser; 0 for none.
+        hidden: channels of the denoiser; 0 for none. A restorer that the bundle has stands in its place as it is.
         rate: learning rate at its height.
         device: "cpu" or "cuda".
         half: compute in bfloat16, where the processor has it in half the time; what is learned stays float32.
@@ -101,6 +104,7 @@ def repair(
     work: Path,
     progress: Progress | None = None,
     more: Sequence[Path] = (),
+    team: Team = ALONE,
 ) -> tuple[Backbone, Bundle]:
     """Learn a repair for a bundle's split points and measure its operating points anew.
 
@@ -111,13 +115,15 @@ def repair(
         work: folder for crops and checkpoints. A run that was killed goes on from there; it is removed at the end.
         progress: where to show progress; None for nowhere.
         more: folders of other photographs to learn from; none of theirs is measured on.
+        team: the processes that share each step's crops; all but the first one measure nothing.
 
     Returns:
         The backbone, whose weights the bundle's folder may have to hold (`zoo.write_weights`), and the same bundle
         (and fingerprint) with `repair`, its operating points measured with it.
 
     Raises:
-        DataError: too few photographs, or no such device.
+        DataError: too few photographs, or no such device; crops cannot be shared out evenly; features are to be
+            resampled that a restorer is for.
         BackboneError: the backbone's weights are missing or are not the bundle's.
         OperatingPointError: the bundle has no such split point.
     """
@@ -128,20 +134,28 @@ def repair(
         raise DataError("there is no CUDA device here; use --device cpu, or check the driver with nvidia-smi")
     backbone = backbone_of(bundle)
     names = tuple(bundle.split(name).name for name in plan.at) or tuple(s.name for s in bundle.splits)
+    if plan.batch % team.size:
+        raise DataError(f"{plan.batch} crops a step are not the same number for each of {team.size} processes")
+    if team.size > 1 and not plan.steps:
+        raise DataError("several processes would not find the same number of steps in the minutes; say --steps")
+    for name in names:
+        if plan.resample and restores(bundle, name):
+            raise DataError(f"the restorer of {name} is for its own grid; repair it without --resample")
     _, held_out = choose(calibration, plan.photographs, plan.held_out, plan.seed)
     paths = [p for folder in (calibration, *more) for p in find_pictures(folder) if p not in set(held_out)]
     found = {k: v for k, v in bundle.repair.items() if not k.startswith(tuple(f"{name}/" for name in names))}
     of = f"steps of {plan.batch} crops of {len(paths)} unlabelled photographs, seed {plan.seed}"
     said = []
     for name in names:
-        student, steps = _learn(backbone, bundle, name, paths, plan, work / name, progress)
+        student, steps = _learn(backbone, bundle, name, paths, plan, work / name, progress, team)
         said.append(f"{name} by {steps} {of}")
         found |= {f"{name}/{key}": value for key, value in kept(student.tensors()).items()}
     before = [part for part in bundle.provenance.get("repair", "").split("; ") if part and part.split()[0] not in names]
     provenance = {**bundle.provenance, "repair": "; ".join([*before, *said])}
     result = replace(bundle, repair=found, provenance=provenance).check()
-    result = measured_points(backbone, result, views_of(held_out, plan.views, plan.seed), progress, names)
-    shutil.rmtree(work, ignore_errors=True)
+    if team.first:
+        result = measured_points(backbone, result, views_of(held_out, plan.views, plan.seed), progress, names)
+        shutil.rmtree(work, ignore_errors=True)
     return backbone, result
 
 
@@ -182,13 +196,15 @@ def _learn(
     plan: RepairPlan,
     work: Path,
     progress: Progress,
+    team: Team,
 ) -> tuple[Student, int]:
     """A student that has learned, and in how many steps."""
     device, began = torch.device(plan.device), time.monotonic()
-    identity = _identity(bundle, split, paths, plan)
-    if not (work / identity).is_dir():
+    folder = work / _identity(bundle, split, paths, plan)
+    if team.first and not folder.is_dir():
         shutil.rmtree(work, ignore_errors=True)
-    folder = work / identity
+    team.wait()
+    plan = replace(plan, crops=plan.crops // team.size, batch=plan.batch // team.size)
     bar = progress.add_task(f"{split}: crops", total=None)
     schedule = folder / "steps.json"
     until = math.inf if plan.steps else began + 60 * plan.minutes * CROPS_SHARE
@@ -199,16 +215,29 @@ def _learn(
         progress.update(bar, completed=done, total=of, said=f"{done / max(time.monotonic() - began, 1e-3):.0f}/s")
 
     resampled = plan.resample and own_cut(split) != split
-    crops = make_crops(backbone, split, paths, plan.crops, plan.seed, folder, device, note_crops, until, resampled)
+    mine = folder / f"crops-{team.rank}"
+    seed = plan.seed + team.rank
+    crops = make_crops(backbone, split, paths, plan.crops, seed, mine, device, note_crops, until, resampled)
     resample = fit_resample(backbone, split, paths, plan.seed, device) if resampled else None
-    lesson = Lesson(bundle, split, backbone, crops, plan, device, resample)
+    lesson = Lesson(bundle, split, backbone, crops, plan, device, resample, seed)
+    team.average(lesson.student.buffers())  # of its own crops, by which a denoiser normalises
     if not schedule.is_file():
         left = 60 * plan.minutes - (time.monotonic() - began)
         schedule.write_text(json.dumps({"steps": plan.steps or lesson.steps_within(left)}))
     steps = int(json.loads(schedule.read_text())["steps"])
-    note = _noting(progress, f"{split}: repair", steps, plan.batch)
+    note = _noting(progress, f"{split}: repair", steps, plan.batch * team.size)
     named = dict(lesson.student.named_parameters())
-    descend(named, lesson.loss, plan.rate, steps, folder / STATE, identity, note)
+    descend(
+        named,
+        lesson.loss,
+        plan.rate,
+        steps,
+        folder / STATE,
+        folder.name,
+        note,
+        exchange=lambda: team.average_gradients(named.values()),
+        keeps=team.first,
+    )
     return lesson.student, steps
 
 
@@ -238,14 +267,21 @@ class Lesson:
         plan: RepairPlan,
         device: torch.device,
         resample: Resample | None = None,
+        seed: int | None = None,
     ) -> None:
-        """Begin as the unrepaired half, on `device`; with a `resample` at the backbone's own size."""
+        """Begin as the unrepaired half, on `device`; with a `resample` at the backbone's own size.
+
+        `seed` is of the order of crops, and of rate levels and prefixes; None for the plan's.
+        """
+        self._seed = plan.seed if seed is None else seed
         tail, self._task = backbone.tail(own_cut(split) if resample else split).to(device), backbone.task
         self._crops, self._plan, self._device = crops, plan, device
-        self._symbols = RandomSymbols(bundle, split, plan.seed, device)
+        self._symbols = RandomSymbols(bundle, split, self._seed, device)
         self._gain = mean_gain(bundle, split)
-        denoiser = None
-        if plan.hidden:
+        denoiser: Denoiser | Restorer | None = None
+        if restores(bundle, split):
+            denoiser = Restorer.of(repair_of(bundle, split), self._gain)
+        elif plan.hidden:
             features, _ = crops.batch(np.arange(min(len(crops), 256)))
             if resample is not None:
                 features = resample(features)
@@ -280,7 +316,7 @@ class Lesson:
         return max(1, int(seconds * TIMED / max(time.monotonic() - began, 1e-4)))
 
     def _indexes(self, step: int) -> npt.NDArray[np.int64]:
-        return crops_of_step(len(self._crops), self._plan.batch, self._plan.seed, step)
+        return crops_of_step(len(self._crops), self._plan.batch, self._seed, step)
 
 
 def crops_of_step(count: int, batch: int, seed: int, step: int) -> npt.NDArray[np.int64]:
@@ -293,5 +329,6 @@ def crops_of_step(count: int, batch: int, seed: int, step: int) -> npt.NDArray[n
 
 def _identity(bundle: Bundle, split: str, paths: Sequence[Path], plan: RepairPlan) -> str:
     """16 hex digits over everything that a run's result hangs on, by which its files are found again."""
-    parts = [bundle.fingerprint, split, [str(p) for p in paths], asdict(plan)]
+    begun = {name: a.tobytes() for name, a in bundle.repair.items() if name.startswith(f"{split}/{RESTORE}/")}
+    parts = [bundle.fingerprint, split, [str(p) for p in paths], asdict(plan), begun]
     return hashlib.sha256(msgpack.packb(parts)).hexdigest()[:16]

@@ -1,6 +1,6 @@
 """Student: the server's half of one split point with what a repair learns, on its way there.
 
-symbols, gain --Decoder--> features --Denoiser--> features --tail, its weights + deltas--> outputs
+symbols, gain --Decoder--> features --Denoiser, Restorer--> features --tail, its weights + deltas--> outputs
                  fixed                 learned               fixed          learned
 """
 
@@ -11,16 +11,19 @@ import numpy.typing as npt
 from torch import Tensor, nn
 
 from .deltas import Deltas
-from .tail import DENOISE, RESAMPLE, TAIL, Denoiser
+from .restorer import Restorer
+from .tail import TAIL, Denoiser
 
 
 class Student(nn.Module):
     """Decoder, denoiser and changed tail of one split point: symbols [B, K, H, W], gain [B, K] -> outputs.
 
-    Only the denoiser and the deltas are its parameters.
+    Only the denoiser, or the restorer in its place, and the deltas are its parameters.
     """
 
-    def __init__(self, decoder: nn.Module, tail: nn.Module, denoiser: Denoiser | None, rank: int, seed: int) -> None:
+    def __init__(
+        self, decoder: nn.Module, tail: nn.Module, denoiser: Denoiser | Restorer | None, rank: int, seed: int
+    ) -> None:
         """Begin as the unrepaired half; the tail stays the backbone's."""
         super().__init__()
         self._fixed = (decoder,)  # in a tuple, so that it is not a submodule
@@ -38,12 +41,6 @@ class Student(nn.Module):
 
     def tensors(self) -> dict[str, npt.NDArray[np.float16]]:
         """What a bundle holds of it, see `repaired`, without the split point's name."""
-        found: dict[str, Tensor] = {}
-        if self.denoiser is not None:
-            layers = self.denoiser.layers.state_dict()
-            found |= {f"{DENOISE}/{key.replace('.', '/')}": value for key, value in layers.items()}
-            found |= {f"{DENOISE}/{key}": getattr(self.denoiser, key).flatten() for key in ("mean", "deviation")}
-            if self.denoiser.resample is not None:
-                found |= {f"{RESAMPLE}/{key}": value for key, value in self.denoiser.resample.tensors().items()}
+        found = self.denoiser.tensors() if self.denoiser is not None else {}
         denoiser = {key: value.detach().half().cpu().contiguous().numpy() for key, value in found.items()}
         return denoiser | {f"{TAIL}/{name}": value for name, value in self.tail.tensors().items()}

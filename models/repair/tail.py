@@ -10,6 +10,7 @@ serves devices whose half was exported without, and the other way round. The ten
     SPLIT/denoise/mean, .../deviation          of the features' channels [C], by which it normalises
     SPLIT/denoise/resample/weight, .../bias, .../size
                                                of a detector on fewer pixels, to the grid of all: see `resample`
+    SPLIT/restore/...                          what stands in the denoiser's place behind a light head: see `restorer`
     SPLIT/tail/NAME, .../left, .../right       what is added to the tail's tensor NAME, see `deltas`
 """
 
@@ -28,6 +29,7 @@ from ..exceptions import BundleError
 from ..learning.eight_bits import as_floats
 from .deltas import with_deltas
 from .resample import Resample, own_cut
+from .restorer import RESTORE, Restorer
 
 DENOISE, RESAMPLE, TAIL = "denoise", "denoise/resample", "tail"
 
@@ -74,9 +76,17 @@ class Denoiser(nn.Module):
         change: Tensor = self.layers[-1](hidden)
         return features + change * self.deviation * step
 
+    def tensors(self) -> dict[str, Tensor]:
+        """What a bundle holds of it, without the split point's name."""
+        found = {f"{DENOISE}/{key.replace('.', '/')}": value for key, value in self.layers.state_dict().items()}
+        found |= {f"{DENOISE}/{key}": getattr(self, key).flatten() for key in ("mean", "deviation")}
+        if self.resample is not None:
+            found |= {f"{RESAMPLE}/{key}": value for key, value in self.resample.tensors().items()}
+        return found
+
 
 class DenoisingDecoder(nn.Module):
-    """A decoder with a denoiser behind it; called like the decoder."""
+    """A decoder with a denoiser or a restorer behind it; called like the decoder."""
 
     def __init__(self, decoder: nn.Module, denoiser: nn.Module) -> None:
         super().__init__()
@@ -105,24 +115,36 @@ def repaired(bundle: Bundle, split: str, decoder: nn.Module, tail: nn.Module) ->
     Raises:
         BundleError: a tensor of the repair does not fit the tail.
     """
-    stored = {
-        key.removeprefix(f"{split}/"): value for key, value in bundle.repair.items() if key.startswith(f"{split}/")
-    }
-    tensors = {key: torch.from_numpy(value) for key, value in as_floats(stored).items()}
+    tensors = repair_of(bundle, split)
     if not tensors:
         return decoder, tail
     deltas = {key.removeprefix(f"{TAIL}/"): value for key, value in tensors.items() if key.startswith(f"{TAIL}/")}
     try:
+        denoiser: nn.Module | None = None
         if f"{DENOISE}/deviation" in tensors:
-            decoder = (
-                DenoisingDecoder(decoder, _denoiser(tensors, mean_gain(bundle, split))).requires_grad_(False).eval()
-            )
+            denoiser = _denoiser(tensors, mean_gain(bundle, split))
+        if restores(bundle, split):
+            denoiser = Restorer.of(tensors, mean_gain(bundle, split))
+        if denoiser is not None:
+            decoder = DenoisingDecoder(decoder, denoiser).requires_grad_(False).eval()
         return decoder, with_deltas(tail, deltas)
     except (KeyError, RuntimeError) as error:
         raise BundleError(
             f"the repair of {split} in bundle {bundle.name} does not fit its backbone: {error}; "
             "learn it anew with `headrace repair`"
         ) from error
+
+
+def repair_of(bundle: Bundle, split: str) -> dict[str, Tensor]:
+    """What a bundle holds of a split point's repair, float32, without its name."""
+    start = f"{split}/"
+    stored = {key.removeprefix(start): value for key, value in bundle.repair.items() if key.startswith(start)}
+    return {key: torch.from_numpy(value) for key, value in as_floats(stored).items()}
+
+
+def restores(bundle: Bundle, split: str) -> bool:
+    """Whether a split point's repair has a restorer."""
+    return f"{split}/{RESTORE}/deviation" in bundle.repair
 
 
 def mean_gain(bundle: Bundle, split: str) -> float:

@@ -17,8 +17,9 @@ from headrace.models.edge_half import load_edge_half
 from headrace.models.exceptions import BundleError, DataError
 from headrace.models.export import export_edge_half
 from headrace.models.learning.assemble import assemble, split_names, without
+from headrace.models.learning.course import Lightening
 from headrace.models.learning.cut import learned_cuts, tensors_of
-from headrace.models.learning.lighten import Lightening, lighten
+from headrace.models.learning.lighten import lighten
 from headrace.models.learning.metric import Nats
 from headrace.models.learning.plan import TrainPlan
 from headrace.models.learning.slimmable import SlimmableEncoder

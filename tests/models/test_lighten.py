@@ -20,7 +20,8 @@ from headrace.models.learning import command as learning_command
 from headrace.models.learning import lighten as lightening
 from headrace.models.learning import plan
 from headrace.models.learning.command import train_bundle
-from headrace.models.learning.lighten import Lightening, lighten
+from headrace.models.learning.course import Lightening, Views
+from headrace.models.learning.lighten import lighten
 from headrace.models.learning.narrow import narrow
 from headrace.models.measure import find_pictures
 from headrace.models.repair.data import make_crops
@@ -275,7 +276,7 @@ def test_only_the_same_cut_stands_in_for_another_one(lightened, photographs):
 
 def test_a_light_head_learns_on_towards_the_whole_one(bundle, lightened, photographs, tmp_path):
     """From what it has learned, with its clips and channels, and not towards what it gives itself."""
-    pixels = torch.cat(lightening.Views(backbone_of(bundle).at(SPLIT)[0], photographs, Lightening(1)).apart())
+    pixels = torch.cat(Views(backbone_of(bundle).at(SPLIT)[0], photographs, Lightening(1)).apart())
     how = Lightening(steps=100, batch=6, rate=3e-3, average=0.9, seed=5)
     further = lighten(backbone_of(lightened), lightened, [SPLIT], photographs, how, tmp_path)
     assert further.split(SPLIT).clips == lightened.split(SPLIT).clips

@@ -10,7 +10,8 @@ import pytest
 import torch
 from headrace.models.bundle import Bundle
 from headrace.models.exceptions import DataError
-from headrace.models.learning.lighten import Lightening, Views, lighten
+from headrace.models.learning.course import Lightening, Views
+from headrace.models.learning.lighten import lighten
 from headrace.models.learning.team import Team
 from headrace.models.measure import find_pictures
 from headrace.models.split import choose, fit

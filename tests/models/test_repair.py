@@ -226,7 +226,7 @@ def test_through_the_command(bundle, photographs, tmp_path):
 
 def test_steps_that_fit_are_decided_once(bundle, photographs, tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr("headrace.models.repair.distil.descend", lambda *a: asked.append(a[3]))
+    monkeypatch.setattr("headrace.models.repair.distil.descend", lambda *a, **_: asked.append(a[3]))
     plan = replace(STEPS, at=(A,), steps=0, minutes=0.1, hidden=0)
     monkeypatch.setattr("headrace.models.repair.distil.shutil.rmtree", lambda *a, **k: None)
     for _ in range(2):
