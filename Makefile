@@ -97,10 +97,12 @@ bundle-efficientnet_lite0: venv
 	  $(PHOTOGRAPHS:%=--photographs %) --output $(B) --views 5
 	$(BIN)/headrace split efficientnet_lite0 --add-to $(B) --at blocks.2.0-224px --instead-of blocks.2.0-220px \
 	  --distortions $(LIGHT_LEVELS) --calibration $(IMAGEN) --output $(B) --held-out 300
-	$(BIN)/headrace repair --bundle $(B) --at blocks.2.0-224px --calibration $(IMAGEN) --more $(BSDS) --more $(CALTECH) \
-	  --output $(B) --steps 2200 --crops 18000 --views 5
 	$(BIN)/headrace lighten --bundle $(B) --at blocks.2.0-224px --steps 6000 --seed 4 $(PHOTOGRAPHS:%=--photographs %) \
 	  --output $(B) --views 5
+	$(BIN)/headrace lighten --bundle $(B) --at blocks.2.0-224px --restore --steps 14000 --rate 0.0008 --seed 11 \
+	  $(PHOTOGRAPHS:%=--photographs %) --output $(B) --views 5
+	$(BIN)/headrace repair --bundle $(B) --at blocks.2.0-224px --calibration $(IMAGEN) --more $(BSDS) --more $(CALTECH) \
+	  --output $(B) --steps 2400 --crops 20000 --rate 0.0005 --views 5
 	$(BIN)/headrace exit --bundle $(B) --at blocks.5 --hidden 384 --steps 2500 --crops 24000 --calibration $(IMAGEN) \
 	  --more $(BSDS) --more $(CALTECH) --output $(B) --held-out 300
 

@@ -16,6 +16,7 @@ from .exceptions import BackboneError, DataError
 from .learning.cut import HEAD, own_heads
 from .operating_point import MAX_ID, Kind, OperatingPoint
 from .repair.resample import own_cut
+from .repair.tail import said_without
 from .split import SplitPlan, choose, fit_splits, full_name, measured_points, timed
 from .zoo.catalogue import backbone_of
 
@@ -119,10 +120,9 @@ def without(bundle: Bundle, names: Collection[str]) -> Bundle:
     def stays(key: str) -> bool:
         return not any(key.startswith(f"{name}/") for name in names)
 
-    provenance = dict(bundle.provenance)
-    said = [part for part in str(provenance.pop("repair", "")).split("; ") if part and part.split()[0] not in names]
-    if said:
-        provenance["repair"] = "; ".join(said)
+    said = said_without(bundle, names)
+    provenance = {k: v for k, v in bundle.provenance.items() if k != "repair"}
+    provenance |= {"repair": "; ".join(said)} if said else {}
     if lost := [key for key in bundle.learned if any(key.startswith(f"{name}/{HEAD}/") for name in names)]:
         bundle = bundle.with_learned({k: v for k, v in bundle.learned.items() if k not in lost})
     return replace(

@@ -29,6 +29,7 @@ from ..backbones import Backbone
 from ..bundle import Bundle
 from ..bundle_files import tensors_file
 from ..exceptions import DataError
+from ..repair.tail import said_without
 from .course import Course, Lesson, Lightening, lessons_of
 from .cut import learned_cuts, own_heads
 from .descent import descend
@@ -122,7 +123,8 @@ def _with(
     repair = networks.repair()
     if repair:  # what was learned behind the head that was there is of no use behind this one
         others = {k: v for k, v in bundle.repair.items() if not k.startswith(tuple(f"{name}/" for name in names))}
-        bundle = replace(bundle, repair=others | repair)
+        of_others = "; ".join(said_without(bundle, names))
+        bundle = replace(bundle, repair=others | repair, provenance={**bundle.provenance, "repair": of_others})
     return replace(
         bundle.with_learned({**bundle.learned, **networks.tensors()}),
         splits=splits,

@@ -45,7 +45,7 @@ from .resample import Resample, own_cut
 from .resample_fit import fit_resample
 from .restorer import RESTORE, Restorer
 from .student import Student
-from .tail import Denoiser, mean_gain, repair_of, restores
+from .tail import Denoiser, mean_gain, repair_of, restores, said_without
 
 LEVEL_POWER = 2.0
 """Of the gain, by which frames are weighed."""
@@ -144,14 +144,13 @@ def repair(
     _, held_out = choose(calibration, plan.photographs, plan.held_out, plan.seed)
     paths = [p for folder in (calibration, *more) for p in find_pictures(folder) if p not in set(held_out)]
     found = {k: v for k, v in bundle.repair.items() if not k.startswith(tuple(f"{name}/" for name in names))}
-    of = f"steps of {plan.batch} crops of {len(paths)} unlabelled photographs, seed {plan.seed}"
+    of = f"steps of {plan.batch} crops of {len(paths)} unlabelled photographs, rate {plan.rate:g}, seed {plan.seed}"
     said = []
     for name in names:
         student, steps = _learn(backbone, bundle, name, paths, plan, work / name, progress, team)
         said.append(f"{name} by {steps} {of}")
         found |= {f"{name}/{key}": value for key, value in kept(student.tensors()).items()}
-    before = [part for part in bundle.provenance.get("repair", "").split("; ") if part and part.split()[0] not in names]
-    provenance = {**bundle.provenance, "repair": "; ".join([*before, *said])}
+    provenance = {**bundle.provenance, "repair": "; ".join([*said_without(bundle, names), *said])}
     result = replace(bundle, repair=found, provenance=provenance).check()
     if team.first:
         result = measured_points(backbone, result, views_of(held_out, plan.views, plan.seed), progress, names)
@@ -329,6 +328,7 @@ def crops_of_step(count: int, batch: int, seed: int, step: int) -> npt.NDArray[n
 
 def _identity(bundle: Bundle, split: str, paths: Sequence[Path], plan: RepairPlan) -> str:
     """16 hex digits over everything that a run's result hangs on, by which its files are found again."""
-    begun = {name: a.tobytes() for name, a in bundle.repair.items() if name.startswith(f"{split}/{RESTORE}/")}
+    # In an order of its own: that of a file's tensors differs from one process to the next.
+    begun = [(k, a.tobytes()) for k, a in sorted(bundle.repair.items()) if k.startswith(f"{split}/{RESTORE}/")]
     parts = [bundle.fingerprint, split, [str(p) for p in paths], asdict(plan), begun]
     return hashlib.sha256(msgpack.packb(parts)).hexdigest()[:16]

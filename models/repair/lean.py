@@ -23,11 +23,9 @@ Array = npt.NDArray[Any]
 
 
 def kept(tensors: Mapping[str, Array]) -> dict[str, Array]:
-    """What a bundle keeps of a repair, which is as `Student.tensors` gives it: changes of the tail `lean`, kernels of
-    the denoiser in eight bits."""
-    changes = {name: array for name, array in tensors.items() if name.endswith((LEFT, RIGHT))}
-    others = {name: array for name, array in tensors.items() if name not in changes}
-    return in_eight_bits(others) | lean(changes)
+    """What a bundle keeps of a repair, which is as `Student.tensors` gives it: changes of the tail `lean`, kernels and
+    matrices in eight bits."""
+    return in_eight_bits(lean(tensors))
 
 
 def lean(tensors: Mapping[str, Array], share: float = KEPT) -> dict[str, Array]:

@@ -16,7 +16,7 @@ serves devices whose half was exported without, and the other way round. The ten
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import torch
@@ -113,11 +113,16 @@ def repaired(bundle: Bundle, split: str, decoder: nn.Module, tail: nn.Module) ->
         tail: features -> outputs, see `tail_of`; it is copied, not changed.
 
     Raises:
-        BundleError: a tensor of the repair does not fit the tail.
+        BundleError: a tensor of the repair does not fit the tail, or is of a part that this version does not know.
     """
     tensors = repair_of(bundle, split)
     if not tensors:
         return decoder, tail
+    if unknown := {key.split("/")[0] for key in tensors} - {DENOISE, RESTORE, TAIL}:
+        raise BundleError(
+            f"the repair of {split} in bundle {bundle.name} has a part {min(unknown)!r} that this version does not "
+            "know and would answer worse without; bring the server up to date, or learn it anew with `headrace repair`"
+        )
     deltas = {key.removeprefix(f"{TAIL}/"): value for key, value in tensors.items() if key.startswith(f"{TAIL}/")}
     try:
         denoiser: nn.Module | None = None
@@ -140,6 +145,12 @@ def repair_of(bundle: Bundle, split: str) -> dict[str, Tensor]:
     start = f"{split}/"
     stored = {key.removeprefix(start): value for key, value in bundle.repair.items() if key.startswith(start)}
     return {key: torch.from_numpy(value) for key, value in as_floats(stored).items()}
+
+
+def said_without(bundle: Bundle, names: Collection[str]) -> list[str]:
+    """What the provenance says of the repairs of other split points than these, each on its own."""
+    said = str(bundle.provenance.get("repair", "")).split("; ")
+    return [part for part in said if part and part.split()[0] not in names]
 
 
 def restores(bundle: Bundle, split: str) -> bool:

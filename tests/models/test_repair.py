@@ -155,6 +155,9 @@ def test_a_repair_that_does_not_fit_is_refused(better):
     wrong = replace(better, repair={**better.repair, name: np.zeros(7, np.float16)})
     with pytest.raises(BundleError, match="does not fit"):
         repaired(wrong, A, Decoder.of(wrong, A), load_backbone(BACKBONE).tail(A))
+    newer = replace(better, repair={**better.repair, f"{A}/later/x": np.zeros(1, np.float16)}).check()
+    with pytest.raises(BundleError, match=r"part 'later' that this version does not know .* up to date"):
+        repaired(newer, A, Decoder.of(newer, A), load_backbone(BACKBONE).tail(A))
     with pytest.raises(BundleError, match="no split point"):
         replace(better, repair={"elsewhere/tail/x": np.zeros(1, np.float16)}).check()
     with pytest.raises(BundleError, match="not finite"):

@@ -18,7 +18,7 @@ from headrace.models.learning.lighten import lighten
 from headrace.models.learning.restore import RestoreCourse
 from headrace.models.measure import find_pictures
 from headrace.models.recode import latents_of, recoded
-from headrace.models.repair.distil import RepairPlan, repair
+from headrace.models.repair.distil import RepairPlan, _identity, repair
 from headrace.models.repair.restorer import Restorer
 from headrace.models.repair.tail import repaired, restores
 from headrace.models.split import fit
@@ -44,7 +44,8 @@ def bundle(photographs) -> Bundle:
         made = fit(load_backbone(BACKBONE), (SPLIT, OTHER), photographs[:60], photographs[60:68])
     name = "parts/front/blocks/5/0/conv_pw/weight"
     stale = {f"{split}/tail/{name}": np.zeros(1, np.float16) for split in (SPLIT, OTHER)}
-    return replace(made, repair=stale)
+    said = {"repair": "; ".join(f"{split} by 800 steps" for split in (SPLIT, OTHER))}
+    return replace(made, repair=stale, provenance={**made.provenance, **said})
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +94,7 @@ def test_only_what_was_learned_behind_another_head_goes(bundle, restored):
     kernels = [a for name, a in restored.repair.items() if "/inner/" in name and name.endswith("/weight")]
     assert len(kernels) == 4 and {a.dtype for a in kernels} == {np.dtype(np.int8)}
     assert restored.provenance["lighten"].endswith("with a restorer")
+    assert restored.provenance["repair"] == f"{OTHER} by 800 steps"
 
 
 def test_bytes_have_a_price(bundle, photographs, tmp_path):
@@ -180,6 +182,14 @@ def test_a_repair_begins_with_the_restorer(restored, noise_pictures, tmp_path):
     assert names == {"restore", "tail"}
     before, after = (each.repair[f"{SPLIT}/restore/enter/bias"].astype(np.float32) for each in (restored, made))
     assert 0 < np.abs(after - before).max() < 0.05  # four steps from where it was, and not from the start
+
+
+def test_a_repair_that_was_killed_is_found_again_by_what_it_began_with(restored, photographs):
+    turned = replace(restored, repair=dict(reversed(restored.repair.items())))
+    name = f"{SPLIT}/restore/enter/bias"
+    other = replace(restored, repair={**restored.repair, name: restored.repair[name] + 1})
+    found, same, another = (_identity(b, SPLIT, photographs, PLAN) for b in (restored, turned, other))
+    assert found == same != another
 
 
 def test_what_does_not_go_with_a_restorer_is_refused(bundle, restored, photographs, noise_pictures, tmp_path):
