@@ -13,6 +13,7 @@ from headrace.models.bottleneck import Decoder, Encoder
 from headrace.models.bundle import Bundle
 from headrace.models.codec import Codec
 from headrace.models.exceptions import BundleError, DataError
+from headrace.models.learning import command as learning_command
 from headrace.models.learning.course import Lightening, Views, lessons_of
 from headrace.models.learning.lighten import lighten
 from headrace.models.learning.restore import RestoreCourse
@@ -127,6 +128,25 @@ def test_levels_take_the_bytes_that_they_took(bundle, photographs):
     other = recoded(bundle, SPLIT, before, loud.astype(np.float32))
     assert other.gain(SPLIT, 0)[0] < bundle.gain(SPLIT, 0)[0]
     assert _mean_bytes(other, loud, 0) == pytest.approx(_mean_bytes(bundle, before, 0), rel=0.1)
+
+
+def test_the_command_fits_steps_and_tables_to_what_was_learned(bundle, noise_pictures, tmp_path, monkeypatch):
+    """And measures the operating points with the restorer."""
+    (tmp_path / "bundle").mkdir()
+    replace(bundle, repair={}).save(tmp_path / "bundle")
+    monkeypatch.setattr(learning_command, "timed", lambda backbone, bundle, *_: bundle)
+    learning_command.lighten_bundle(
+        tmp_path / "bundle", [SPLIT], replace(HOW, steps=20), [noise_pictures], tmp_path / "out", tmp_path / "work",
+        fitted=100, held_out=6, views=1,
+    )  # fmt: skip
+    made = Bundle.load(tmp_path / "out")
+    assert restores(made, SPLIT) and not np.array_equal(made.gain(SPLIT, 0), bundle.gain(SPLIT, 0))
+    assert np.array_equal(made.gain(OTHER, 0), bundle.gain(OTHER, 0))
+    for level in range(made.split(SPLIT).rate_levels):
+        old, new = (b.feature_point(SPLIT, level).bytes_median for b in (bundle, made))
+        assert new == pytest.approx(old, rel=0.15)
+    weights = sorted(name for name in made.learned if name.startswith(f"{SPLIT}/head/"))
+    assert weights and made.split(SPLIT).clips is not None
 
 
 def _mean_bytes(bundle: Bundle, latents, level: int) -> float:
