@@ -16,6 +16,7 @@ from .exceptions import BackboneError, DataError
 from .learning.cut import HEAD, own_heads
 from .operating_point import MAX_ID, Kind, OperatingPoint
 from .repair.resample import own_cut
+from .repair.restorer import RESTORE
 from .repair.tail import said_without
 from .split import SplitPlan, choose, fit_splits, full_name, measured_points, timed
 from .zoo.catalogue import backbone_of
@@ -69,7 +70,7 @@ def extend(
         seed: of the draws for the Fisher metric.
         progress: where to show progress; None for nowhere.
         instead_of: a split point that leaves the bundle for the one of `names`, which is the same cut on other pixels.
-            A light head of its is convolutions and goes over.
+            A light head of its is convolutions and goes over, with the restorer that it learned with.
         distortions: rate levels, see `SplitPlan`.
 
     Raises:
@@ -85,13 +86,14 @@ def extend(
     backbone.own_heads = {name: head for name, head in backbone.own_heads.items() if name not in names}
     levels = dict.fromkeys(names, distortions)
     specs, arrays = fit_splits(backbone, names, fit_on, seed, progress, levels)
-    weights = {f"{names[0]}/{key}": value for key, value in _head(bundle, instead_of).items()}
+    weights = _going_over(bundle.learned, f"{instead_of}/{HEAD}/", f"{names[0]}/{HEAD}/")
+    restorer = _going_over(bundle.repair, f"{instead_of}/{RESTORE}/", f"{names[0]}/{RESTORE}/")
     bundle = added(
         without(bundle, [*names, *([instead_of] if instead_of else [])]),
         [replace(s, clips=clips) for s in specs],
         arrays,
     )
-    bundle = bundle.with_learned({**bundle.learned, **weights}).check()
+    bundle = replace(bundle.with_learned({**bundle.learned, **weights}), repair={**bundle.repair, **restorer}).check()
     backbone.own_heads = own_heads(bundle)
     return measured_points(backbone, timed(backbone, bundle, held_out, progress), held_out, progress, names).check()
 
@@ -107,10 +109,9 @@ def _leaving(bundle: Bundle, split: str, names: Sequence[str]) -> tuple[int, ...
     return spec.clips
 
 
-def _head(bundle: Bundle, split: str) -> dict[str, np.ndarray[Any, Any]]:
-    """What is learned of a split point's light head, if it has one, as HEAD/NUMBER."""
-    prefix = f"{split}/{HEAD}/"
-    return {key.removeprefix(f"{split}/"): value for key, value in bundle.learned.items() if key.startswith(prefix)}
+def _going_over(tensors: Mapping[str, np.ndarray[Any, Any]], before: str, now: str) -> dict[str, np.ndarray[Any, Any]]:
+    """Those whose names begin with `before`, under names that begin with `now`."""
+    return {now + key.removeprefix(before): value for key, value in tensors.items() if key.startswith(before)}
 
 
 def without(bundle: Bundle, names: Collection[str]) -> Bundle:

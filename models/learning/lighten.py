@@ -29,7 +29,7 @@ from ..backbones import Backbone
 from ..bundle import Bundle
 from ..bundle_files import tensors_file
 from ..exceptions import DataError
-from ..repair.tail import said_without
+from ..repair.tail import restores, said_without
 from .course import Course, Lesson, Lightening, lessons_of
 from .cut import learned_cuts, own_heads
 from .descent import descend
@@ -65,10 +65,15 @@ def lighten(
 
     Raises:
         DataError: as `lessons_of`; a head has no ReLU6; there are no photographs, or one cannot be read; there is
-            nothing to restore behind a learned encoder.
+            nothing to restore behind a learned encoder; a head that learned with a restorer is to learn without.
     """
     progress = progress or Progress(disable=True)
     made, course_of = bundle, RestoreCourse if how.restore else Course
+    for name in names:
+        if restores(bundle, name) and not how.restore:
+            raise DataError(
+                f"the head of {name} learned with a restorer, which would not fit it any more: add --restore"
+            )
     for lesson in lessons_of(bundle, names):
         clips, networks = _learned(course_of(backbone, bundle, lesson, paths, how, work, team), work, progress)
         made = _with(made, lesson, clips, networks, how, len(paths))

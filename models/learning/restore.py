@@ -18,8 +18,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -28,7 +30,7 @@ from ..bottleneck import Decoder, Encoder
 from ..bundle import Bundle
 from ..exceptions import DataError
 from ..repair.data import arriving
-from ..repair.restorer import Restorer
+from ..repair.restorer import RESTORE, Restorer
 from ..repair.tail import mean_gain, repair_of, restores
 from .course import PART, Course, Lesson, Lightening
 from .eight_bits import in_eight_bits
@@ -109,6 +111,11 @@ class RestoreCourse(Course):
         torch.manual_seed(self.how.seed)
         restorer = Restorer(features.mean((0, 2, 3)), deviation.clamp_min(1e-3 * float(deviation.mean())), gain)
         return Restored(light, restorer, self._split)
+
+    def arrays(self) -> Mapping[str, npt.NDArray[Any]]:
+        """What the bundle has that the lesson depends on, a restorer that it begins with too."""
+        start = f"{self._split}/{RESTORE}/"
+        return {**super().arrays(), **{k: v for k, v in self.bundle.repair.items() if k.startswith(start)}}
 
     def step(self, networks: Light, step: int) -> Iterator[Tensor]:
         """The sum of a step's errors and of its bytes' prices, part by part."""

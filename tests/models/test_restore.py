@@ -13,6 +13,7 @@ from headrace.models.bottleneck import Decoder, Encoder
 from headrace.models.bundle import Bundle
 from headrace.models.codec import Codec
 from headrace.models.exceptions import BundleError, DataError
+from headrace.models.extend import extend
 from headrace.models.learning import command as learning_command
 from headrace.models.learning.course import Lightening, Views, lessons_of
 from headrace.models.learning.lighten import lighten
@@ -221,6 +222,20 @@ def test_what_does_not_go_with_a_restorer_is_refused(bundle, restored, photograp
         RestoreCourse(
             backbone_of(bundle), bundle, replace(lesson, specs=(single,)), photographs, HOW, tmp_path, _alone()
         )
+
+
+def test_a_head_goes_over_to_other_pixels_with_its_restorer(restored, photographs, monkeypatch):
+    monkeypatch.setattr("headrace.models.extend.timed", lambda backbone, bundle, *_: bundle)
+    other = f"{SPLIT}-56px"
+    made = extend(backbone_of(restored), restored, [other], photographs[:60], photographs[60:64], instead_of=SPLIT)
+    assert restores(made, other) and not restores(made, SPLIT)
+    name = "restore/inner/0/weight"
+    assert np.array_equal(made.repair[f"{other}/{name}"], restored.repair[f"{SPLIT}/{name}"])
+
+
+def test_a_head_with_a_restorer_does_not_learn_without(restored, photographs, tmp_path):
+    with pytest.raises(DataError, match=f"head of {SPLIT} learned with a restorer, .* add --restore"):
+        lighten(backbone_of(restored), restored, [SPLIT], photographs, replace(HOW, restore=False), tmp_path)
 
 
 def test_processes_share_a_repair(restored, noise_pictures, tmp_path):
