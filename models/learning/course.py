@@ -172,6 +172,10 @@ class Course:
         self.varied = {name: self._variance(teacher) for name, teacher in self._teachers.items()}
         names = [p.name for p in paths]
         self.identity = [backbone.spec.sha256, [split_identity(s) for s in lesson.specs], repr(how), names]
+        self.prepare()
+
+    def prepare(self) -> None:
+        """What a lesson of another kind needs besides."""
 
     def networks(self, clips: Collection[int] | None, hidden: Sequence[int] = ()) -> Light:
         """As the bundle has them, but for clips and hidden channels."""

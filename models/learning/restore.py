@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,17 +24,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from ..backbones import Backbone
 from ..bottleneck import Decoder, Encoder
-from ..bundle import Bundle
 from ..exceptions import DataError
 from ..repair.data import arriving
 from ..repair.restorer import RESTORE, Restorer
 from ..repair.tail import mean_gain, repair_of, restores
-from .course import PART, Course, Lesson, Lightening
+from .course import PART, Course
 from .eight_bits import in_eight_bits
 from .light import Arrays, Light, half
-from .team import Team
 
 ODDS = (4, 3, 2, 2, 2, 1, 1)
 """Of rate levels, from the finest on. At coarser ones the quantiser loses so much that a light head is as good."""
@@ -68,25 +64,15 @@ class Restored:
 class RestoreCourse(Course):
     """A lesson of one head of the backbone's own and its restorer."""
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        bundle: Bundle,
-        lesson: Lesson,
-        paths: Sequence[Path],
-        how: Lightening,
-        work: Path,
-        team: Team,
-    ) -> None:
+    def prepare(self) -> None:
         """Raises:
         DataError: the lesson is of a learned encoder, or the split point has a single rate level.
         """
-        (spec, *others) = lesson.specs
+        bundle, (spec, *others) = self.bundle, self.lesson.specs
         if others or spec.learned is not None:
             raise DataError(f"{spec.name} is a learned encoder's, whose synthesis learned with it; nothing to restore")
         if spec.rate_levels < 2:
             raise DataError(f"{spec.name} has one rate level; bytes have a price only where there are two")
-        super().__init__(backbone, bundle, lesson, paths, how, work, team)
         self._split, levels = spec.name, range(spec.rate_levels)
         self._encoder, self._decoder = Encoder.of(bundle, spec.name), Decoder.of(bundle, spec.name)
         self._gains = torch.from_numpy(np.stack([bundle.gain(spec.name, level) for level in levels]))

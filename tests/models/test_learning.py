@@ -1,8 +1,5 @@
 """Learn a light encoder for a small random backbone, kill it, cut its bundle with it, and send frames through it."""
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +21,7 @@ from headrace.models.learning.metric import Nats
 from headrace.models.learning.plan import TrainPlan
 from headrace.models.learning.slimmable import SlimmableEncoder
 from headrace.models.learning.synthesis import Synthesis, SynthesisShape
-from headrace.models.learning.team import Team
+from headrace.models.learning.team import ALONE
 from headrace.models.learning.train import Learned, train
 from headrace.models.measure import find_pictures, load_pixels
 from headrace.models.operating_point import Kind
@@ -35,7 +32,6 @@ from headrace.server.engine import FeatureInput, TailKey
 from headrace.server.tail import load_tails
 
 BACKBONE = Source("timm/test_resnet", seed=3, size=64)
-ALONE = Team(0, 1, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -370,32 +366,3 @@ def test_narrower_widths_compute_less(plan):
             encoder(torch.zeros(1, 3, 64, 64), width)
         spent.append(counter.get_total_flops())
     assert spent == sorted(spent) and spent[0] < 0.5 * spent[-1]
-
-
-TEAM = """
-import pathlib, sys, torch
-from headrace.models.learning.team import Team
-with Team.joined("cpu") as team:
-    p = torch.nn.Parameter(torch.zeros(3)); q = torch.nn.Parameter(torch.zeros(2))
-    p.grad = torch.full((3,), float(team.rank + 1))
-    if team.first:
-        q.grad = torch.ones(2)
-    team.average_gradients([p, q])
-    b = torch.full((2,), float(team.rank)); n = torch.tensor(team.rank)
-    team.average([b, n])
-    assert team.size == 2 and p.grad.tolist() == [1.5] * 3 and q.grad.tolist() == [0.5] * 2, (p.grad, q.grad)
-    assert b.tolist() == [0.5, 0.5] and int(n) == team.rank
-    pathlib.Path(sys.argv[1], f"well-{team.rank}").touch()
-"""
-
-
-def test_two_processes_share_gradients(tmp_path):
-    script = tmp_path / "team.py"
-    script.write_text(TEAM)
-    team = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*team, str(script), str(tmp_path)]
-    done = subprocess.run(
-        command, check=False, capture_output=True, text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert sorted(p.name for p in tmp_path.glob("well-*")) == ["well-0", "well-1"]

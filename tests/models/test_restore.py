@@ -18,6 +18,7 @@ from headrace.models.learning import command as learning_command
 from headrace.models.learning.course import Lightening, Views, lessons_of
 from headrace.models.learning.lighten import lighten
 from headrace.models.learning.restore import RestoreCourse
+from headrace.models.learning.team import ALONE
 from headrace.models.measure import find_pictures
 from headrace.models.recode import latents_of, recoded
 from headrace.models.repair.distil import RepairPlan, _identity, repair
@@ -102,7 +103,7 @@ def test_only_what_was_learned_behind_another_head_goes(bundle, restored):
 def test_bytes_have_a_price(bundle, photographs, tmp_path):
     """The finer the level, the less a bit is worth; what is never sent is free."""
     (lesson,) = lessons_of(bundle, [SPLIT])
-    course = RestoreCourse(backbone_of(bundle), bundle, lesson, photographs, HOW, tmp_path, team=_alone())
+    course = RestoreCourse(backbone_of(bundle), bundle, lesson, photographs, HOW, tmp_path, ALONE)
     prices, sent = course._prices, course._sent
     assert torch.isfinite(prices).all() and (prices[sent == 0] == 0).all() and (prices[sent == 1] >= 0).all()
     always = (sent == 1).all(0)
@@ -162,12 +163,6 @@ def _mean_bytes(bundle: Bundle, latents, level: int) -> float:
     return float(np.mean([len(packet.to_bytes()) for packet in packets]))
 
 
-def _alone():
-    from headrace.models.learning.team import ALONE
-
-    return ALONE
-
-
 def test_a_restorer_begins_as_the_identity_and_is_read_as_it_was_written():
     made = Restorer(torch.randn(6), torch.rand(6) + 0.5, 2.0, hidden=8, blocks=3)
     features, gain = torch.randn(2, 6, 5, 7), torch.rand(2, 4) + 0.1
@@ -190,7 +185,7 @@ def test_a_restorer_that_lacks_a_tensor_is_named(restored):
 def test_a_restorer_goes_on_learning(restored, photographs, tmp_path):
     """From what the bundle has, without a step taken it is the same."""
     (lesson,) = lessons_of(restored, [SPLIT])
-    course = RestoreCourse(backbone_of(restored), restored, lesson, photographs, HOW, tmp_path, team=_alone())
+    course = RestoreCourse(backbone_of(restored), restored, lesson, photographs, HOW, tmp_path, ALONE)
     networks = course.networks(restored.split(SPLIT).clips)
     for name, value in networks.repair().items():
         np.testing.assert_allclose(value, restored.repair[name], rtol=0, atol=1, err_msg=name)  # eight bits: one step
@@ -219,9 +214,7 @@ def test_what_does_not_go_with_a_restorer_is_refused(bundle, restored, photograp
     single = replace(bundle.split(SPLIT), slices=bundle.split(SPLIT).slices[:1])
     (lesson,) = lessons_of(bundle, [SPLIT])
     with pytest.raises(DataError, match=f"{SPLIT} has one rate level"):
-        RestoreCourse(
-            backbone_of(bundle), bundle, replace(lesson, specs=(single,)), photographs, HOW, tmp_path, _alone()
-        )
+        RestoreCourse(backbone_of(bundle), bundle, replace(lesson, specs=(single,)), photographs, HOW, tmp_path, ALONE)
 
 
 def test_a_head_goes_over_to_other_pixels_with_its_restorer(restored, photographs, monkeypatch):
