@@ -18,6 +18,7 @@ from .bench import eval_commands
 from .edge import commands as edge
 from .models import commands as models
 from .models.exceptions import HeadraceError
+from .models.extras import missing
 from .server import commands as server
 
 app = typer.Typer(
@@ -45,6 +46,11 @@ def main() -> None:
         for each in error.errors():
             name = "--" + "-".join(str(part).replace("_", "-") for part in each["loc"][:1])
             typer.echo(f"headrace: {name}: {each['msg']} (got {each.get('input')!r})", err=True)
+        sys.exit(2)
+    except ModuleNotFoundError as error:
+        if not (said := missing(error)):
+            raise
+        typer.echo(f"headrace: {said}", err=True)
         sys.exit(2)
 
 

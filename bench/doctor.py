@@ -18,12 +18,14 @@ import grpc
 import numpy as np
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from rich.console import Console
+from rich.markup import escape
 
 from ..edge.access import PLAIN, Access
 from ..models.bundle import Bundle, short
 from ..models.codec import Codec
 from ..models.entropy_coder import load_rans
 from ..models.exceptions import HeadraceError
+from ..models.extras import how_to_install
 from ..models.operating_point import Kind
 from ..protos.messages import GetBundleRequest, HeadraceStub
 from .links.emulators import KINDS, choose, probe
@@ -59,9 +61,9 @@ def examine(server: str = "", console: Console | None = None, access: Access = P
         findings.append(examine_server(server, access))
     marks = {"ok": "[green]ok   [/]", "note": "[yellow]note [/]", "fault": "[red]fault[/]"}
     for finding in findings:
-        console.print(f"{marks[finding.level]} {finding.what}")
+        console.print(f"{marks[finding.level]} {escape(finding.what)}")
         if finding.remedy:
-            console.print(f"      -> {finding.remedy}")
+            console.print(f"      -> {escape(finding.remedy)}")
     faults = sum(f.level == "fault" for f in findings)
     console.print(
         "nothing is missing" if not faults else f"{faults} fault(s); headrace will not run until they are gone"
@@ -73,8 +75,8 @@ def examine_machine() -> Iterable[Finding]:
     """Look at this machine: Python, packages, coder, bundle, cache folder, cores, kernel setting, camera."""
     version = ".".join(map(str, sys.version_info[:3]))
     yield Finding("ok", f"Python {version}")
-    yield _packages("edge", EDGE_PACKAGES, "pip install headrace", "fault")
-    yield _packages("server", SERVER_PACKAGES, "pip install 'headrace[server]' (not needed on a device)", "note")
+    yield _packages("edge", EDGE_PACKAGES, "run `pip install .` in Headrace's folder", "fault")
+    yield _packages("server", SERVER_PACKAGES, f"{how_to_install('server')} (not needed on a device)", "note")
     yield _attempt("entropy coder", _code_something, "pip install --no-deps compressai")
     yield _attempt("bundle", _load_bundle, "reinstall headrace, or make one with `headrace split`")
     yield _cache()

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from ..models.extras import how_to_install
 from .exceptions import EdgeError
 from .ledger import ON_TIME, Frame
 
@@ -34,7 +35,7 @@ class Tracer:
             from opentelemetry.sdk.trace import TracerProvider
             from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
         except ImportError as error:
-            raise EdgeError("--tracing needs OpenTelemetry; pip install 'headrace[tracing]'") from error
+            raise EdgeError(f"--tracing needs OpenTelemetry; {how_to_install('tracing')}") from error
 
         class Ids(RandomIdGenerator):
             """The ids that a frame was sent with, for its first span; others at random."""

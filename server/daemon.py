@@ -21,6 +21,7 @@ from grpc_health.v1.health import aio as health_aio  # type: ignore[attr-defined
 
 from ..models.bundle import Bundle, short
 from ..models.exceptions import HeadraceError
+from ..models.extras import how_to_install
 from ..protos import event_loop, messages
 from .auth import Scope, TokenFile
 from .bundle_dir import BundleDir
@@ -306,7 +307,7 @@ def add_reflection(server: grpc.aio.Server) -> None:
     try:
         from grpc_reflection.v1alpha import reflection
     except ImportError as error:
-        raise StartError("--reflection needs grpcio-reflection; pip install grpcio-reflection") from error
+        raise StartError(f"--reflection needs grpcio-reflection; {how_to_install('server')}") from error
     reflection.enable_server_reflection((messages.SERVICE, "grpc.health.v1.Health", reflection.SERVICE_NAME), server)
 
 

@@ -19,6 +19,7 @@ from typing import Any, cast
 import structlog
 
 from ..models.bundle import Bundle
+from ..models.extras import how_to_install
 from ..protos import messages
 from ..protos.messages import Status
 from .engine import BatchSeconds, Engine, EngineResult, Outputs, PacketInput, Runtime, TailInput, TailKey
@@ -130,7 +131,7 @@ class RayEngine(Engine):
         try:
             self._ray, self._serve = importlib.import_module("ray"), importlib.import_module("ray.serve")
         except ImportError as error:
-            raise StartError("--engine ray needs Ray; pip install 'headrace[ray]'") from error
+            raise StartError(f"--engine ray needs Ray; {how_to_install('ray')}") from error
         s = self._settings
         mine: dict[str, Any] = {"namespace": APPLICATION, "log_to_driver": False, "logging_level": "error"}
         local = {} if s.address else {"num_cpus": max(1, int(s.max_replicas * s.cpus + 1)), "include_dashboard": False}

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ..models.extras import how_to_install
 from .exceptions import StartError
 
 TRACE_BYTES = 24
@@ -43,7 +44,7 @@ class Tracer:
         try:
             from opentelemetry import trace
         except ImportError as error:
-            raise StartError("--tracing needs OpenTelemetry; pip install 'headrace[tracing]'") from error
+            raise StartError(f"--tracing needs OpenTelemetry; {how_to_install('tracing')}") from error
         self._trace = trace
         self._provider = provider or configured_provider("headrace-server")
         self._tracer = self._provider.get_tracer("headrace.server")

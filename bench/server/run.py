@@ -14,10 +14,12 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 
 from ...models.bitstream import Packet
 from ...models.bundle import Bundle
 from ...models.exceptions import HeadraceError
+from ...models.extras import how_to_install
 from ...models.operating_point import Kind
 from ...server.config import SHIPPED_BUNDLE
 from ..cores import all_cores
@@ -114,7 +116,7 @@ async def _compare(plan: Plan, place: Place, material: Material, found: Found, c
     rivals = [kind for kind in plan.rivals if installed(kind)]
     for kind in plan.rivals:
         if kind not in rivals:
-            remedy = "pip install 'headrace[bench-server]'"
+            remedy = escape(how_to_install("bench-server"))
             console.print(f"[bold red]{NAMES[kind]} is not installed and is not compared with[/]: {remedy}")
     small = smallest()
     async with host("bare", place) as (bare, _):
@@ -323,7 +325,7 @@ def photographs_as(name: str, count: int = 8) -> Material:
         import torch
         from PIL import Image
     except ImportError as error:
-        raise HeadraceError(f"{error}; pip install 'headrace[server,bench]'") from error
+        raise HeadraceError(f"{error}; {how_to_install('server', 'bench')}") from error
     from ...models.bottleneck import Encoder
     from ...models.codec import Codec
     from ...models.preprocessing import prepare

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from ..bundle import Preprocessing
 from ..exceptions import DataError
+from ..extras import how_to_install
 from ..preprocessing import placement
 from ..tasks import Answer, Boxes
 from .labelled import Labelled
@@ -31,7 +32,7 @@ class Judge:
         try:
             from faster_coco_eval import COCO, COCOeval_faster
         except ImportError as error:
-            raise DataError("faster-coco-eval is missing; run `pip install faster-coco-eval`") from error
+            raise DataError(f"faster-coco-eval is missing; {how_to_install('server')}") from error
         if not any(p.indexes for p in pictures):
             raise DataError("none of the pictures has a box of a class that the detector knows")
         self._evaluation: Any = COCOeval_faster

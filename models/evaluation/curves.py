@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..exceptions import DataError
+from ..extras import how_to_install
 
 RATIOS = (0.98, 0.95, 0.90)
 """Shares of the uncut accuracy at which bytes are stated."""
@@ -150,7 +151,7 @@ def bjontegaard() -> BdRate:
     try:
         from bjontegaard import bd_rate
     except ImportError as error:
-        raise DataError("bjontegaard is missing for BD-rates; run `pip install bjontegaard`") from error
+        raise DataError(f"bjontegaard is missing for BD-rates; {how_to_install('bench')}") from error
     return bd_rate  # type: ignore[no-any-return]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..exceptions import DataError
+from ..extras import how_to_install
 from .curves import RATIOS
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def figure_with_axes() -> tuple[Any, Any]:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise DataError("matplotlib is missing for the picture; run `pip install matplotlib`") from error
+        raise DataError(f"matplotlib is missing for the picture; {how_to_install('bench')}") from error
     figure = Figure(figsize=(9, 6), layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.subplots()

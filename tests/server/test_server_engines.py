@@ -38,9 +38,7 @@ ENGINES = [
     pytest.param(
         ("ray", "onnx"),
         marks=[
-            pytest.mark.skipif(
-                importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install 'headrace[ray]'"
-            ),
+            pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed: extra ray"),
             pytest.mark.timeout(600),
             pytest.mark.filterwarnings("ignore::DeprecationWarning"),
         ],
@@ -202,7 +200,7 @@ async def test_a_replica_that_is_killed_under_load_loses_no_admitted_frame(
     assert now > pids
 
 
-@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install 'headrace[ray]'")
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed: extra ray")
 @pytest.mark.timeout(600)
 def test_sigterm_ends_a_front_end_on_ray_with_0(tmp_path: Path) -> None:
     """Ray has a signal handler of its own, which would end the process after three seconds by SIGABRT."""
