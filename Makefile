@@ -68,7 +68,7 @@ bundles: bundle-efficientnet_lite0 bundle-yolov2_tiny
 bundle-efficientnet_lite0: B := $(BUNDLES)/efficientnet_lite0
 bundle-efficientnet_lite0: venv
 	$(NEED_PHOTOGRAPHS)
-	$(BIN)/headrace split efficientnet_lite0 --calibration $(IMAGEN) --output $(B) --held-out 300
+	$(BIN)/headrace split efficientnet_lite0 --calibration $(IMAGEN) --output $(B) --held-out 300 --overwrite
 	$(BIN)/headrace temporal --bundle $(B) --calibration $(IMAGEN) --output $(B) --held-out 300
 	$(BIN)/headrace split efficientnet_lite0 --add-to $(B) --at blocks.2.0 --at blocks.2.0-192px \
 	  --at blocks.2.0-144px --calibration $(IMAGEN) --output $(B) --held-out 300
@@ -109,7 +109,7 @@ bundle-efficientnet_lite0: venv
 bundle-yolov2_tiny: B := $(BUNDLES)/yolov2_tiny
 bundle-yolov2_tiny: venv
 	$(NEED_PHOTOGRAPHS)
-	$(BIN)/headrace split yolov2_tiny --at pool4 --at pool5 --calibration $(IMAGEN) --output $(B)
+	$(BIN)/headrace split yolov2_tiny --at pool4 --at pool5 --calibration $(IMAGEN) --output $(B) --overwrite
 	$(BIN)/headrace repair --bundle $(B) --at pool5 --calibration $(IMAGEN) --more $(BSDS) --steps 220 --crops 1024 \
 	  --bfloat16 --output $(B)
 	$(BIN)/headrace temporal --bundle $(B) --calibration $(IMAGEN) --output $(B)

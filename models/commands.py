@@ -57,6 +57,9 @@ def split(
     ] = "",
     repair: Annotated[bool, typer.Option("--repair", help="Then learn the server's repair, see `repair`.")] = False,
     repair_minutes: Annotated[float, typer.Option(help="Time for the repair of each split point.")] = 20.0,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Write over a bundle that is in --output; all that it learned is lost.")
+    ] = False,
     device: Device = "cpu",
 ) -> None:
     """Cut a backbone without training and write a bundle, or list where it can be cut."""
@@ -73,11 +76,17 @@ def split(
 
     if instead_of and add_to is None:
         raise typer.BadParameter("--instead-of wants --add-to, the bundle that the split point leaves")
+    from .bundle import MANIFEST, short
+
+    if add_to is None and not overwrite and (output / MANIFEST).exists():
+        raise typer.BadParameter(
+            f"--output {output} holds a bundle: give another folder, --add-to {output} to add split points to it, or "
+            "--overwrite to lose it and what was learned for it"
+        )
 
     from rich.console import Console
     from rich.progress import Progress
 
-    from .bundle import short
     from .extend import extended
     from .split import SplitPlan, bar_columns
     from .split import split as make_bundle

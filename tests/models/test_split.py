@@ -56,6 +56,25 @@ def bundle(photographs, tmp_path_factory) -> Bundle:
     return Bundle.load(folder)
 
 
+def test_a_bundle_that_is_there_is_not_written_over_unasked(bundle, photographs, tmp_path):
+    bundle.save(tmp_path)
+    arguments = ["split", "efficientnet_lite0", "--calibration", str(photographs), "--output", str(tmp_path)]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 2 and "--overwrite" in done.output and "--add-to" in done.output
+    assert Bundle.load(tmp_path).fingerprint == bundle.fingerprint
+    arguments += [
+        "--overwrite",
+        "--at",
+        "blocks.5",
+        "--photographs",
+        "2",
+        "--held-out",
+        "8",
+    ]  # refused for another reason
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code != 0 and "at least 100" in str(done.exception)
+
+
 @pytest.fixture(scope="module")
 def pixels(backbone) -> np.ndarray:
     pictures = [skimage.data.chelsea(), skimage.data.coffee(), skimage.data.rocket()]
