@@ -93,7 +93,8 @@ class ControlLoop:
         self._local = np.flatnonzero(is_local).tolist()
         self._compute = ComputeTimes(start)
         self._sizes = PacketSizes(points, self._stage_of, len(stages))
-        sent_sizes = [point.bytes_median for point in points if point.kind is not Kind.LOCAL]
+        sent = [point for point in points if point.kind is not Kind.LOCAL]
+        sent_sizes = [point.bytes_median for point in sent]
         self.link = LinkView(settings, deadline_s=deadline_s, smallest_bytes=min(sent_sizes, default=0.0))
         self._menu = Menu(
             points,
@@ -109,6 +110,7 @@ class ControlLoop:
             accuracy_floor=settings.accuracy_floor,
             bytes_per_day=settings.bytes_per_day,
             budget_window_s=settings.budget_window_s,
+            least_bytes=min((point.bytes_p95 for point in sent), default=0.0) + settings.overhead_bytes,
             bytes_scale=float(np.median(sent_sizes or [1.0])),
             seconds_scale=frame_interval_s,
         )
@@ -116,7 +118,7 @@ class ControlLoop:
         self._shares = np.full(settings.scenarios, 1.0 / settings.scenarios)
         self._captured_at = -math.inf  # of the frame that was chosen for last
         self._chosen = self.points[0]
-        self._hoped = Hoped()
+        self._hoped = Hoped(self._prices.answered, self._steady.answered)
         self._most_in_flight = settings.max_in_flight or math.ceil(deadline_s / frame_interval_s) + 1
         # A probe that is computed in half of the deadline can be an answer, too.
         self._probe_limit_s = min(frame_interval_s, deadline_s / 2)
@@ -146,8 +148,8 @@ class ControlLoop:
         self._lookahead.refresh(*self._lookahead_inputs())
         if self._menu.kept is not self._lookahead.kept:
             self._menu.keep(self._lookahead.kept)
-        if point.kind is Kind.LOCAL and now <= self._captured_at + self.deadline_s:
-            self._answered(point.accuracy)
+        if point.kind is Kind.LOCAL:
+            self.on_kept(point.accuracy, now)
         self._replay_steady(now)
 
     def on_reserve(self, reserve: OperatingPoint, seconds: float) -> None:
@@ -156,13 +158,12 @@ class ControlLoop:
 
     def on_fallback(self, reserve: OperatingPoint, frame_id: int) -> None:
         """Such an answer was given to a frame: the server's, should it still come, counts for the link alone."""
-        self._hoped.forget(frame_id)
-        self._answered(reserve.accuracy)
+        self._hoped.instead(frame_id, reserve.accuracy)
 
     def on_kept(self, accuracy: float, now: float) -> None:
-        """An exit was sure enough of a frame that was to be sent: it was answered on the device."""
+        """A frame that is not sent: the device has answered it by itself, or has seen that nothing is in it."""
         if now <= self._captured_at + self.deadline_s:
-            self._answered(accuracy)
+            self._hoped.given(accuracy)
 
     def on_coded(self, point: OperatingPoint, size_bytes: float) -> None:
         """The packet's real size; of one that was predicted from an earlier frame, its size without that."""
@@ -180,12 +181,15 @@ class ControlLoop:
         self._prices.sent(size_bytes + self.settings.overhead_bytes)
         self._hoped.add(frame_id, self._captured_at + self.deadline_s, self._chosen.accuracy)
 
-    def on_result(self, frame_id: int, now: float, *, server_s: float, queue_depth: int) -> None:
-        """A result came, whatever its status. `server_s`: how long the server held the frame."""
+    def on_continued(self, size_bytes: int) -> None:
+        """One more slice of a packet was handed to the stream."""
+        self._prices.sent(size_bytes + self.settings.overhead_bytes)
+
+    def on_result(self, frame_id: int, now: float, *, server_s: float, queue_depth: int, answered: bool = True) -> None:
+        """A result came, `answered` or not. `server_s`: how long the server held the frame."""
         heard = self.link.acknowledged(frame_id, now, server_s)
         self.server_queue_depth = queue_depth
-        if (accuracy := self._hoped.came(frame_id, now)) is not None:
-            self._answered(accuracy)
+        self._hoped.came(frame_id, now, answered=answered)
         if heard is not None:
             self._probing.heard(now, after_outage=heard.after_outage, often=self._prices.free and heard.useful)
 
@@ -316,12 +320,10 @@ class ControlLoop:
         """Whether a coded frame can still be answered in time, if the link is as fast as may be hoped. Else drop it."""
         if not self.link.connected:
             return False
-        if self._probing.frame == captured_at:
-            return True
         sent_bytes = size_bytes + self.settings.overhead_bytes
         if sent_bytes > self._prices.affordable_bytes:
             return False
-        if self.link.may_answer(now, sent_bytes, captured_at + self.deadline_s):
+        if self._probing.frame == captured_at or self.link.may_answer(now, sent_bytes, captured_at + self.deadline_s):
             return True
         # A packet that is ready costs nothing but its bytes. If the link has not been heard of for a while, they are
         # well spent: who drops every frame for being late at an old estimate never learns a new one.
@@ -340,10 +342,6 @@ class ControlLoop:
         return max(ready, float(free[middle])) + transmit + self.link.there_and_back_s
 
     # ---------------------------------------------------------------------------------------------------------------
-
-    def _answered(self, accuracy: float) -> None:
-        self._prices.answered(accuracy)
-        self._steady.answered(accuracy)
 
     def _rule_out(self, now: float, value: Floats, on_time: Floats, *, is_newest: bool) -> None:
         """What cannot be afforded, what cannot be sent, and to skip a frame behind which none waits: each might be
@@ -392,6 +390,8 @@ class ControlLoop:
     def _wants_probe(self, now: float, best: int, p_on_time: float, *, is_newest: bool) -> bool:
         """Whether to send a probe in place of the best choice, which says nothing of the link."""
         if (best not in self._local and p_on_time > 0) or self._probe_index < 0 or not self.link.connected:
+            return False
+        if self.points[self._probe_index].bytes_median > self._prices.affordable_bytes:
             return False
         if not self._probing.is_due(now, instead_of_nothing=p_on_time <= 0 and is_newest, oldest=self.link.oldest):
             return False

@@ -60,7 +60,7 @@ class Frame:
         presence: the filter's score; None where none was computed.
         reserved_by: the local point whose answer is to be kept in reserve, in case the server's is late.
         reserve: that answer; `reserve_comes` until it is there.
-        unsent: it was not worth sending when its turn came.
+        ending: outcome and reason that it gets unless the device still answers it; None while the server may.
         fell_back: it was answered with what was in reserve; `fell_back_to`: at which local point.
         confidence: how sure the exit is of its answer, 0..1; None where no exit was asked.
         empty: the filter saw nothing in it; if it was sent nevertheless, it was for an audit or to keep the link alive.
@@ -102,7 +102,7 @@ class Frame:
     reserved_by: OperatingPoint | None = None
     reserve: LocalAnswer | None = None
     reserve_comes: bool = False
-    unsent: bool = False
+    ending: tuple[Outcome, str] | None = None
     fell_back: bool = False
     fell_back_to: OperatingPoint | None = None
     confidence: float | None = None

@@ -39,6 +39,7 @@ class Made:
             return False
         self._control.on_computed(frame.point, coded.seconds, now)
         if coded.own is None:
+            self._control.on_kept(frame.point.accuracy, now)  # what the head saw there counts as seen
             self._ledger.close(frame, Outcome.FILTERED)
         else:
             self._control.on_kept(coded.own.confidence or 0.0, now)

@@ -60,7 +60,8 @@ class Prices:
         objective: see `Objective`.
         accuracy_floor: on-time accuracy to be kept, 0..1; 0 with `Objective.ACCURACY`.
         bytes_per_day: most that is to be sent; 0: any amount.
-        budget_window_s: the account of bytes holds the budget of so long.
+        budget_window_s: the account of bytes holds the budget of so long, or `least_bytes` if that is more.
+        least_bytes: what the smallest packet takes, framing included.
         bytes_scale: a usual packet in bytes.
         seconds_scale: a usual time of compute in seconds.
 
@@ -75,6 +76,7 @@ class Prices:
         accuracy_floor: float = 0.0,
         bytes_per_day: float = 0.0,
         budget_window_s: float = 600.0,
+        least_bytes: float = 0.0,
         bytes_scale: float = 1000.0,
         seconds_scale: float = 0.1,
     ) -> None:
@@ -91,7 +93,8 @@ class Prices:
         self.objective = objective
         self.floor = accuracy_floor
         self._byte_rate = bytes_per_day / DAY_S
-        self._bytes = Account(self._byte_rate * budget_window_s, math.inf) if bytes_per_day else None
+        # A budget whose window holds less than a packet still pays for one now and then.
+        self._bytes = Account(max(self._byte_rate * budget_window_s, least_bytes), math.inf) if bytes_per_day else None
         self._answers = Account(FLOOR_FRAMES, FLOOR_FRAMES / 2)
         self._bytes_scale, self._seconds_scale = bytes_scale, seconds_scale
         self._now: float | None = None

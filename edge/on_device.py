@@ -51,8 +51,9 @@ class OnDevice:
         return wanted if wanted in self._points else min(self._points, key=lambda p: self._seconds[p.stage])
 
     def took(self, point: OperatingPoint, seconds: float) -> None:
-        """An answer took so long."""
-        self._seconds[point.stage] += GAIN * (seconds - self._seconds[point.stage])
+        """An answer took so long; one at a point that is not there any more says nothing."""
+        if point.stage in self._seconds:
+            self._seconds[point.stage] += GAIN * (seconds - self._seconds[point.stage])
 
 
 class Keeping:

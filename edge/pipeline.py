@@ -165,13 +165,18 @@ class Pipeline:
     def next_to_write(self, now: float) -> Outgoing | Continuation | None:
         """The stream can take something: a leaving frame's next slice, or the next packet that is still worth it."""
         if self._outbox.leaves_in_parts(self._unanswered):
-            return self._outbox.next_part(now)
+            part = self._outbox.next_part(now)
+            if part is not None and part.slice:
+                self.control.on_continued(len(part.slice))
+            return part
         while (frame := self._outbox.pop()) is not None:
+            if frame.outcome is not None:
+                continue
             if self._holding.at(now):  # it was made before the server said so
                 self._rescue.add(frame, now, FULL)
                 continue
             if not self.limits.lossless and not self.control.worth_writing(now, frame.captured_at, len(frame.packet)):
-                self._reserve.serve_unsent(frame, now)
+                self._reserve.end(frame, now, Outcome.DROPPED, STALE)
                 continue
             outgoing = self._outbox.begin(frame, self.control.link, self.limits, now)
             size = len(outgoing.packet)
@@ -193,9 +198,9 @@ class Pipeline:
             return
         self._made.tell()
         server_s = result.timing.total_us / 1e6
-        self.control.on_result(frame.id, now, server_s=server_s, queue_depth=result.queue_depth)
-        video, frame.video = frame.video, None
-        whole = video is not None and result.status is Status.OK and result.slices == video.slices
+        is_ok, video, frame.video = result.status is Status.OK, frame.video, None
+        self.control.on_result(frame.id, now, server_s=server_s, queue_depth=result.queue_depth, answered=is_ok)
+        whole = video is not None and is_ok and result.slices == video.slices
         if whole and video is not None and video.reference is not None:
             self._references.answered(frame.id, video.reference)
         if result.status is Status.MISSING_REFERENCE:
@@ -203,13 +208,12 @@ class Pipeline:
         if frame.outcome is not None:
             return
         frame.note(result, link_s=max(0.0, now - frame.written_at - server_s))
-        if result.status is Status.OK:
+        if is_ok:
             if frame.empty and self._filtering is not None:
                 self._filtering.on_answer(frame.boxes)
             self._ledger.answer(frame, Outcome.OK, now)
         elif result.status is Status.DEADLINE_EXCEEDED:
-            if not self._reserve.give(frame, now):
-                self._ledger.close(frame, Outcome.LATE, result.message or "the server dropped it: too late")
+            self._reserve.end(frame, now, Outcome.LATE, result.message or "the server dropped it: too late")
         elif result.status is Status.MISSING_REFERENCE and video is not None and video.alone is not None:
             frame.video = video
             self._references.do_without(frame)
@@ -248,7 +252,9 @@ class Pipeline:
     def compute_failed(self, frame: Frame, message: str) -> None:
         """The device could not compute the frame."""
         self._computing = None
-        if frame.outcome is None:
+        if frame.reserve_comes:
+            self._reserve.failed(frame)
+        elif frame.outcome is None:
             self._ledger.close(frame, Outcome.ERROR, message)
 
     # The connection.
@@ -291,24 +297,21 @@ class Pipeline:
     def forget_packets(self) -> None:
         """Packets that were made under another bundle cannot be sent any more."""
         for frame in self._outbox.take_all():
-            self._ledger.close(frame, Outcome.DROPPED, OUTAGE)
+            if frame.outcome is None:
+                self._ledger.close(frame, Outcome.DROPPED, OUTAGE)
 
     # Time.
 
     def next_timer(self) -> float | None:
         """When `tick` is due, if something is waited for."""
-        times = [self.stalls_at(), self._outbox.next_timer]
-        if (first := self._unanswered.first_open()) is not None:
-            times.append(self._reserve.overdue_at(first))
+        overdue_at = self._reserve.next_due(self._unanswered, self._outbox)
+        times = (self.stalls_at(), self._outbox.next_timer, overdue_at)
         return min((at for at in times if at is not None), default=None)
 
     def tick(self, now: float) -> None:
         """Give up waiting for answers that are overdue; let the next part of a frame leave."""
         self._outbox.tick(now)
-        for frame in self._unanswered:
-            overdue = frame.outcome is None and now >= self._reserve.overdue_at(frame)
-            if overdue and not self._reserve.give(frame, now):
-                self._ledger.close(frame, Outcome.LATE, NO_ANSWER)
+        self._reserve.tick(self._unanswered, self._outbox, now)
 
     def stalls_at(self) -> float | None:
         """When the stream counts as hanging, unless an answer comes before; None while nothing is on its way."""

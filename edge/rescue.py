@@ -7,7 +7,7 @@ from collections import deque
 
 from ..models.operating_point import OperatingPoint
 from .interfaces import Limits
-from .ledger import NO_ANSWER, OUTAGE, Frame, Ledger, Outcome
+from .ledger import NO_ANSWER, Frame, Ledger, Outcome
 from .on_device import OnDevice
 from .reserve import Reserve
 
@@ -31,24 +31,25 @@ class Rescue:
 
     def add(self, frame: Frame, now: float, reason: str, otherwise: Outcome | None = None) -> None:
         """The server will not answer this frame for `reason`; `otherwise`: its outcome if the device can't either."""
-        if self._reserve.give(frame, now):
+        sent = frame.written_at is not None
+        ending = (Outcome.LATE, NO_ANSWER) if sent and otherwise is None else (otherwise or Outcome.DROPPED, reason)
+        if self._reserve.serves(frame, now, ending):
             return
         known = frame.pixels is not None or frame.picture is not None
         if known and self._in_time(frame, now) is not None:
             self._frames.append(frame)
-        elif otherwise is not None:
-            self._ledger.close(frame, otherwise, reason)
         else:
-            self._close(frame, reason)
+            self._ledger.close(frame, *ending)
 
     def next(self, now: float) -> tuple[Frame, OperatingPoint] | None:
         """The frame that the device answers next, and at which point; those that are too late by now are closed."""
         while self._frames:
             frame = self._frames.popleft()
+            if frame.outcome is not None or frame.ending is None:
+                continue
             if (point := self._in_time(frame, now)) is not None:
                 return frame, point
-            if not self._reserve.give(frame, now):
-                self._close(frame, OUTAGE)
+            self._ledger.close(frame, *frame.ending)
         return None
 
     def clear(self) -> None:
@@ -57,9 +58,3 @@ class Rescue:
 
     def _in_time(self, frame: Frame, now: float) -> OperatingPoint | None:
         return self._own.in_time(math.inf if self._lossless else frame.deadline_at - now)
-
-    def _close(self, frame: Frame, reason: str) -> None:
-        if frame.written_at is not None:
-            self._ledger.close(frame, Outcome.LATE, NO_ANSWER)
-        else:
-            self._ledger.close(frame, Outcome.DROPPED, reason)

@@ -9,10 +9,11 @@ The control loop says for which frames, and by which local point (`fallback`).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from .interfaces import Control, Limits, Work
-from .ledger import STALE, Frame, Ledger, Outcome
+from .ledger import NO_ANSWER, STALE, Frame, Ledger, Outcome
 from .on_device import OnDevice
 
 if TYPE_CHECKING:
@@ -47,8 +48,14 @@ class Reserve:
             self._own.took(frame.reserved_by, answer.seconds)
             if answer.prepare_s > 0:
                 self._control.on_reserve(frame.reserved_by, answer.seconds)
-        if frame.outcome is None and frame.unsent:
-            self.serve_unsent(frame, now)
+        if frame.outcome is None and frame.ending is not None and not self.give(frame, now):
+            self._ledger.close(frame, *frame.ending)
+
+    def failed(self, frame: Frame) -> None:
+        """The device could not answer. What is on its way to the server is as good as before."""
+        frame.reserve_comes = False
+        if frame.outcome is None and frame.ending is not None:
+            self._ledger.close(frame, *frame.ending)
 
     def give(self, frame: Frame, now: float) -> bool:
         """Answer the frame with what is in reserve; False where nothing is, or it is too late for that."""
@@ -61,14 +68,39 @@ class Reserve:
         self._ledger.answer(frame, Outcome.LOCAL, now)
         return True
 
-    def serve_unsent(self, frame: Frame, now: float) -> None:
-        """The frame is not worth sending: what is in reserve is its answer, as soon as it is there."""
-        frame.unsent = True
-        if not self.give(frame, now) and not frame.reserve_comes:
-            self._ledger.close(frame, Outcome.DROPPED, STALE)
+    def serves(self, frame: Frame, now: float, ending: tuple[Outcome, str]) -> bool:
+        """The server will not answer: what is in reserve does, as soon as it is there, or else the frame gets this
+        outcome for this reason. False where nothing is in reserve and nothing comes."""
+        frame.ending = ending
+        return self.give(frame, now) or frame.reserve_comes
 
-    def overdue_at(self, frame: Frame) -> float:
-        """When the server's answer to a frame that was sent is no longer waited for."""
+    def end(self, frame: Frame, now: float, outcome: Outcome, reason: str) -> None:
+        """What is in reserve is the frame's answer, as soon as it is there; without it, this is its outcome."""
+        if not self.serves(frame, now, (outcome, reason)):
+            self._ledger.close(frame, outcome, reason)
+
+    def next_due(self, sent: Iterable[Frame], waiting: Iterable[Frame]) -> float | None:
+        """When `tick` is due: the first of these frames is overdue; those that wait to be written are where they have
+        an answer in reserve."""
+        times = [self._overdue_at(frame) for frame in sent if frame.outcome is None]
+        times += [self._overdue_at(frame) for frame in waiting if self._has(frame)]
+        return min(times, default=None)
+
+    def tick(self, sent: Iterable[Frame], waiting: Iterable[Frame], now: float) -> None:
+        """Give up waiting for answers that are overdue, and for a stream that takes no packet."""
+        for frame in sent:
+            overdue = frame.outcome is None and now >= self._overdue_at(frame)
+            if overdue and not self.give(frame, now):
+                self._ledger.close(frame, Outcome.LATE, NO_ANSWER)
+        for frame in waiting:
+            overdue = self._has(frame) and now >= self._overdue_at(frame)
+            if overdue and not self.give(frame, now):
+                self._ledger.close(frame, Outcome.DROPPED, STALE)
+
+    def _has(self, frame: Frame) -> bool:
+        return self._active and frame.outcome is None and frame.reserve is not None
+
+    def _overdue_at(self, frame: Frame) -> float:
         if self._active and frame.reserve is not None:
             return frame.deadline_at - EARLY_S
         return frame.deadline_at + self._grace_s

@@ -83,7 +83,9 @@ class SteadyExperts:
         """A frame was captured. Returns how many were since the last call, with it; the core missed the others."""
         frames = 1
         if math.isfinite(self._captured_at):
-            frames = max(round((captured_at - self._captured_at) / self._interval), 0)
+            # One that is asked for again is none; frames that come faster than was said count each.
+            since = captured_at - self._captured_at
+            frames = max(round(since / self._interval), 1) if since > 0 else 0
             self._waiting += [self._captured_at + n * self._interval for n in range(min(frames, MOST_MISSED))]
             del self._waiting[:-MOST_MISSED]
         self._captured_at = captured_at

@@ -48,10 +48,6 @@ class Unanswered:
         """A new stream is as good as an answer."""
         self._heard_at = now
 
-    def first_open(self) -> Frame | None:
-        """The frame without an outcome that is overdue first: frames are written in the order of their capture."""
-        return next((frame for frame in self._frames.values() if frame.outcome is None), None)
-
     def stalls_at(self, stall_s: float) -> float | None:
         """When nothing has been heard for `stall_s` seconds while frames were on their way; None while none are."""
         oldest = next(iter(self._frames.values()), None)

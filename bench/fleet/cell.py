@@ -317,7 +317,7 @@ class Cell:
     def _answered(self, now: float, what: tuple[Sent, bool, float, int]) -> None:
         sent, good, held, depth = what
         device, out = self._devices[sent.device], self.outcome
-        device.loop.on_result(sent.frame, now, server_s=held, queue_depth=depth)
+        device.loop.on_result(sent.frame, now, server_s=held, queue_depth=depth, answered=good)
         if not good:
             out.dropped += 1
         elif now <= sent.deadline:

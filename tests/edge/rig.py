@@ -95,10 +95,13 @@ class Scripted:
     def on_predicted(self, share):
         self.heard.append(("predicted", share))
 
+    def on_continued(self, size_bytes):
+        self.heard.append(("continued", size_bytes))
+
     def on_written(self, frame_id, size_bytes, now):
         self.heard.append(("written", frame_id, now))
 
-    def on_result(self, frame_id, now, *, server_s, queue_depth):
+    def on_result(self, frame_id, now, *, server_s, queue_depth, answered=True):
         self.heard.append(("result", frame_id, now, server_s))
 
     def on_round_trip(self, seconds, now):

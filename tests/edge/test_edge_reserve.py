@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 from headrace.edge.engine import Encoded, LocalAnswer
-from headrace.edge.interfaces import Work
+from headrace.edge.interfaces import Outgoing, Work
 from headrace.edge.ledger import Frame, Outcome
 from headrace.edge.reserve import EARLY_S
 from headrace.models.bitstream import Packet
@@ -167,3 +167,122 @@ def test_an_end_in_between_gives_it_its_outcome():
     rig.pipeline.finish()
     rig.pipeline.reserved(work.frame, ANSWER, 1.1)
     assert rig.outcomes() == [(0, Outcome.LATE, "no answer")]
+
+
+# While it is being computed, something happens to the frame ----------------------------------------------------------
+
+ENDS = [
+    ("the stream breaks", (Outcome.LATE, "no answer")),
+    ("the server is full", (Outcome.DROPPED, "queue full")),
+    ("the server finds it late", (Outcome.LATE, "too late")),
+]
+
+
+def happens(rig: Betting, what: str, now: float) -> None:
+    if what == "the stream breaks":
+        rig.pipeline.disconnect(now)
+    elif what == "the server is full":
+        rig.pipeline.answered(ok(0, Status.RESOURCE_EXHAUSTED, "queue full"), now)
+    else:
+        rig.pipeline.answered(ok(0, Status.DEADLINE_EXCEEDED, "too late"), now)
+
+
+@pytest.mark.parametrize(("what", "ending"), ENDS)
+def test_what_is_being_computed_is_waited_for(what, ending):
+    rig = Betting()
+    work = rig.sent()
+    happens(rig, what, 1.16)
+    assert rig.pipeline.take_up(1.16) is None and not rig.closed, "it is not computed a second time"
+    rig.pipeline.reserved(work.frame, ANSWER, 1.17)
+    assert rig.outcomes() == [(0, Outcome.LOCAL, "")] and work.frame.fell_back
+
+
+@pytest.mark.parametrize(("what", "ending"), ENDS)
+def test_where_it_comes_too_late_the_frame_ends_as_it_would_have_without(what, ending):
+    rig = Betting()
+    work = rig.sent()
+    happens(rig, what, 1.16)
+    rig.pipeline.reserved(work.frame, ANSWER, 1.26)
+    assert rig.outcomes() == [(0, *ending)]
+
+
+@pytest.mark.parametrize(("what", "ending"), ENDS)
+def test_where_it_fails_the_frame_ends_as_it_would_have_without(what, ending):
+    rig = Betting()
+    work = rig.sent()
+    happens(rig, what, 1.16)
+    rig.pipeline.compute_failed(work.frame, "the exit cannot be run")
+    assert rig.outcomes() == [(0, *ending)]
+
+
+def test_where_it_fails_the_servers_answer_is_as_good_as_before():
+    rig = Betting()
+    work = rig.sent()
+    rig.pipeline.compute_failed(work.frame, "the exit cannot be run")
+    assert not rig.closed
+    rig.pipeline.answered(ok(0), 1.12)
+    assert rig.outcomes() == [(0, Outcome.OK, "")]
+
+
+def test_where_it_fails_before_the_packet_is_written_that_still_is():
+    rig = Betting()
+    rig.pipeline.captured(PICTURE, 1.0)
+    work = rig.pipeline.take_up(1.0)
+    assert work is not None
+    rig.pipeline.encoded(work.frame, coded(0), 1.06)
+    assert rig.pipeline.take_up(1.06) is not None
+    rig.pipeline.compute_failed(work.frame, "the exit cannot be run")
+    outgoing = rig.pipeline.next_to_write(1.1)
+    assert isinstance(outgoing, Outgoing) and len(outgoing.packet) > 80
+
+
+def test_it_is_given_although_a_frame_without_one_was_sent_before():
+    rig = Betting()
+    rig.control.choice = Choice(FEATURE)
+    rig.send(1.0)
+    rig.control.choice = Choice(FEATURE, reserve=EXIT)
+    work = rig.sent(1.1)
+    rig.pipeline.reserved(work.frame, ANSWER, 1.17)
+    assert rig.pipeline.next_timer() == pytest.approx(1.35 - EARLY_S), "not that of the frame before: 1.25 and grace"
+    rig.pipeline.tick(1.35 - EARLY_S)
+    assert rig.outcomes() == [(1, Outcome.LOCAL, "")]
+
+
+def test_it_is_given_while_the_stream_takes_no_packet():
+    rig = Betting()
+    rig.pipeline.captured(PICTURE, 1.0)
+    work = rig.pipeline.take_up(1.0)
+    assert work is not None
+    rig.pipeline.encoded(work.frame, coded(0), 1.06)
+    assert rig.pipeline.take_up(1.06) is not None
+    rig.pipeline.reserved(work.frame, ANSWER, 1.07)
+    due = rig.pipeline.next_timer()
+    assert due == pytest.approx(1.25 - EARLY_S)
+    rig.pipeline.tick(due)
+    assert rig.outcomes() == [(0, Outcome.LOCAL, "")]
+    assert rig.pipeline.next_to_write(1.3) is None and rig.pipeline.next_timer() is None
+
+
+def test_a_frame_that_waits_for_the_device_in_vain_ends_for_the_servers_reason():
+    rig = Betting(points=(FEATURE, EXIT))
+    rig.control.choice = Choice(FEATURE)
+    rig.send(1.0)
+    rig.control.choice = Choice(EXIT)
+    rig.pipeline.captured(PICTURE, 1.07)
+    busy = rig.pipeline.take_up(1.07)
+    assert busy is not None and busy.local
+    rig.pipeline.answered(ok(0, Status.RESOURCE_EXHAUSTED, "queue full"), 1.1)
+    rig.pipeline.answered_locally(busy.frame, ANSWER, 1.26)
+    assert rig.pipeline.take_up(1.26) is None
+    assert rig.outcomes() == [(1, Outcome.LOCAL, ""), (0, Outcome.DROPPED, "queue full")]
+
+
+def test_an_answer_at_a_point_that_the_next_bundle_lacks_still_counts():
+    rig = Betting()
+    rig.control.choice = Choice(EXIT)
+    rig.pipeline.captured(PICTURE, 1.0)
+    work = rig.pipeline.take_up(1.0)
+    assert work is not None and work.local
+    rig.pipeline.use(rig.control, (FEATURE,), 0.1)
+    rig.pipeline.answered_locally(work.frame, ANSWER, 1.05)
+    assert rig.outcomes() == [(0, Outcome.LOCAL, "")]
