@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tomllib
+from collections.abc import Mapping
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -23,6 +24,9 @@ from .exceptions import ConfigError
 
 PREFIX = "HEADRACE_EDGE_"
 
+INSTEAD = {"device_speed": "device_uncut_ms", "device_uncut_ms": "device_speed"}
+"""Settings that say the same in another way, one for the other."""
+
 _table: ContextVar[dict[str, Any]] = ContextVar("_table", default={})  # noqa: B039  never written to
 
 
@@ -36,7 +40,7 @@ def default_cache_dir() -> Path:
 class EdgeSettings(BaseSettings):
     """Everything that can be set for `headrace edge` and `headrace profile`."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", validate_default=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", validate_default=True, allow_inf_nan=False)
 
     server: str = Field("127.0.0.1:50051", min_length=1, description="Address of the server, host:port.")
     bundle: Path | None = Field(
@@ -203,6 +207,13 @@ class EdgeSettings(BaseSettings):
     reconnect_max_s: float = Field(
         3.0, gt=0, le=600, description="Largest bound of that wait; each failure doubles it."
     )
+    update_patience_s: float = Field(
+        120.0,
+        ge=0,
+        le=86_400,
+        description="A server that refuses this device's bundle, and gives the very same one when asked, is tried "
+        "again for so long, in seconds: of several behind one address not all may be up to date.",
+    )
     device_name: str = Field("", max_length=128, description="Name of this device in the server's log. Default: host.")
     tls: bool = Field(
         False, description="Connect by TLS; the server's certificate is checked against the authorities known to gRPC."
@@ -268,9 +279,13 @@ class EdgeSettings(BaseSettings):
         Raises:
             ConfigError: the file cannot be read, or a value cannot be used.
         """
-        token = _table.set(_read_toml(config) if config else {})
+        given = {name: value for name, value in flags.items() if value is not None}
+        named = {key.upper(): value for key, value in os.environ.items()}
+        environ = {name: named[key] for name in cls.model_fields if (key := PREFIX + name.upper()) in named}
+        table = _read_toml(config) if config else {}
+        token = _table.set({name: value for name, value in table.items() if name not in _replaced(environ)})
         try:
-            return cls(**{name: value for name, value in flags.items() if value is not None})
+            return cls(**given, **dict.fromkeys(_replaced(given)))
         except ValidationError as error:
             raise ConfigError("; ".join(_explain(e, config) for e in error.errors())) from error
         except ValueError as error:
@@ -289,6 +304,14 @@ class EdgeSettings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Flags, then the environment, then the TOML file."""
         return init_settings, env_settings, InitSettingsSource(settings_cls, init_kwargs=_table.get())
+
+
+def _replaced(given: Mapping[str, Any]) -> set[str]:
+    """Settings whose place is taken by what is given: it goes before them wherever they are set less firmly."""
+    taken = {other for one, other in INSTEAD.items() if one in given}
+    if given.get("objective") == "accuracy":
+        taken.add("accuracy_floor")
+    return taken - given.keys()
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import math
 import random
 import signal
 import socket
 import sys
 import time
 from collections.abc import Coroutine
+from dataclasses import replace
 from typing import Any, TextIO, TypeVar
 
 import structlog
@@ -103,6 +105,7 @@ class Daemon:
         self._interval_s = frame_interval_s(settings, [s.fps for s in sources])
         self._control: Any = None
         self._welcome: Welcome | None = None
+        self._greeted_at = 0.0
         self._render: Render | None = None
 
     async def run(self) -> int:
@@ -134,7 +137,7 @@ class Daemon:
         ledger = Ledger(self._on_closed, keep_pictures=settings.render is not None)
         self._metrics.declare(self._half.points)
         self._control = make_control(self._half, settings, self._interval_s)
-        filtering = self._filtering()
+        filtering = self._filter = self._filtering()
         self._pipeline = Pipeline(
             self._control,
             self._half.points,
@@ -229,6 +232,7 @@ class Daemon:
             RefusedError: the server refuses this device for good.
         """
         settings = self._settings
+        backoff, since = Backoff(settings.reconnect_min_s, FETCH_RETRY_S, self._rng), math.inf
         while True:
             device = settings.device_name or socket.gethostname()
             try:
@@ -238,13 +242,24 @@ class Daemon:
                 if settings.bundle is not None:
                     raise
                 log.warning("the server has another bundle; fetching it", reason=str(error))
-                before, self._bundle = self._bundle.fingerprint, await self._fetch()
-                if self._bundle.fingerprint == before:
-                    raise  # it gives what it then refuses
+                before, self._bundle = self._bundle, await self._fetch(self._bundle)
+                if self._bundle is before:
+                    # It gives what it then refuses. Behind one address may stand several servers, not all of them
+                    # brought up to date yet.
+                    since = min(since, self._clock()) if self._greeted_at < since else self._clock()
+                    if self._clock() - since >= settings.update_patience_s:
+                        raise
+                    await asyncio.sleep(backoff.next_s())
+                    continue
+                since = math.inf
+                backoff.reset()
                 self._half = await worker.call(lambda: make_ready(self._bundle, settings))
                 self._control = make_control(self._half, settings, self._interval_s)
                 half = self._half
                 self._driver.use(half.engine, self._control, half.points, half.local_s, half.exits_s)
+                self._pipeline.limits = replace(self._pipeline.limits, say_size="detection" in self._bundle.task)
+                if self._filter is not None and self._bundle.filter is not None:
+                    self._filter.watch(self._bundle.filter.classes)
                 self._report.labels = self._bundle.labels
                 self._report.preprocessing = self._bundle.preprocessing
                 if self._render is not None:
@@ -266,11 +281,12 @@ class Daemon:
         cached = await asyncio.to_thread(self._cache.last_from, self._settings.server)
         return cached or await self._fetch()
 
-    async def _fetch(self) -> Bundle:
+    async def _fetch(self, held: Bundle | None = None) -> Bundle:
+        """The server's edge half; `held` itself, if it is that one."""
         backoff = Backoff(self._settings.reconnect_min_s, FETCH_RETRY_S, self._rng)
         while True:
             try:
-                return await fetch_edge_half(self._settings.server, self._cache, access=self._access)
+                return await fetch_edge_half(self._settings.server, self._cache, access=self._access, held=held)
             except (StreamError, FetchError) as error:
                 wait_s = backoff.next_s()
                 log.warning("no edge half yet", reason=str(error), next_try_s=round(wait_s, 2))
@@ -320,7 +336,7 @@ class Daemon:
     def _on_limits(self, welcome: Welcome) -> None:
         """Choose only what this server decodes; another server may stand behind the same address after a restart."""
         before = self._welcome.operating_points if self._welcome is not None else ()
-        self._welcome = welcome
+        self._welcome, self._greeted_at = welcome, self._clock()
         self._metrics.connected.set(1)
         offered = {p.id for p in self._half.points if p.kind is not Kind.LOCAL}
         if before != welcome.operating_points and not offered <= set(welcome.operating_points):
@@ -342,7 +358,7 @@ class Daemon:
         self._metrics.count(frame)
         self._metrics.sent_bytes.inc(frame.sent_bytes)
         self._metrics.connected.set(pipeline.connected)
-        self._metrics.rate.set(rate if rate is not None else float("nan"))
+        self._metrics.rate.set(rate if rate is not None and math.isfinite(rate) else math.nan)
         self._report.frame(
             frame,
             deadline_s=pipeline.limits.deadline_s,

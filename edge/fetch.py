@@ -110,7 +110,13 @@ class Cache:
 
 
 async def fetch_edge_half(
-    server: str, cache: Cache, *, fingerprint: bytes = b"", timeout_s: float = 300.0, access: Access = PLAIN
+    server: str,
+    cache: Cache,
+    *,
+    fingerprint: bytes = b"",
+    timeout_s: float = 300.0,
+    access: Access = PLAIN,
+    held: Bundle | None = None,
 ) -> Bundle:
     """Get an edge half from the server into the cache.
 
@@ -120,20 +126,24 @@ async def fetch_edge_half(
         fingerprint: 32 bytes, or empty for the bundle that the server serves by default.
         timeout_s: for all of it.
         access: how the server is reached.
+        held: what this device runs already; if the server announces that, nothing more is received, and this is it.
 
     Raises:
         StreamError: the server cannot be reached, or broke off.
-        ConfigError: its bundle has no such split points, or a file of `access` cannot be read.
+        ConfigError: its bundle has no such split points, or a file of `access` or the cache's folder cannot be used.
         FetchError: what it sent is not accepted.
     """
-    cache.folder.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix="fetch-", dir=cache.folder))
     channel = access.channel(server, CHANNEL_OPTIONS)
+    temporary = None
     try:
+        cache.folder.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix="fetch-", dir=cache.folder))
         request = GetBundleRequest(fingerprint=fingerprint, splits=cache.splits)
         stub: Any = HeadraceStub(channel)  # type: ignore[no-untyped-call]
         chunks: AsyncIterator[Any] = stub.GetBundle(request, timeout=timeout_s, metadata=access.metadata()).__aiter__()
-        received = await receive(chunks, temporary)
+        received = await receive(chunks, temporary, held.fingerprint if held is not None else b"")
+        if held is not None and received == held.fingerprint:
+            return held
         if fingerprint and received != fingerprint:
             raise FetchError(f"asked server {server} for bundle {short(fingerprint)}, it sent {short(received)}")
         bundle = await asyncio.to_thread(cache.put, temporary, received)
@@ -144,15 +154,19 @@ async def fetch_edge_half(
         raise StreamError(f"server {server} gave no edge half: {error.code().name}: {error.details()}") from error
     except BundleError as error:
         raise FetchError(f"the edge half from server {server} is not accepted: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"--cache-dir {cache.folder} cannot be written to: {error}; give another folder") from error
     finally:
         await channel.close(None)
-        shutil.rmtree(temporary, ignore_errors=True)
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
     log.info("edge half fetched", server=server, bundle=bundle.name, fingerprint=short(received))
     return bundle
 
 
-async def receive(chunks: AsyncIterator[BundleChunk], folder: Path) -> bytes:
-    """Write the files of a GetBundle stream into `folder`, each checked by size and digest.
+async def receive(chunks: AsyncIterator[BundleChunk], folder: Path, held: bytes = b"") -> bytes:
+    """Write the files of a GetBundle stream into `folder`, each checked by size and digest. Of the bundle whose
+    fingerprint is `held` nothing is received.
 
     Returns:
         The fingerprint that the stream states.
@@ -171,6 +185,8 @@ async def receive(chunks: AsyncIterator[BundleChunk], folder: Path) -> bytes:
                 if fingerprint and chunk.fingerprint and chunk.fingerprint != fingerprint:
                     raise FetchError("the server mixes the files of two bundles")
                 fingerprint = fingerprint or chunk.fingerprint
+                if held and fingerprint == held:
+                    return fingerprint
                 names.add(chunk.name)
                 total += chunk.size
                 file = _Incoming(folder / chunk.name, chunk.size, chunk.sha256)

@@ -45,6 +45,10 @@ class Filtering:
         self._sent_at = float("-inf")
         self.audits = Audits()
 
+    def watch(self, classes: Collection[int]) -> None:
+        """Another bundle's classes of interest."""
+        self._classes = frozenset(classes)
+
     def must_send(self, now: float) -> bool:
         """Whether the frame that is taken up now is sent whatever its score."""
         return now - self._sent_at >= self._keep_alive_s or self._rng.random() < self._audit_share

@@ -26,7 +26,7 @@ class Source(Protocol):
 
     Attributes:
         name: as the user gave it.
-        fps: frames per second of its own; None when it keeps time by itself (a camera).
+        fps: frames per second of its own; None when it is not known.
         live: it keeps time by itself, and what isn't taken is gone.
     """
 
@@ -62,9 +62,11 @@ def open_sources(names: Sequence[str], fps: float | None = None) -> list[Source]
 
 
 def _open(name: str, fps: float | None) -> Source:
-    path = Path(name).expanduser()
     try:
+        path = Path(name).expanduser()
         mode = path.stat().st_mode
+    except RuntimeError as error:  # ~nobody/x.mp4
+        raise SourceError(f"{name} cannot be read ({error}); give a path that exists") from error
     except OSError as error:
         if name.startswith("/dev/video"):
             raise SourceError(
@@ -168,24 +170,33 @@ class Camera:
     """A camera device, by PyAV over V4L2."""
 
     live = True
-    fps = None
 
     def __init__(self, name: str, rate: float | None) -> None:
-        """Keep the device's path and the rate asked of it; it is opened when frames are."""
-        self.name, self._rate = name, rate
+        """Open it once to see that it is a camera, and how fast; `rate`: frames per second asked of it.
 
-    def frames(self) -> Iterator[Image.Image | SourceError]:
-        """Frames as the camera gives them."""
+        Raises:
+            SourceError: it is none, or cannot be opened.
+        """
+        self.name, self._rate = name, rate
+        with self._container() as container:
+            stream = container.streams.video[0]
+            given = stream.average_rate or stream.guessed_rate
+            self.fps: float | None = float(given) if given else rate
+
+    def _container(self) -> Any:
         options = {"framerate": f"{self._rate:g}"} if self._rate else {}
         try:
-            container: Any = av.open(self.name, format="v4l2", options=options)
+            return av.open(self.name, format="v4l2", options=options)
         except PermissionError as error:
             raise SourceError(f"camera {self.name} may not be opened; add the user to the group `video`") from error
         except (av.FFmpegError, OSError, ValueError) as error:
             raise SourceError(
                 f"camera {self.name} cannot be opened: {error}; is it a V4L2 camera, and does no other program use it?"
             ) from error
-        with container:
+
+    def frames(self) -> Iterator[Image.Image | SourceError]:
+        """Frames as the camera gives them."""
+        with self._container() as container:
             try:
                 for frame in container.decode(video=0):
                     yield frame.to_image()

@@ -144,13 +144,8 @@ def frame_corners(frame: Frame, how: Preprocessing | None) -> list[tuple[float, 
     corners = [(box.left, box.top, box.right, box.bottom) for box in frame.boxes]
     if how is None or frame.placed or not all(frame.size):
         return corners
-    place, (width, height) = placement(*frame.size, how), frame.size
-    found = []
-    for each in corners:
-        left, top, right, bottom = place.to_picture(*each)
-        # In a letterbox's bars there is nothing to see.
-        found.append((max(left, 0.0), max(top, 0.0), min(right, float(width)), min(bottom, float(height))))
-    return found
+    place = placement(*frame.size, how)
+    return [place.within(each, frame.size) for each in corners]
 
 
 def _ms(seconds: float) -> float:

@@ -39,6 +39,16 @@ class Placement:
             (bottom - self.top) / self.down,
         )
 
+    def within(
+        self, corners: tuple[float, float, float, float], size: tuple[int, int]
+    ) -> tuple[float, float, float, float]:
+        """The same within a picture of that width and height: in a letterbox's bars there is nothing to see, and a box
+        that lies in one of them has no area."""
+        left, top, right, bottom = self.to_picture(*corners)
+        width, height = map(float, size)
+        clamp = lambda at, most: min(max(at, 0.0), most)  # noqa: E731
+        return clamp(left, width), clamp(top, height), clamp(right, width), clamp(bottom, height)
+
 
 def placement(width: int, height: int, how: Preprocessing) -> Placement:
     """Where a picture of that size lies in the backbone's input."""

@@ -40,7 +40,7 @@ def _default_cache() -> Path:
 class ServerSettings(SecuritySettings):
     """Everything that can be set. Made by `ServerSettings.load`, which reports bad values in plain words."""
 
-    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True, allow_inf_nan=False)
 
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for every interface (see --insecure).")
     port: int = Field(50051, ge=0, le=65535, description="Port to listen on; 0 takes any free one.")

@@ -35,7 +35,4 @@ def placed(outputs: Sequence[TailOutput], size: tuple[int, int], how: Preprocess
 
 
 def _in_frame(box: Box, place: Placement, size: tuple[int, int]) -> Box:
-    left, top, right, bottom = place.to_picture(box.left, box.top, box.right, box.bottom)
-    width, height = map(float, size)
-    # In a letterbox's bars there is nothing to see.
-    return Box(box.index, box.score, max(left, 0.0), max(top, 0.0), min(right, width), min(bottom, height))
+    return Box(box.index, box.score, *place.within((box.left, box.top, box.right, box.bottom), size))

@@ -64,11 +64,24 @@ def test_every_setting_is_described():
         ({"reconnect_min_s": 5, "reconnect_max_s": 1}, "reconnect_min_s is larger"),
         ({"speed": 3}, "there is no setting 'speed'"),
         ({"log_level": "loud"}, "--log-level"),
+        ({"bytes_per_day": float("inf")}, "--bytes-per-day"),
+        ({"deadline_ms": float("nan")}, "--deadline-ms"),
     ],
 )
 def test_bad_values_are_named(flags, message):
     with pytest.raises(ConfigError, match=message):
         EdgeSettings.load(**flags)
+
+
+def test_a_flag_takes_the_place_of_what_says_the_same_in_another_way(tmp_path, monkeypatch):
+    file = tmp_path / "edge.toml"
+    file.write_text("device_speed = 0.1\nobjective = 'bytes'\naccuracy_floor = 0.8\n")
+    settings = EdgeSettings.load(file, device_uncut_ms=150, objective="accuracy")
+    assert (settings.device_speed, settings.device_uncut_ms, settings.accuracy_floor) == (None, 150, None)
+    monkeypatch.setenv("HEADRACE_EDGE_DEVICE_UNCUT_MS", "120")
+    assert EdgeSettings.load(file).device_speed is None
+    assert EdgeSettings.load(file, device_speed=0.5).device_uncut_ms is None
+    assert EdgeSettings.load(file, objective="compute").accuracy_floor == 0.8
 
 
 def test_bad_files_are_named(tmp_path):

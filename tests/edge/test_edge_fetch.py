@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from headrace.edge import fetch
-from headrace.edge.exceptions import FetchError, StreamError
+from headrace.edge.exceptions import ConfigError, FetchError, StreamError
 from headrace.edge.fetch import Cache, fetch_edge_half, receive
 from headrace.models.bundle import Bundle
 from headrace.models.edge_half import MAX_FILE_BYTES, load_edge_half
@@ -53,6 +53,18 @@ async def test_a_bundle_that_was_not_asked_for_is_refused(server, tmp_path):
     with pytest.raises(FetchError, match=r"asked server .* for bundle 0707"):
         await fetch_edge_half(server.address, Cache(tmp_path), fingerprint=b"\x07" * 32)
     assert not (tmp_path / "bundles").exists()
+
+
+async def test_of_the_bundle_that_is_held_nothing_is_received(server, tmp_path):
+    held = await fetch_edge_half(server.address, Cache(tmp_path / "one"))
+    assert await fetch_edge_half(server.address, Cache(tmp_path / "two"), held=held) is held
+    assert not (tmp_path / "two" / "bundles").exists()
+
+
+async def test_a_cache_that_cannot_be_made_is_named(server, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ConfigError, match=r"--cache-dir .*file/cache cannot be written to"):
+        await fetch_edge_half(server.address, Cache(tmp_path / "file" / "cache"))
 
 
 async def test_no_server_is_a_stream_error(tmp_path):

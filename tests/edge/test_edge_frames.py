@@ -156,6 +156,7 @@ def test_stop_ends_a_capture_that_waits_for_demand():
         (lambda d: [str(d / "missing.mp4")], r"missing\.mp4 cannot be read \(No such file or directory\)"),
         (lambda d: ["/dev/video97"], r"camera /dev/video97 is not there .* `ls /dev/video\*`"),
         (lambda d: [str(d)], "holds no pictures"),
+        (lambda d: ["~nobody-of-that-name/a.mp4"], r"~nobody-of-that-name/a\.mp4 cannot be read"),
         (lambda d: [_write(d / "text.mp4", b"no video at all")], r"text\.mp4 is no video that can be read"),
         (lambda d: [_write(d / "a.jpg", b"no picture")], r"a\.jpg is not a picture that can be read"),
         (lambda d: [_sound(d / "sound.wav")], r"sound\.wav holds no video stream"),

@@ -33,6 +33,13 @@ def test_what_lies_in_the_bars_is_cut_off():
     assert (box.left, box.top, box.right, box.bottom) == (0, 0, 640, 480)
 
 
+def test_a_box_that_lies_in_a_bar_has_no_area():
+    outside = (TailOutput("detection", boxes=(Box(0, 0.5, 10, 0, 60, 5), Box(0, 0.5, 10, 315, 60, 320))),)
+    ((above, below),) = (o.boxes for o in placed(outside, (640, 240), LETTERBOX))
+    assert (above.top, above.bottom) == (0, 0) and (below.top, below.bottom) == (240, 240)
+    assert all(box.left < box.right for box in (above, below))
+
+
 @pytest.mark.parametrize("size", [(0, 0), (640, 0), (MAX_SIDE + 1, 10), (10, 2**32 - 1)])
 def test_without_a_size_boxes_stay_as_they_are(size):
     assert placed(OUTPUTS, size, LETTERBOX) == OUTPUTS
