@@ -279,13 +279,14 @@ class EdgeSettings(BaseSettings):
         Raises:
             ConfigError: the file cannot be read, or a value cannot be used.
         """
-        given = {name: value for name, value in flags.items() if value is not None}
+        given: dict[str, Any] = {name: value for name, value in flags.items() if value is not None}
         named = {key.upper(): value for key, value in os.environ.items()}
         environ = {name: named[key] for name in cls.model_fields if (key := PREFIX + name.upper()) in named}
         table = _read_toml(config) if config else {}
         token = _table.set({name: value for name, value in table.items() if name not in _replaced(environ)})
         try:
-            return cls(**given, **dict.fromkeys(_replaced(given)))
+            given |= dict.fromkeys(_replaced(given))
+            return cls(**given)
         except ValidationError as error:
             raise ConfigError("; ".join(_explain(e, config) for e in error.errors())) from error
         except ValueError as error:

@@ -46,8 +46,11 @@ class Placement:
         that lies in one of them has no area."""
         left, top, right, bottom = self.to_picture(*corners)
         width, height = map(float, size)
-        clamp = lambda at, most: min(max(at, 0.0), most)  # noqa: E731
-        return clamp(left, width), clamp(top, height), clamp(right, width), clamp(bottom, height)
+        return _clamped(left, width), _clamped(top, height), _clamped(right, width), _clamped(bottom, height)
+
+
+def _clamped(at: float, most: float) -> float:
+    return min(max(at, 0.0), most)
 
 
 def placement(width: int, height: int, how: Preprocessing) -> Placement:
