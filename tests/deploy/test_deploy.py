@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -144,6 +145,7 @@ def test_kubernetes_runs_a_server_that_would_start() -> None:
     environment = dict(re.findall(r"HEADRACE_SERVER_(\w+)=(\S+)", dockerfile))
     settings = ServerSettings.load(**given, **{k.lower(): v for k, v in environment.items()})
     assert not settings.insecure
+    assert pod["spec"]["enableServiceLinks"] is False, "or the Service's name sets HEADRACE_SERVER_PORT to its URL"
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
     assert ports == {"grpc": settings.port, "metrics": settings.metrics_port}
     mounts = [mount["mountPath"] for mount in container["volumeMounts"]]
@@ -163,24 +165,37 @@ def test_front_ends_on_ray_are_started_with_flags_that_exist_and_time_to_drain()
     documents = {d["kind"]: d for d in yaml.safe_load_all((DEPLOY / "ray.yaml").read_text())}
     pod = documents["StatefulSet"]["spec"]["template"]["spec"]
     (container,) = pod["containers"]
-    command, *words = container["args"]
+    assert container["command"] == ["sh", "-c"] and pod["enableServiceLinks"] is False
+    join, serve = (part.split() for part in container["args"][0].split("&&"))
+    # Ray's programs talk to a node on their own host: a front end joins the cluster, with room for no replica.
+    cluster = documents["RayCluster"]
+    address = f"--address={cluster['metadata']['name']}-head-svc:6379"
+    assert join[:2] == ["ray", "start"] and {address, "--num-cpus=0"} < {*join}
+    assert serve[:2] == ["exec", "headrace"]
+    command, *words = serve[2:]
     assert_flags_exist(command, words)
     given = flags(words)
     settings = ServerSettings.load(**{name.replace("-", "_"): value for name, value in given.items()})
     assert settings.engine == "ray"
     assert pod["terminationGracePeriodSeconds"] > settings.drain_s + 5
-    cluster = documents["RayCluster"]
-    assert settings.ray_address == f"{cluster['metadata']['name']}-head-svc:6379"
+    assert settings.ray_address == "auto"
     (worker,) = cluster["spec"]["workerGroupSpecs"][0]["template"]["spec"]["containers"]
     of_front, of_worker = ({m["mountPath"] for m in c["volumeMounts"]} for c in (container, worker))
     assert of_worker == {str(settings.bundle_dir)} < of_front, "replicas look for bundles where front ends do"
     for path in (settings.tls_cert, settings.tls_key, settings.tokens):
         assert str(path.parent) in of_front
     assert {p["containerPort"] for p in container["ports"]} == {settings.port, 9100}
+    allowed = {d["metadata"]["name"]: d for d in policies()}
+    assert allowed.keys() == {"headrace", "headrace-ray"}, "Ray's ports are on front ends, too"
     labels = {
         d["spec"]["template"]["metadata"]["labels"]["app"] for d in documents.values() if d["kind"] == "StatefulSet"
     }
     assert documents["Service"]["spec"]["selector"] == {"app": labels.pop()}
+
+
+def policies() -> list[dict[str, Any]]:
+    documents = yaml.safe_load_all((DEPLOY / "ray.yaml").read_text())
+    return [d for d in documents if d["kind"] == "NetworkPolicy"]
 
 
 @pytest.mark.parametrize("side", ["edge", "server"])
@@ -214,6 +229,11 @@ def test_units_start_commands_that_exist(side) -> None:
     assert_flags_exist(command, rest)
     (patience,) = re.findall(r"^TimeoutStopSec=(\d+)$", text, re.M)
     assert float(patience) > ServerSettings.load().drain_s
+    # Files of root's that nobody else may read are handed over; what the comment names lies where they then are.
+    handed = set(re.findall(r"^LoadCredential=([\w.]+):", text, re.M))
+    named = set(re.findall(rf"/run/credentials/headrace-{side}\.service/([\w.]+)", text))
+    assert handed == named
+    assert not re.search(r'^#.*= "/etc/headrace/\S+\.(pem|key)"', text, re.M)
 
 
 def test_the_kernel_setting_is_the_one_that_compose_sets() -> None:
