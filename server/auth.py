@@ -112,9 +112,10 @@ def read_tokens(path: Path) -> dict[str, Token]:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is no text"
-        raise SettingsError(
-            f"the file of tokens {path} cannot be read: {why}; `headrace token add` makes one"
-        ) from error
+        remedy = "`headrace token add` makes one"
+        if isinstance(error, PermissionError):
+            remedy = "let the server's user read it by chgrp and chmod 640, which stay when tokens are added"
+        raise SettingsError(f"the file of tokens {path} cannot be read: {why}; {remedy}") from error
     found: dict[str, Token] = {}
     for number, line in enumerate(text.splitlines(), 1):
         if line.strip() and not line.startswith("#"):

@@ -8,6 +8,7 @@ it held before is served on, and it is tried again when it changes: so a bundle 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from pathlib import Path
 from typing import TypeAlias
 
@@ -30,9 +31,9 @@ Signature: TypeAlias = tuple[tuple[str, int, int, int], ...]
 class BundleDir:
     """Keeps what is served equal to what lies in a folder."""
 
-    def __init__(self, folder: Path, bundles: Bundles) -> None:
-        """Nothing is read yet."""
-        self._folder, self._bundles = folder, bundles
+    def __init__(self, folder: Path, bundles: Bundles, stay: Collection[bytes] = ()) -> None:
+        """Nothing is read yet; `stay`: fingerprints of bundles that are served whatever becomes of the folder."""
+        self._folder, self._bundles, self._stay = folder, bundles, frozenset(stay)
         self._seen: dict[str, Signature] = {}
         self._fingerprints: dict[str, bytes] = {}
 
@@ -71,7 +72,7 @@ class BundleDir:
         for name in [n for n in self._seen if n not in found]:
             del self._seen[name]
             self._fingerprints.pop(name, None)
-        for fingerprint in before - set(self._fingerprints.values()):
+        for fingerprint in before - set(self._fingerprints.values()) - self._stay:
             await self._bundles.retire(fingerprint)
 
 

@@ -86,6 +86,8 @@ class Bundles:
         self._linger_s, self._max_elements = linger_s, max_elements
         self._served: dict[bytes, Served] = {}
         self._retiring: dict[Served, asyncio.Task[None]] = {}
+        self._changing = asyncio.Lock()
+        """Held from what the engine holds to what is served: a bundle that comes back is not unloaded meanwhile."""
 
     def __iter__(self) -> Iterator[Served]:
         """Those that take streams, the oldest first."""
@@ -110,13 +112,14 @@ class Bundles:
         self._check_size(bundle)
         decoder = PacketDecoder(bundle)
         await asyncio.to_thread(decoder.warm_up)
-        self._pipeline.know(await self._engine.load(bundle))
-        served = self._served.get(bundle.fingerprint)
-        if served is None:
-            # A retired one that lingers keeps its streams; its tails are the same.
-            served = self._served[bundle.fingerprint] = Served(bundle, decoder)
-        else:  # measured anew, or with another repair
-            served.bundle, served.decoder = bundle, decoder
+        async with self._changing:
+            self._pipeline.know(await self._engine.load(bundle))
+            served = self._served.get(bundle.fingerprint)
+            if served is None:
+                # A retired one that lingers keeps its streams; its tails are the same.
+                served = self._served[bundle.fingerprint] = Served(bundle, decoder)
+            else:  # measured anew, or with another repair
+                served.bundle, served.decoder = bundle, decoder
         await self._tell_health(bundle)
         log.info("bundle loaded", bundle=bundle.name, fingerprint=short(bundle.fingerprint), folder=str(folder))
         return served
@@ -155,10 +158,11 @@ class Bundles:
                 served.stop.set()
                 await served.unused()
             fingerprint = served.bundle.fingerprint
-            same = any(s is not served and s.bundle.fingerprint == fingerprint for s in (*self, *self._retiring))
-            if not same:  # it may have come back meanwhile
-                await self._engine.unload(fingerprint)
-                self._pipeline.forget(fingerprint)
+            async with self._changing:
+                others = (s for s in (*self, *self._retiring) if s is not served)
+                if all(s.bundle.fingerprint != fingerprint for s in others):  # it may have come back meanwhile
+                    await self._engine.unload(fingerprint)
+                    self._pipeline.forget(fingerprint)
             log.info("bundle unloaded", bundle=served.bundle.name, fingerprint=short(fingerprint))
         finally:
             del self._retiring[served]

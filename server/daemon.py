@@ -32,7 +32,7 @@ from .engine import Engine, LocalEngine, Tail, TailKey
 from .exceptions import StartError
 from .grpc_metrics import GrpcMetrics
 from .guard import Guard, Streams, refused_calls
-from .listening import make_grpc, open_port
+from .listening import bracketed, make_grpc, open_port
 from .metrics import Metrics, MetricsEndpoint, Probes
 from .one_core import one_core, take_turns
 from .pipeline import Pipeline, PipelineSettings
@@ -169,7 +169,7 @@ class Server:
         for folder in self._settings.given_bundles:
             await bundles.load(folder)
         if self._settings.bundle_dir is not None:
-            watched = BundleDir(self._settings.bundle_dir, bundles)
+            watched = BundleDir(self._settings.bundle_dir, bundles, [s.bundle.fingerprint for s in bundles])
             await watched.scan()
             self._watching = asyncio.create_task(watched.run())
         if bundles.default is None:
@@ -203,9 +203,9 @@ class Server:
             admin_port = open_port(self._admin, s.admin_host, s.admin_port, certificates, "--admin-port")
             self._guarding.append(asyncio.create_task(admin_guard.watch()))
             await self._admin.start()
-            self.admin_address = f"{s.admin_host}:{admin_port}"
+            self.admin_address = f"{bracketed(s.admin_host)}:{admin_port}"
         await self._grpc.start()
-        self.address = f"{s.host}:{port}"
+        self.address = f"{bracketed(s.host)}:{port}"
         if s.lacks() and not loopback(s.host):
             log.warning("listening to everybody, as --insecure says", address=self.address, lacking=s.lacks())
 

@@ -22,7 +22,7 @@ class Delay:
 
     def __init__(self) -> None:
         """Nothing is known yet."""
-        self._first: int | None = None
+        self._last, self._since_ms = 0, 0  # the device's clock as last said, and how far it went since it first was
         self._least = self._before = math.inf
         self._until = -math.inf
 
@@ -38,10 +38,11 @@ class Delay:
         """
         if not clock_ms:
             return 0
-        if self._first is None:
-            self._first = clock_ms
-        since = (clock_ms - self._first + _WRAPS // 2) % _WRAPS - _WRAPS // 2  # the device's clock begins again
-        apart = received - since / 1e3
+        if self._last:
+            # From frame to frame: it begins again after 49.7 days, and frames may have overtaken each other.
+            self._since_ms += (clock_ms - self._last + _WRAPS // 2) % _WRAPS - _WRAPS // 2
+        self._last = clock_ms
+        apart = received - self._since_ms / 1e3
         if received >= self._until:
             self._before = self._least if self._until > -math.inf else math.inf
             self._least, self._until = apart, received + WINDOW_S

@@ -49,6 +49,11 @@ def make_grpc(
     )
 
 
+def bracketed(host: str) -> str:
+    """A host as it stands before a port: IPv6 addresses in brackets."""
+    return f"[{host}]" if ":" in host and not host.startswith("[") else host
+
+
 def open_port(server: grpc.aio.Server, host: str, port: int, certificates: Certificates | None, flag: str) -> int:
     """Bind a port, with TLS if there are certificates.
 
@@ -65,12 +70,12 @@ def open_port(server: grpc.aio.Server, host: str, port: int, certificates: Certi
     Raises:
         StartError: it cannot be bound.
     """
-    address = f"{host}:{port}"
+    address = f"{bracketed(host)}:{port}"
     try:
         if certificates is not None:
             return server.add_secure_port(address, certificates.credentials())
         return server.add_insecure_port(address)
     except RuntimeError as error:
         raise StartError(
-            f"cannot listen on {address}; is another server running there? Choose another {flag}"
+            f"cannot listen on {address} ({error}); is another server running there? Choose another {flag}"
         ) from error

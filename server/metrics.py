@@ -6,6 +6,7 @@ frames that are being answered, and equals it exactly once the server has draine
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -19,6 +20,7 @@ from prometheus_client.registry import Collector
 
 from ..protos.messages import Status
 from .exceptions import Reason, StartError
+from .listening import bracketed
 
 CANCELLED = "cancelled"
 """Status label of frames whose caller went away before they were answered."""
@@ -138,6 +140,10 @@ class _Server(ThreadingMixIn, WSGIServer):
     allow_reuse_address = True
 
 
+class _Server6(_Server):
+    address_family = socket.AF_INET6
+
+
 class _QuietHandler(WSGIRequestHandler):
     timeout = 10
 
@@ -157,12 +163,13 @@ class MetricsEndpoint:
         self._metrics_app = make_wsgi_app(metrics.registry)
         self._probes = {"/livez": probes.alive, "/readyz": probes.ready}
         try:
-            self._server = make_server(host, port, self._app, _Server, _QuietHandler)
+            kind = _Server6 if ":" in host else _Server
+            self._server = make_server(host.strip("[]"), port, self._app, kind, _QuietHandler)
         except OSError as error:
             raise StartError(
                 f"metrics cannot listen on {host}:{port} ({error.strerror}); choose another --metrics-port"
             ) from error
-        self.address = f"{host}:{self._server.server_port}"
+        self.address = f"{bracketed(host)}:{self._server.server_port}"
         self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
         self._thread.start()
 

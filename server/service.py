@@ -100,7 +100,12 @@ class HeadraceService(messages.HeadraceServicer):
             await _abort(context, grpc.StatusCode.UNAVAILABLE, str(draining_error()))
         _remember(self._answering)
         with served.used(), self._references(hello, served) as references:
-            await context.write(messages.welcome_response(self._welcome(served.bundle, references.keep)))
+            welcome = messages.welcome_response(self._welcome(served.bundle, references.keep))
+            try:
+                async with asyncio.timeout(self.limits.unread_s):
+                    await context.write(welcome)
+            except TimeoutError:
+                return grpc.StatusCode.RESOURCE_EXHAUSTED, "Welcome was not read"
             # A name of the device's own within the address that it comes from: it takes no other address's share.
             device = f"{peer}/{hello.device[:64]}"
             who = caller.get()
@@ -147,7 +152,11 @@ class HeadraceService(messages.HeadraceServicer):
                     if chunk.entry is not None:
                         message.fingerprint, message.name = bundle.fingerprint, chunk.name
                         message.size, message.sha256 = chunk.entry.size, chunk.entry.sha256
-                    await context.write(message)
+                    async with asyncio.timeout(self.limits.unread_s):
+                        await context.write(message)
+        except TimeoutError:
+            text = f"nothing was read for {self.limits.unread_s:g} s; read faster"
+            await _abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, text)
         except OperatingPointError as error:
             await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
         except EdgeHalfError as error:

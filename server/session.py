@@ -101,17 +101,16 @@ class Session:
         unread = asyncio.create_task(self._unread.wait())
         try:
             await asyncio.wait({reading, drained, unread}, return_when=asyncio.FIRST_COMPLETED)
+            # Every admitted frame has its task by now. While it drains, what still comes is read and refused.
+            await self._finish(unread)
+            if stopped := not reading.done():
+                reading.cancel()
+                await asyncio.wait({reading})
+                await self._finish(unread)
             if self._unread.is_set():
                 seconds = self._limits.unread_s
                 return grpc.StatusCode.RESOURCE_EXHAUSTED, f"no result was read for {seconds:g} s; read faster"
-            # Every admitted frame has its task by now. While it drains, what still comes is read and refused.
-            await self._finish()
-            if not reading.done():
-                reading.cancel()
-                await asyncio.wait({reading})
-                await self._finish()
-                return grpc.StatusCode.UNAVAILABLE, str(self._stopping())
-            return reading.result()
+            return (grpc.StatusCode.UNAVAILABLE, str(self._stopping())) if stopped else reading.result()
         finally:
             if self._watching is not None:
                 self._watching.cancel()
@@ -119,12 +118,14 @@ class Session:
                 task.cancel()
             await asyncio.gather(reading, drained, unread, *self._tasks, return_exceptions=True)
 
-    async def _finish(self) -> None:
-        """Wait until the frames that have come so far are answered."""
+    async def _finish(self, unread: asyncio.Task[Any]) -> None:
+        """Wait until the frames that have come so far are answered, or it turns out that nobody reads the answers."""
         for _ in range(2):  # what was refused while others were written is written after them
             self._flush()
-            if self._tasks:
-                await asyncio.wait(set(self._tasks))
+            left: set[asyncio.Task[Any]] = set(self._tasks)
+            while left and not unread.done():
+                await asyncio.wait({*left, unread}, return_when=asyncio.FIRST_COMPLETED)
+                left = {task for task in left if not task.done()}
 
     async def _read(self) -> tuple[grpc.StatusCode, str] | None:
         while True:

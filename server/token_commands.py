@@ -9,6 +9,7 @@ from .auth import Scope, Token, make_token, read_tokens, write_tokens
 from .exceptions import SettingsError
 
 DAY_S = 86_400.0
+MOST_DAYS = 36_500
 
 
 def add(path: Path, name: str, scope: Scope = Scope.DEVICE, days: float = 0.0) -> str:
@@ -24,8 +25,10 @@ def add(path: Path, name: str, scope: Scope = Scope.DEVICE, days: float = 0.0) -
         The token. It is nowhere else: the file holds its salted hash.
 
     Raises:
-        SettingsError: the name or the file cannot be used.
+        SettingsError: the name, the days or the file cannot be used.
     """
+    if not 0 <= days <= MOST_DAYS:
+        raise SettingsError(f"--days {days:g}: a token is good for 0 (for ever) to {MOST_DAYS} days")
     tokens = list(read_tokens(path).values()) if path.exists() else []
     secret, token = make_token(name, scope, time.time() + days * DAY_S if days > 0 else None)
     write_tokens(path, [*tokens, token])

@@ -102,7 +102,7 @@ def test_no_more_is_sent_than_the_budget_not_even_to_probe(bytes_per_day):
 
 
 def test_a_budget_that_holds_no_packet_pays_for_one_now_and_then():
-    """20,000 bytes a day are 139 in ten minutes; the smallest packet may take 940 with its framing, an hour's budget."""
+    """20,000 bytes a day are 139 in ten minutes; the smallest packet may take 940 with framing, an hour's budget."""
     played = Played(ControlSettings(overhead_bytes=40, bytes_per_day=20_000))
     played.play(2 * 3600, 1)
     sizes = [f.sent_bytes for f in played.closed if f.sent_bytes]

@@ -108,6 +108,54 @@ async def test_what_is_put_into_the_folder_is_served_and_what_is_taken_away_is_n
     assert (await server.stream(hello(bundle))).welcome is not None
 
 
+async def test_one_that_was_given_by_name_stays_when_its_copy_leaves_the_folder(
+    start: Any, make_packet: MakePacket, bundle: Bundle, watched: Path, tmp_path: Path
+) -> None:
+    second = another_version(bundle, tmp_path / "second")
+    put(tmp_path / "second", watched, "b")
+    server = await start(bundles=[SHIPPED_BUNDLE], bundle_dir=watched, linger_s=0)
+    await until(lambda: second.fingerprint in server.engine.bundles)
+    (watched / "a").rename(tmp_path / "gone")
+    (watched / "b").rename(tmp_path / "gone too")
+    await until(lambda: second.fingerprint not in server.engine.bundles)
+    stream = await server.stream(hello(bundle))
+    await stream.send(make_packet(1))
+    assert (await stream.result()).status is Status.OK
+
+
+async def test_one_that_comes_back_while_it_is_unloaded_is_held(
+    start: Any, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine that takes its time, and one change after another, as that on Ray does."""
+    second = another_version(bundle, tmp_path / "second")
+    server = await start(linger_s=0)
+    bundles, engine = server.server._bundles, server.engine
+    await bundles.load(tmp_path / "second")
+    lock, begun, held = asyncio.Lock(), asyncio.Event(), {second.fingerprint}
+
+    async def slow_load(each: Bundle) -> Any:
+        async with lock:
+            begun.set()
+            await asyncio.sleep(0.2)
+            held.add(each.fingerprint)
+            return {}
+
+    async def slow_unload(fingerprint: bytes) -> None:
+        async with lock:
+            held.discard(fingerprint)
+
+    monkeypatch.setattr(engine, "load", slow_load)
+    monkeypatch.setattr(engine, "unload", slow_unload)
+    served = bundles.find(second.fingerprint)
+    with served.used():  # a stream of it
+        await bundles.retire(second.fingerprint)
+        coming = asyncio.create_task(bundles.load(tmp_path / "second"))
+        await begun.wait()
+    await coming
+    await bundles.retired()
+    assert bundles.find(second.fingerprint) is not None and second.fingerprint in held
+
+
 async def test_a_bundle_is_swapped_without_losing_a_frame(
     start: Any, make_packet: MakePacket, bundle: Bundle, watched: Path, tmp_path: Path
 ) -> None:

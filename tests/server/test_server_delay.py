@@ -33,6 +33,17 @@ def test_clocks_may_drift_stand_still_and_begin_again() -> None:
     assert delay.of(250 + round((later - 15.3) * 1e3), later) == 0
 
 
+@pytest.mark.parametrize("days", [24.86, 49.71, 74.6])
+def test_a_stream_may_last_for_weeks(days: float) -> None:
+    """A device's clock counts milliseconds modulo 2**32; half of that has passed after 24.86 days."""
+    delay, began = Delay(), days * 86_400 - 120
+    assert delay.of(1000, 0.0) == 0
+    for hour in range(0, int(began), 3600):
+        delay.of((1000 + 1000 * hour) % 2**32 or 1, float(hour))
+    late = [delay.of((1000 + round(1000 * at)) % 2**32 or 1, at) for at in (began + 0.1 * n for n in range(2400))]
+    assert max(late) <= 1
+
+
 @pytest.mark.parametrize("says", [True, False])
 async def test_a_frame_that_waited_too_long_on_its_way_is_not_computed(
     start: Any, make_packet: Callable[..., Packet], says: bool

@@ -196,6 +196,9 @@ def test_this_machine_needs_nothing(host: str) -> None:
 
 async def test_a_call_needs_a_token_that_is_in_the_file(start: Any, tokens: Path, make_packet: MakePacket) -> None:
     good = token_commands.add(tokens, "camera-1")
+    for days in (-1.0, 9e9, float("nan")):
+        with pytest.raises(SettingsError, match="--days"):
+            token_commands.add(tokens, "camera-2", days=days)
     late = token_commands.add(tokens, "camera-2", days=1e-9)
     time.sleep(0.001)
     server = await start(tokens=tokens)
