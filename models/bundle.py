@@ -38,14 +38,17 @@ from safetensors.numpy import save as save_tensors
 from .bundle_checks import check_coding, check_learned, check_repair
 from .bundle_exits import check_exits, exit_fields, read_exit_fields
 from .bundle_files import (
+    MALFORMED,
     MAX_MANIFEST_BYTES,
     MAX_TENSORS_BYTES,
     Array,
+    digest,
     head_file,
     packed,
     read_digested,
     read_limited,
     read_msgpack,
+    replace_files,
     rounded,
     short,
     tensors_file,
@@ -311,15 +314,12 @@ class Bundle:
         }
 
     def save(self, folder: Path) -> None:
-        """Write manifest and tensors into `folder`, which is made if need be."""
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / TENSORS).write_bytes(save_tensors(packed(self.tensors)))
-        # What an earlier bundle left there would be taken for this one's by nobody, but would be shipped with it.
-        for name, found in ((REPAIR, self.repair), (LEARNED, self.learned), (EXITS, self.narrow_exits)):
-            (folder / name).unlink(missing_ok=True)
-            if found:
-                (folder / name).write_bytes(tensors_file(found))
-        (folder / MANIFEST).write_bytes(msgpack.packb(self.manifest()))
+        """Write manifest and tensors into `folder`, which is made if need be. A bundle that is there stays whole until
+        all of this one is written."""
+        parts = {REPAIR: self.repair, LEARNED: self.learned, EXITS: self.narrow_exits}
+        files = {name: tensors_file(found) for name, found in parts.items() if found}
+        files |= {TENSORS: save_tensors(packed(self.tensors)), MANIFEST: msgpack.packb(self.manifest())}
+        replace_files(folder, files, gone=parts.keys() - files.keys())
 
     def compact(self) -> Bundle:
         """The same with its matrices and maps rounded to half precision where they take more than `COMPACT_FROM` bytes
@@ -344,8 +344,8 @@ class Bundle:
             )
         try:
             tensors = unpacked(load_tensors(read_limited(folder / TENSORS, MAX_TENSORS_BYTES)))
-        except (SafetensorError, ValueError, KeyError) as error:
-            raise BundleError(f"{folder / TENSORS} is not a safetensors file: {error}") from error
+        except (SafetensorError, *MALFORMED) as error:
+            raise BundleError(f"{folder / TENSORS} is not a bundle's safetensors file: {error}") from error
         try:
             exit_specs, exit_points, narrow = read_exit_fields(manifest)
             bundle = cls(
@@ -363,17 +363,18 @@ class Bundle:
                 repair=read_digested(folder / REPAIR, manifest["repair"]) if "repair" in manifest else {},
                 # The edge's half has the digest alone.
                 learned=read_digested(folder / LEARNED, manifest["learned"]) if (folder / LEARNED).is_file() else {},
-                learned_digest=manifest.get("learned", b""),
+                learned_digest=digest(manifest["learned"]) if "learned" in manifest else b"",
                 exit_specs=exit_specs,
                 narrow_exits=read_digested(folder / EXITS, narrow) if narrow else {},
             )
-        except (TypeError, KeyError, ValueError) as error:
+            bundle.check()
+            stated, found = digest(manifest["fingerprint"]), bundle.fingerprint
+        except MALFORMED as error:
             raise BundleError(f"{folder / MANIFEST} is not a bundle's manifest: {error!r}") from error
-        bundle.check()
-        if bundle.fingerprint != manifest.get("fingerprint"):
+        if found != stated:
             raise BundleError(
-                f"{folder} does not give its own fingerprint ({short(bundle.fingerprint)} instead of "
-                f"{short(manifest.get('fingerprint') or b'')}); the bundle is damaged, fetch it again"
+                f"{folder} does not give its own fingerprint ({short(found)} instead of {short(stated)}); the bundle "
+                "is damaged, fetch it again"
             )
         return bundle
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .bundle_files import Array, tensors_file
+from .bundle_files import Array, digest, tensors_file
 from .bundle_specs import ExitSpec, exit_spec
 from .exceptions import BundleError
 from .operating_point import OperatingPoint
@@ -54,7 +54,7 @@ def read_exit_fields(manifest: Mapping[str, Any]) -> tuple[tuple[ExitSpec, ...],
     if given is None:
         return (), (), b""
     specs, points = tuple(map(exit_spec, given["specs"])), tuple(map(OperatingPoint.from_dict, given["points"]))
-    return specs, points, bytes(given.get("learned", b""))
+    return specs, points, digest(given["learned"]) if "learned" in given else b""
 
 
 def check_exits(bundle: Bundle) -> None:

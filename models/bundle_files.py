@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import os
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,9 @@ CDF_TOTAL = 2**16
 """What every entropy table ends with (16 bits)."""
 ALWAYS_FLAT = "temporal/"
 """Tables that lie row after row in memory too."""
+
+MALFORMED = (TypeError, KeyError, ValueError, AttributeError, IndexError, OverflowError)
+"""What values of a wrong type or size raise where a manifest is read; whoever reads makes one error of ours of them."""
 
 Array = npt.NDArray[Any]
 
@@ -128,6 +132,35 @@ def _with_padding(flat: Array, sizes: Array | None) -> Array:
     for row, begin, size in zip(cdf, np.cumsum(sizes) - sizes, sizes, strict=True):
         row[:size] = flat[begin : begin + size]
     return cdf
+
+
+def digest(value: object) -> bytes:
+    """A SHA-256 as a manifest states it.
+
+    Raises:
+        ValueError: it is none. (`bytes` of a number would be as many zeros.)
+    """
+    if not isinstance(value, bytes) or len(value) != hashlib.sha256().digest_size:
+        raise ValueError(f"{value!r:.40} is no SHA-256")
+    return value
+
+
+def replace_files(folder: Path, files: Mapping[str, bytes], gone: Collection[str] = ()) -> None:
+    """Write files into a folder, which is made if need be: all of them beside those of the same names first, which then
+    are replaced in this order, and those that are to be gone removed. Where one cannot be written, what was there stays
+    as it was."""
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = {name: folder / f".{name}.{os.getpid()}" for name in files}
+    try:
+        for name, data in files.items():
+            partial[name].write_bytes(data)
+        for name, path in partial.items():
+            path.replace(folder / name)
+        for name in gone:  # of an earlier bundle: taken for this one's by nobody, but shipped with it
+            (folder / name).unlink(missing_ok=True)
+    finally:
+        for path in partial.values():
+            path.unlink(missing_ok=True)
 
 
 def short(fingerprint: bytes) -> str:

@@ -6,9 +6,10 @@ import io
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from .exceptions import BitstreamError, LimitError
+from .preprocessing import UNREADABLE
 
 MAX_CLASSES = 256
 """Classes that a map can tell apart."""
@@ -40,5 +41,7 @@ def decode_class_map(data: bytes) -> npt.NDArray[np.uint8]:
             if picture.mode != "L":
                 raise BitstreamError(f"a class map has one byte a pixel, this picture is {picture.mode}")
             return np.array(picture, np.uint8)
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+    except Image.DecompressionBombError as error:
+        raise LimitError(f"a class map says that it is over the limit of {MAX_SIDE} pixels a side: {error}") from error
+    except UNREADABLE as error:
         raise BitstreamError(f"{len(data)} bytes are not a class map: {error}") from error

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +13,14 @@ from .command_line import COMMITTED, COMMITTED_DETECTION, BundleFolder
 
 app = typer.Typer()
 
-Device = Annotated[str, typer.Option(help="Where to learn: cpu or cuda.")]
+
+def _device(name: str) -> str:
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise typer.BadParameter(f"{name!r} is no device to learn on; give cpu, cuda, or cuda:1 for the second GPU")
+    return name
+
+
+Device = Annotated[str, typer.Option(help="Where to learn: cpu or cuda.", callback=_device)]
 BundleOutput = Annotated[Path, typer.Option(help="Folder to write the bundle to; may be the bundle's own.")]
 
 
@@ -33,7 +42,7 @@ def split(
     at: Annotated[list[str] | None, typer.Option(help="Split point; may be given several times.")] = None,
     show: Annotated[bool, typer.Option("--list", help="List where it can be cut, and stop.")] = False,
     photographs: Annotated[int, typer.Option(help="Photographs to fit on, at most.")] = 300,
-    held_out: Annotated[int, typer.Option(help="Other photographs to measure operating points on.")] = 64,
+    held_out: Annotated[int, typer.Option(min=1, help="Other photographs to measure operating points on.")] = 64,
     seed: Annotated[int, typer.Option(help="Of the choice of photographs and of the metric's draws.")] = 0,
     weights: Annotated[Path | None, typer.Option(help="The backbone's weights, a safetensors file.")] = None,
     random_weights: Annotated[int | None, typer.Option(help="Draw the weights with this seed, to try it.")] = None,
@@ -96,6 +105,8 @@ def split(
         levels = tuple(float(each) for each in distortions.split(",") if each)
     except ValueError as error:
         raise typer.BadParameter(f"--distortions {distortions}: give numbers with commas between them") from error
+    if add_to is not None and (own := _of_the_bundle(task, size, weights, random_weights, labels, data_note)):
+        raise typer.BadParameter(f"{', '.join(own)}: with --add-to these are the bundle's own; leave them out")
     plan = SplitPlan(asked, calibration, tuple(at or ()), photographs, held_out, seed, levels)
     with Progress(*bar_columns(), console=Console(stderr=True)) as progress:
         model, bundle = (
@@ -111,6 +122,14 @@ def split(
             calibration, output, output, minutes=repair_minutes, photographs=photographs, held_out=held_out, seed=seed,
             device=device,
         )  # fmt: skip
+
+
+def _of_the_bundle(
+    task: str, size: int, weights: Path | None, random_weights: int | None, labels: Path | None, data_note: str
+) -> list[str]:
+    """Flags of `split` that a bundle answers, of those that were given."""
+    given = {"--task": task, "--size": size, "--weights": weights, "--labels": labels, "--data-note": data_note}
+    return [flag for flag, value in given.items() if value] + ["--random-weights"] * (random_weights is not None)
 
 
 @app.command("repair")
@@ -134,7 +153,7 @@ def repair_bundle(
         bool, typer.Option("--resample", help="Behind a cut on fewer pixels, answer on the grid of all.")
     ] = False,
     photographs: Annotated[int, typer.Option(help="As given to `split`, to measure on the same photographs.")] = 300,
-    held_out: Annotated[int, typer.Option(help="Photographs to measure on, not to learn from.")] = 64,
+    held_out: Annotated[int, typer.Option(min=1, help="Photographs to measure on, not to learn from.")] = 64,
     views: Annotated[int, typer.Option(min=1, help="Views of each of those: itself, and parts of it.")] = 1,
     seed: Annotated[int, typer.Option(help="Of crops, rate levels and prefixes.")] = 0,
     device: Device = "cpu",
@@ -168,6 +187,7 @@ def repair_bundle(
             return
     repaired.save(output)
     write_weights(model, output)
+    shutil.rmtree(work, ignore_errors=True)
     size = sum(array.nbytes for array in repaired.repair.values())
     typer.echo(f"{output}: repair of {size} bytes, fingerprint {short(repaired.fingerprint)} as before")
 
@@ -178,7 +198,7 @@ def fit_temporal(
     output: BundleOutput,
     bundle: BundleFolder = COMMITTED,
     photographs: Annotated[int, typer.Option(help="As given to `split`.")] = 300,
-    held_out: Annotated[int, typer.Option(help="As given to `split`, to leave out the same photographs.")] = 64,
+    held_out: Annotated[int, typer.Option(min=1, help="As given to `split`, to leave out the same photographs.")] = 64,
     seed: Annotated[int, typer.Option(help="Of the choice of photographs and of the scenes' motion.")] = 0,
 ) -> None:
     """Give a bundle that has none its tables for predicted frames, and leave all else of it as it is.
@@ -217,7 +237,7 @@ def train(
     work: Annotated[Path, typer.Option(help="Folder for views and checkpoints, some GB.")] = Path("train-work"),
     fitted: Annotated[int, typer.Option(help="Photographs of the first folder for the closed form and tables.")] = 300,
     held_out: Annotated[
-        int, typer.Option(help="Photographs of the first folder to measure on, not learned from.")
+        int, typer.Option(min=1, help="Photographs of the first folder to measure on, not learned from.")
     ] = 64,
     views: Annotated[int, typer.Option(min=1, help="Views of each of those: itself, and parts of it.")] = 1,
     device: Device = "cpu",
@@ -255,7 +275,7 @@ def lighten_heads(
     work: Annotated[Path, typer.Option(help="Folder for checkpoints.")] = Path("train-work"),
     fitted: Annotated[int, typer.Option(help="As given to `split`, to leave out the same photographs.")] = 300,
     held_out: Annotated[
-        int, typer.Option(help="Photographs of the first folder to measure on, not learned from.")
+        int, typer.Option(min=1, help="Photographs of the first folder to measure on, not learned from.")
     ] = 64,
     views: Annotated[int, typer.Option(min=1, help="Views of each of those: itself, and parts of it.")] = 1,
 ) -> None:
@@ -295,8 +315,6 @@ def learn_filter(
 
     On a CPU a run that was killed goes on where it was when the same command is given again.
     """
-    import shutil
-
     import torch
     from rich.console import Console
     from rich.progress import Progress
@@ -333,7 +351,7 @@ def make_exit(
     at: Annotated[list[str], typer.Option(help="Split point that gets an exit; several times for several.")],
     bundle: BundleFolder = COMMITTED,
     photographs: Annotated[int, typer.Option(help="Photographs to calibrate on, at most.")] = 300,
-    held_out: Annotated[int, typer.Option(help="Other photographs to measure on; as given to `split`.")] = 64,
+    held_out: Annotated[int, typer.Option(min=1, help="Other photographs to measure on; as given to `split`.")] = 64,
     seed: Annotated[int, typer.Option(help="Of the choice of photographs; as given to `split`.")] = 0,
     hidden: Annotated[
         int,
@@ -357,9 +375,11 @@ def make_exit(
         tuple(at), photographs, held_out, seed, NarrowPlan(hidden, steps=steps, crops=crops), tuple(more or ())
     )
     with Progress(*bar_columns(), console=Console(stderr=True)) as progress:
-        model, made, reports = make_exits(Bundle.load(bundle), calibration, plan, output / "exit-work", progress)
+        work = output / "exit-work"
+        model, made, reports = make_exits(Bundle.load(bundle), calibration, plan, work, progress)
     made.save(output)
     write_weights(model, output)
+    shutil.rmtree(work, ignore_errors=True)
     for report in reports:
         typer.echo(str(report))
     typer.echo(f"{output}: fingerprint {short(made.fingerprint)} as before")

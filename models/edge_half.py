@@ -21,7 +21,7 @@ from pathlib import Path
 import msgpack
 
 from .bundle import EDGE_MANIFEST, MANIFEST, MAX_MANIFEST_BYTES, TENSORS, UNCUT, Bundle, head_file, read_msgpack
-from .bundle_files import exit_file
+from .bundle_files import MALFORMED, digest, exit_file
 from .exceptions import BundleError
 
 ASK, SCORES = "ask", "scores"
@@ -77,9 +77,9 @@ def read_edge_manifest(folder: Path) -> tuple[bytes, dict[str, FileEntry]]:
     """
     content = read_msgpack(folder / EDGE_MANIFEST, MAX_MANIFEST_BYTES)
     try:
-        files = {str(name): FileEntry(int(e["size"]), bytes(e["sha256"])) for name, e in content["files"].items()}
-        return bytes(content["fingerprint"]), files
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        files = {str(name): FileEntry(int(e["size"]), digest(e["sha256"])) for name, e in content["files"].items()}
+        return digest(content["fingerprint"]), files
+    except MALFORMED as error:
         raise BundleError(f"{folder / EDGE_MANIFEST} is not an edge half's manifest: {error!r}") from error
 
 

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 
 from .backbones import Backbone
 from .bottleneck import Encoder
-from .bundle import FEATURES, PRESENCE, UNCUT, Bundle, head_file
+from .bundle import EDGE_MANIFEST, FEATURES, MANIFEST, PRESENCE, UNCUT, Bundle, head_file
 from .bundle_files import exit_file
 from .chain import Chain
 from .detection.filter import WithFilter
 from .detection.presence import Presence
 from .edge_half import has_local, write_edge_manifest
+from .exceptions import DataError
 from .graph_rewrites import rewrite
 from .zoo.catalogue import backbone_of
 
@@ -36,7 +37,14 @@ def export_edge_half(bundle: Bundle, folder: Path, note: Callable[[str], None] =
 
     Raises:
         BackboneError: the backbone's weights are missing or are not the bundle's.
+        DataError: a whole bundle lies in `folder`.
     """
+    own = bundle.folder is not None and folder.resolve() == bundle.folder.resolve()
+    if own or ((folder / MANIFEST).exists() and not (folder / EDGE_MANIFEST).exists()):
+        raise DataError(
+            f"{folder} holds a whole bundle, of which the device's half would overwrite what the server needs; give "
+            "another folder"
+        )
     backbone = backbone_of(bundle)
     folder.mkdir(parents=True, exist_ok=True)
     for spec in bundle.splits:

@@ -19,7 +19,7 @@ from .repair.resample import own_cut
 from .repair.restorer import RESTORE
 from .repair.tail import said_without
 from .split import SplitPlan, choose, fit_splits, full_name, measured_points, timed
-from .zoo.catalogue import backbone_of
+from .zoo.catalogue import backbone_of, in_full
 
 
 def extended(
@@ -36,8 +36,8 @@ def extended(
         raise DataError("name the split points that the bundle gets with --at, see --list")
     bundle = Bundle.load(folder)
     backbone = backbone_of(bundle)
-    if plan.source.name != bundle.backbone.name:
-        raise BackboneError(f"the bundle in {folder} is of {bundle.backbone.name}, not of {plan.source.name}")
+    if (asked := in_full(plan.source.name)) != bundle.backbone.name:
+        raise BackboneError(f"the bundle in {folder} is of {bundle.backbone.name}, not of {asked}")
     fit_on, held_out = choose(plan.calibration, plan.photographs, plan.held_out, plan.seed)
     found = extend(backbone, bundle, plan.at, fit_on, held_out, plan.seed, progress, instead_of, plan.distortions)
     names = " ".join([f"--at {name}" for name in plan.at] + ([f"--instead-of {instead_of}"] if instead_of else []))

@@ -6,9 +6,10 @@ import io
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from .exceptions import BitstreamError, OperatingPointError
+from .preprocessing import UNREADABLE
 
 FORMATS = {"jpeg": "JPEG", "webp": "WEBP"}
 """Codec names of operating points, and Pillow's names for them. Nothing else is decoded."""
@@ -38,5 +39,5 @@ def decode_image(data: bytes, size: int) -> npt.NDArray[np.uint8]:
             if picture.size != (size, size):
                 raise BitstreamError(f"the picture is {picture.size[0]}x{picture.size[1]}, expected {size}x{size}")
             return np.asarray(picture.convert("RGB"))
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+    except UNREADABLE as error:
         raise BitstreamError(f"{len(data)} bytes are not a JPEG or WebP picture: {error}") from error

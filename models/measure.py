@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor, nn
 
 from .backbones import Backbone
@@ -20,7 +20,7 @@ from .codec import Codec
 from .exceptions import DataError
 from .image_codec import decode_image, encode_image
 from .operating_point import Kind, OperatingPoint
-from .preprocessing import prepare
+from .preprocessing import UNREADABLE, prepare
 from .quantiser import quantise
 from .repair.tail import repaired, tail_of
 from .tasks import Answer, Task
@@ -92,7 +92,7 @@ def load_pixels(view: View, how: Preprocessing) -> npt.NDArray[np.uint8]:
     try:
         with Image.open(view) as picture:
             return prepare(picture, how)
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+    except UNREADABLE as error:
         raise DataError(f"{view} cannot be read as a picture ({error}); remove it or save it anew") from error
 
 
@@ -114,7 +114,7 @@ def _opened(path: Path) -> Image.Image:
     try:
         with Image.open(path) as file:
             return file.convert("RGB")
-    except (OSError, UnidentifiedImageError) as error:
+    except UNREADABLE as error:
         raise DataError(f"{path} cannot be read as a photograph: {error}; take it out of the folder") from error
 
 

@@ -115,14 +115,27 @@ def split(plan: SplitPlan, progress: Progress | None = None, data_note: str = ""
         raise BackboneError(f"{backbone.spec.name} has no cut to take by itself; name one with --at, see --list")
     bundle = fit(backbone, names, fit_on, held_out, plan.seed, progress, plan.distortions)
     bundle = with_temporal(backbone, bundle, fit_on, plan.seed, progress)
-    weights = "" if plan.source.seed is None else f" --random-weights {plan.source.seed}"
+    others = "of them" if set(held_out) & set(fit_on) else "others"
     provenance = {
         "command": f"headrace split {plan.source.name} --photographs {plan.photographs} --held-out {plan.held_out} "
-        f"--seed {plan.seed}{weights}",
-        "data": data_note or f"{len(fit_on)} unlabelled photographs, {len(held_out)} others to measure on",
+        f"--seed {plan.seed}{_further(plan)}",
+        "data": data_note or f"{len(fit_on)} unlabelled photographs, {len(held_out)} {others} to measure on",
         "seed": plan.seed,
     }
     return backbone, replace(bundle, provenance=provenance)
+
+
+def _further(plan: SplitPlan) -> str:
+    """The flags that are not always there."""
+    source, flags = plan.source, [f"--at {name}" for name in plan.at]
+    if plan.distortions:
+        flags.append(f"--distortions {','.join(f'{d:g}' for d in plan.distortions)}")
+    flags += [f"{flag} {value}" for flag, value in (("--task", source.task), ("--size", source.size)) if value]
+    if source.weights is not None:
+        flags.append(f"--weights {source.weights.name}")
+    if source.seed is not None:
+        flags.append(f"--random-weights {source.seed}")
+    return "".join(f" {flag}" for flag in flags)
 
 
 def fit(

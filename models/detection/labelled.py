@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from ..exceptions import DataError
 from ..measure import find_pictures
+from ..preprocessing import UNREADABLE
 
 _NAMES = (
     "person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,stop sign,parking meter,"
@@ -122,7 +123,7 @@ def _read(picture: Path, known: Mapping[int, int]) -> Labelled:
     try:
         with Image.open(picture) as opened:
             width, height = opened.size
-    except (UnidentifiedImageError, OSError, ValueError) as error:
+    except UNREADABLE as error:
         raise DataError(f"{picture} cannot be read as a picture ({error}); remove it or save it anew") from error
     path = _labels_of(picture)
     indexes, corners = [], []

@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from ..bundle import Preprocessing
 from ..exceptions import DataError
 from ..measure import BATCH, load_pixels
-from ..preprocessing import prepare
+from ..preprocessing import UNREADABLE, prepare
 
 SHAPES = ((4, 3), (4, 3), (3, 2), (3, 4), (1, 1))
 """Width to height of the scenes that are made; cameras and phones make such pictures."""
@@ -80,7 +80,7 @@ def _filling(path: Path, place: tuple[int, int, int, int], rng: np.random.Genera
     try:
         with Image.open(path) as file:
             picture = file.convert("RGB")
-    except (OSError, UnidentifiedImageError, ValueError) as error:
+    except UNREADABLE as error:
         raise DataError(f"{path} cannot be read as a picture ({error}); remove it or save it anew") from error
     scale = max(width / picture.width, height / picture.height)
     sides = max(width, round(picture.width * scale)), max(height, round(picture.height * scale))

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from ..backbones import Backbone
 from ..bundle import Preprocessing
+from ..bundle_files import replace_files
 from ..measure import BATCH, load_pixels, random_crop
 from ..tasks import Detection
 from .mosaic import mosaic, pair
@@ -115,7 +116,7 @@ def look(
             array[done : done + len(batch)] = found[key]
         done += len(batch)
         if work is not None and (done % SAVE < BATCH or done == total):
-            (work / "done.json").write_text(json.dumps(done))
+            replace_files(work, {"done.json": json.dumps(done).encode()})
         note(done)
     names = list(pooled)
     places = {name: arrays[f"{name}/places"] for name in names}
@@ -158,10 +159,19 @@ class Watcher:
         for name in pooled:
             sizes.setdefault(backbone.at(name)[0].preprocessing, []).append(name)
         self.sizes = tuple(sizes)
-        heads = {how: backbone.at(names[0])[0].head_parts(names) for how, names in sizes.items() if names}
+        # Parts in a row where the head is the backbone's own; one that was learned, or is light, is run by itself.
+        heads = {
+            how: backbone.at(names[0])[0].head_parts([name for name in names if not backbone.has_head(name)])
+            for how, names in sizes.items()
+            if names
+        }
         own = heads.get(backbone.preprocessing, [])
         tail = backbone.tail(own[-1][0]) if own else backbone.uncut
         self._heads = {how: [(name, self._there(part)) for name, part in parts] for how, parts in heads.items()}
+        self._apart = {
+            how: [(name, self._there(backbone.head(name))) for name in names if backbone.has_head(name)]
+            for how, names in sizes.items()
+        }
         self._tail = self._there(tail)
         self._task, self._pooled, self._interest = backbone.task, pooled, list(interest)
 
@@ -180,6 +190,8 @@ class Watcher:
                 for name, part in self._heads.get(how, ()):
                     reached = part(*reached)
                     found[name] = self._pooled[name](reached[0]).half()
+                for name, head in self._apart[how]:
+                    found[name] = self._pooled[name](head(each)[0]).half()
                 ends.append(reached)
             scores, corners, *_ = (t.float() for t in self._tail(*ends[0]))
             for name in self._pooled:

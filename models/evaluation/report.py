@@ -53,7 +53,7 @@ def summary(found: Measurements) -> dict[str, Any]:
             for split, there in splits.items()
         },
         "splits": {
-            split: {**cost.to_dict(), "learned": is_learned(split), **found.bytes_at(splits[split][FEATURE])}
+            split: {**cost.to_dict(), "learned": is_learned(split), **found.bytes_at(splits[split].get(FEATURE, []))}
             for split, cost in found.costs.splits.items()
             if split in splits
         },

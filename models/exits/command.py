@@ -7,7 +7,6 @@ photographs -> narrow exit, where one is asked for: learned (`learn`)
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -95,8 +94,8 @@ def make_exits(
         bundle: of a classifier; exits that it has at other split points stay.
         calibration: folder of unlabelled photographs.
         plan: what to make.
-        work: folder for what narrow exits learn from, and a checkpoint; a run that was killed goes on from there, and
-            it is removed at the end.
+        work: folder for what narrow exits learn from, and a checkpoint, to be removed once the bundle is saved; a run
+            that was killed goes on from there.
         progress: where to show progress; None for nowhere.
 
     Raises:
@@ -156,7 +155,6 @@ def make_exits(
         points[name] = replace(points[name], edge_share=share)
         reports[name] = replace(reports[name], share=cost.share, with_head=share)
     made = with_exits(bundle, tuple(specs.values()), tuple(points.values()), narrow)
-    shutil.rmtree(work, ignore_errors=True)
     return (
         backbone,
         replace(made, provenance={**made.provenance, "exits": _said(made, plan, names)}),

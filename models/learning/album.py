@@ -14,12 +14,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ..backbones import Backbone
 from ..exceptions import DataError
+from ..preprocessing import UNREADABLE
 from ..tasks import DETECTION
 
 SHORT, LONG = 256, 384
@@ -146,7 +147,7 @@ def read_photograph(path: Path) -> npt.NDArray[np.uint8]:
     try:
         with Image.open(path) as file:
             picture = file.convert("RGB")
-    except (OSError, UnidentifiedImageError) as error:
+    except UNREADABLE as error:
         raise DataError(f"{path} cannot be read as a photograph: {error}; take it out of the folder") from error
     short, long = min(picture.size), max(picture.size)
     scale = min(1.0, SHORT / short, LONG / long)

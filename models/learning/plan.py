@@ -147,6 +147,11 @@ class TrainPlan(_Part):
                 raise ValueError(f"distortions are given for {width!r}, which does not become a split point")
             if not levels or list(levels) != sorted(set(levels)) or levels[0] <= 0:
                 raise ValueError(f"the distortions of {width!r} have to rise from above 0")
+        most = max(self.batch, *(stage.batch or 0 for stage in self.stages))
+        if self.views < most:
+            raise ValueError(
+                f"{most} views a step are drawn from the {self.views} that are kept; say views = {most} or more"
+            )
         if any(stage.tail for stage in self.stages) and not self.tail_rank:
             raise ValueError("a stage has tail = true; say of what tail_rank the change may be")
         return self

@@ -214,7 +214,9 @@ class Lesson:
         self.began = "from random weights"
         narrowing = Narrowing.of(backbone, plan.anchor)
         if not begun and narrowing and narrowing.covers(self.encoder) and shape.scale == 2:
-            seen = Pixels(backbone.preprocessing)(views.batch(np.random.default_rng(plan.seed), STARTED)[0].cpu())
+            seen = Pixels(backbone.preprocessing)(
+                views.batch(np.random.default_rng(plan.seed), min(STARTED, views.count))[0].cpu()
+            )
             start(self.encoder, self.synthesis, narrowing, seen, features, self._metric, plan.price)
             self.began = "from the backbone's own first stages"
         self.encoder.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -32,6 +32,7 @@ from torch import Tensor
 from ..backbones import Backbone
 from ..bottleneck import Decoder
 from ..bundle import Bundle
+from ..bundle_files import replace_files
 from ..exceptions import DataError
 from ..learning.descent import descend
 from ..learning.team import ALONE, Team
@@ -112,7 +113,8 @@ def repair(
         bundle: any; a repair that it has is replaced where `plan.at` says.
         calibration: folder of unlabelled photographs.
         plan: how.
-        work: folder for crops and checkpoints. A run that was killed goes on from there; it is removed at the end.
+        work: folder for crops and checkpoints, to be removed once the bundle is saved. A run that was killed goes on
+            from there.
         progress: where to show progress; None for nowhere.
         more: folders of other photographs to learn from; none of theirs is measured on.
         team: the processes that share each step's crops; all but the first one measure nothing.
@@ -154,7 +156,6 @@ def repair(
     result = replace(bundle, repair=found, provenance=provenance).check()
     if team.first:
         result = measured_points(backbone, result, views_of(held_out, plan.views, plan.seed), progress, names)
-        shutil.rmtree(work, ignore_errors=True)
     return backbone, result
 
 
@@ -222,7 +223,7 @@ def _learn(
     team.average(lesson.student.buffers())  # of its own crops, by which a denoiser normalises
     if not schedule.is_file():
         left = 60 * plan.minutes - (time.monotonic() - began)
-        schedule.write_text(json.dumps({"steps": plan.steps or lesson.steps_within(left)}))
+        replace_files(folder, {schedule.name: json.dumps({"steps": plan.steps or lesson.steps_within(left)}).encode()})
     steps = int(json.loads(schedule.read_text())["steps"])
     note = _noting(progress, f"{split}: repair", steps, plan.batch * team.size)
     named = dict(lesson.student.named_parameters())

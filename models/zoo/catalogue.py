@@ -95,6 +95,15 @@ def write_weights(backbone: Backbone, folder: Path) -> None:
         save_file(state, folder / WEIGHTS_FILE)
 
 
+def in_full(name: str) -> str:
+    """A backbone's name as bundles have it: with the source that knows it, a file without its folder.
+
+    Raises:
+        BackboneError: no source knows it.
+    """
+    return Path(name).name if name.endswith(".pt2") else _find(name)[0]
+
+
 def _find(name: str) -> tuple[str, Callable[[Source], Found]]:
     """The name in full, and what makes the backbone."""
     own = {**efficientnet_lite.MODELS, "yolov2_tiny": yolo.load}

@@ -42,7 +42,7 @@ LABELLED = {"n02124075": "chelsea", "n07920052": "coffee"}
 
 def test_a_missing_library_is_named_before_anything_is_measured(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "bjontegaard", None)
-    with pytest.raises(DataError, match=r"bjontegaard is missing .* pip install '\.\[bench\]'"):
+    with pytest.raises(DataError, match=r"bjontegaard is missing for BD-rates; run .pip install '\.\[bench\]'"):
         evaluate.evaluate_rate_distortion(Bundle.load(COMMITTED), tmp_path / "nowhere")
 
 

@@ -6,12 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from headrace.models.bundle import Bundle
+from headrace.models.command_line import COMMITTED_DETECTION
 from headrace.models.detection import scenes as looked
 from headrace.models.detection.mosaic import pair
-from headrace.models.detection.scenes import Part, look, views
+from headrace.models.detection.scenes import Part, Watcher, look, views
 from headrace.models.exceptions import DataError
 from headrace.models.measure import load_pixels
-from headrace.models.zoo.catalogue import load_backbone
+from headrace.models.zoo.catalogue import backbone_of, load_backbone
 from headrace.models.zoo.sources import Source
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -100,3 +102,17 @@ def test_a_look_that_was_cut_off_goes_on(paths, backbone, tmp_path, monkeypatch)
     assert again == [], "all of it had been looked at"
     look(**(how | {"interest": [1]}), work=tmp_path, note=again.append)
     assert again[-1] == 30, "of another class nothing had"
+
+
+def test_behind_a_head_that_was_learned_it_sees_what_the_device_computes():
+    """In the committed detector: `slim-25` is its own head, `pool5` the backbone's."""
+    own = backbone_of(Bundle.load(COMMITTED_DETECTION))
+    watcher = Watcher(own, {name: lambda features: features for name in ("slim-25", "pool5")}, [0])
+    pixels = torch.randint(0, 256, (2, 416, 416, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    found = watcher([pixels])
+    with torch.inference_mode():
+        for name in ("slim-25", "pool5"):
+            assert torch.equal(found[name], own.head(name)(pixels)[0].half())
+            assert found[f"{name}/places"].shape == found[name][:, 0].shape
+        scores, *_ = own.uncut(pixels)
+    torch.testing.assert_close(found["best"], scores[..., 0].amax(1), rtol=1e-4, atol=1e-5)

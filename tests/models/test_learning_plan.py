@@ -24,6 +24,7 @@ PLAN = (Path(__file__).parent / "slim_plan.toml").read_text()
         (("views = 64", "views = 64\ndistortions = { 75 = [0.1] }"), "'75'"),
         (("views = 64", "views = 64\ndistortions = { 50 = [0.2, 0.1] }"), "have to rise"),
         (("views = 64", "views = 64\ntail_kept = 0"), "tail_kept"),
+        (("batch = 8", "batch = 65"), "65 views a step are drawn from the 64"),
     ],
 )
 def test_plans_with_mistakes_are_refused(tmp_path, change, says):

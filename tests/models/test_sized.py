@@ -172,9 +172,19 @@ def test_another_backbones_bundle_is_refused(base, folder, tmp_path):
     assert "timm/test_resnet" in str(done.exception or done.output)
 
 
+def test_what_is_the_bundles_own_cannot_be_asked_for_beside_it(base, folder, tmp_path):
+    base.save(tmp_path)
+    arguments = ["split", "timm/test_resnet", "--add-to", str(tmp_path), "--at", SMALL, "--calibration", str(folder)]
+    done = CliRunner().invoke(app, [*arguments, "--output", str(tmp_path), "--size", "160", "--data-note", "mine"])
+    assert done.exit_code == 2 and "--size, --data-note" in done.output
+    done = CliRunner().invoke(app, [*arguments, "--output", str(tmp_path), "--held-out", "0"])
+    assert done.exit_code == 2 and "--held-out" in done.output
+
+
 def test_the_command_adds_a_split_point(base, folder, tmp_path):
     base.save(tmp_path / "old")
-    arguments = ["split", "timm/test_resnet", "--add-to", str(tmp_path / "old"), "--at", SMALL, "--photographs", "100"]
+    # The name as it may be typed, too; in the bundle it is in full.
+    arguments = ["split", "test_resnet", "--add-to", str(tmp_path / "old"), "--at", SMALL, "--photographs", "100"]
     given = [*arguments, "--held-out", "8", "--calibration", str(folder), "--output", str(tmp_path / "new")]
     done = CliRunner().invoke(app, given, catch_exceptions=False)
     assert done.exit_code == 0, done.output
