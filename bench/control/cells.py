@@ -38,7 +38,7 @@ SCENE_S = 1.0
 ALIKE = 0.9
 """Correlation of the (log) sizes of one frame at different points, and of a scene's frames."""
 COMPUTE_SCATTER = 0.03
-"""An exit's answer, kept in reserve for a frame that is sent, as a share of the uncut model's time."""
+"""By how much (log-normal) the compute of one frame differs from the next one's."""
 
 
 @dataclass(frozen=True, slots=True)
