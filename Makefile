@@ -101,6 +101,8 @@ bundle-efficientnet_lite0: venv
 	  --output $(B) --views 5
 	$(BIN)/headrace lighten --bundle $(B) --at blocks.2.0-224px --restore --steps 14000 --rate 0.0008 --seed 11 \
 	  $(PHOTOGRAPHS:%=--photographs %) --output $(B) --views 5
+	$(BIN)/headrace lighten --bundle $(B) --at blocks.2.0-224px --hidden 16,48,64,96 --restore --steps 14000 --seed 12 \
+	  $(PHOTOGRAPHS:%=--photographs %) --output $(B) --views 5
 	$(BIN)/headrace repair --bundle $(B) --at blocks.2.0-224px --calibration $(IMAGEN) --more $(BSDS) --more $(CALTECH) \
 	  --output $(B) --steps 2400 --crops 20000 --rate 0.0005 --views 5
 	$(BIN)/headrace exit --bundle $(B) --at blocks.5 --hidden 384 --steps 2500 --crops 24000 --calibration $(IMAGEN) \
