@@ -76,16 +76,13 @@ class ControlLoop:
                 f"deadline ({deadline_s} s), frame interval ({frame_interval_s} s) and uncut time ({uncut_s} s) "
                 "must be greater than 0"
             )
-        self.points = tuple(points)
-        self.deadline_s = deadline_s
-        self.frame_interval_s = frame_interval_s
-        self.settings = settings
+        self.points, self.settings = tuple(points), settings
+        self.deadline_s, self.frame_interval_s = deadline_s, frame_interval_s
         fitting = math.ceil(deadline_s / frame_interval_s - ROUNDING_S)
         self.most_waiting = max(1, min(settings.most_waiting, fitting))
         """So many captured frames may wait for the device; the oldest is to be decided on first."""
-        stages = list(dict.fromkeys(point.stage for point in points))
+        stages = self._stages = list(dict.fromkeys(point.stage for point in points))
         start = {point.stage: compute_s.get(point.stage, point.edge_share * uncut_s) for point in points}
-        self._stages = stages
         self._stage_of = np.array([stages.index(point.stage) for point in points], dtype=np.intp)
         self._index = {point.id: index for index, point in enumerate(points)}
         self._accuracy = np.array([point.accuracy for point in points])
@@ -95,6 +92,7 @@ class ControlLoop:
         self._sizes = PacketSizes(points, self._stage_of, len(stages))
         sent = [point for point in points if point.kind is not Kind.LOCAL]
         sent_sizes = [point.bytes_median for point in sent]
+        self._least_bytes = min((point.bytes_p95 for point in sent), default=0.0) + settings.overhead_bytes
         self.link = LinkView(settings, deadline_s=deadline_s, smallest_bytes=min(sent_sizes, default=0.0))
         self._menu = Menu(
             points,
@@ -110,7 +108,7 @@ class ControlLoop:
             accuracy_floor=settings.accuracy_floor,
             bytes_per_day=settings.bytes_per_day,
             budget_window_s=settings.budget_window_s,
-            least_bytes=min((point.bytes_p95 for point in sent), default=0.0) + settings.overhead_bytes,
+            least_bytes=self._least_bytes,
             bytes_scale=float(np.median(sent_sizes or [1.0])),
             seconds_scale=frame_interval_s,
         )
@@ -219,6 +217,11 @@ class ControlLoop:
         """Whether the stream is down, or nothing came back of a frame that was written more than a deadline ago."""
         return self.link.in_outage(now)
 
+    @property
+    def spent(self) -> bool:
+        """Whether the byte budget holds not even the smallest packet now."""
+        return self._prices.affordable_bytes < self._least_bytes
+
     def choose(self, now: float, captured_at: float, *, compute_free_at: float) -> Choice:
         """The operating point for the frame captured at `captured_at`; the core is free at `compute_free_at`."""
         self._prices.captured(now, self._steady.captured(captured_at))
@@ -264,7 +267,8 @@ class ControlLoop:
         # A newer frame waits behind one that is as late as that: it is not nothing that a probe takes the place of.
         probe = self._wants_probe(now, best, p_on_time, is_newest=is_newest)
         if probe:
-            self._probe_index = smallest_probe(self.points, self._stage_seconds(), self._probe_limit_s)
+            seconds = dict(zip(self._stages, self._menu.seconds[:-1].tolist(), strict=True))
+            self._probe_index = smallest_probe(self.points, seconds, self._probe_limit_s)
             best, p_on_time, reserve = self._probe_index, 0.0, None
             self._probing.sends(now, captured_at, oldest=self.link.oldest)
         answer = self._expected_answer(row, best, start, free, per_bit, probe)
@@ -382,10 +386,6 @@ class ControlLoop:
         self._menu.update(self.link.wait_bits)
         bits = 8.0 * (self._sizes.quantile(self.settings.size_z) + self.settings.overhead_bytes) + self.link.wait_bits
         return self._menu.seconds[self._stage_of], bits, self.link.there_and_back_s, self.link.surprises
-
-    def _stage_seconds(self) -> dict[str, float]:
-        """Expected compute by stage."""
-        return dict(zip(self._stages, self._menu.seconds[:-1].tolist(), strict=True))
 
     def _wants_probe(self, now: float, best: int, p_on_time: float, *, is_newest: bool) -> bool:
         """Whether to send a probe in place of the best choice, which says nothing of the link."""

@@ -34,6 +34,7 @@ class Outcome(StrEnum):
 
 
 STALE, BUSY, OUTAGE, NO_ANSWER, STOPPED, FULL = "stale", "busy", "outage", "no answer", "stopped", "server full"
+BUDGET = "budget"
 """Reasons of `dropped` and `late` frames."""
 
 ON_TIME = frozenset({Outcome.OK, Outcome.LOCAL})

@@ -30,7 +30,7 @@ from ..protos.messages import Continuation, Result, Status
 from .filtering import Filtering
 from .holding import Holding
 from .interfaces import Control, Limits, Outgoing, Work
-from .ledger import BUSY, FULL, NO_ANSWER, OUTAGE, STALE, STOPPED, Frame, Ledger, Outcome
+from .ledger import BUDGET, BUSY, FULL, NO_ANSWER, OUTAGE, STALE, STOPPED, Frame, Ledger, Outcome
 from .made import Made
 from .on_device import Keeping, OnDevice
 from .outbox import Outbox
@@ -152,11 +152,9 @@ class Pipeline:
             self._references.do_without(frame)
         frame.predicted = frame.video is not None and frame.video.alone is not None
         if len(frame.packet) > self.limits.max_packet_bytes:
-            self._ledger.close(
-                frame,
-                Outcome.ERROR,
-                f"its packet of {len(frame.packet)} bytes is over the server's limit of {self.limits.max_packet_bytes}",
-            )
+            most = self.limits.max_packet_bytes
+            said = f"its packet of {len(frame.packet)} bytes is over the server's limit of {most}"
+            self._ledger.close(frame, Outcome.ERROR, said)
         elif self.connected or self._must_wait:
             self._outbox.add(frame)
         else:
@@ -176,7 +174,7 @@ class Pipeline:
                 self._rescue.add(frame, now, FULL)
                 continue
             if not self.limits.lossless and not self.control.worth_writing(now, frame.captured_at, len(frame.packet)):
-                self._reserve.end(frame, now, Outcome.DROPPED, STALE)
+                self._reserve.end(frame, now, Outcome.DROPPED, BUDGET if self.control.spent else STALE)
                 continue
             outgoing = self._outbox.begin(frame, self.control.link, self.limits, now)
             size = len(outgoing.packet)
@@ -378,6 +376,7 @@ class Pipeline:
             room=self.in_flight < self._most_in_flight,
             outage=self.control.in_outage(now),
             held=self._holding.when_ready(now),
+            spent=self.control.spent,
         )
         if point is not None:
             frame.reserved_by = choice.reserve if point is choice.point else None

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from ..models.operating_point import Kind, OperatingPoint
 from .interfaces import Chosen, Limits
-from .ledger import BUSY, FULL, OUTAGE, STALE
+from .ledger import BUDGET, BUSY, FULL, OUTAGE, STALE
 from .on_device import OnDevice
 
 
@@ -38,6 +38,7 @@ def decide(
     room: bool,
     outage: bool,
     held: bool = False,
+    spent: bool = False,
 ) -> Decision:
     """See the module's docstring.
 
@@ -50,6 +51,7 @@ def decide(
         room: one more frame may be unanswered.
         outage: nothing comes back at the moment.
         held: the server is full, and has asked to wait for longer than it takes to make a packet.
+        spent: the budget of bytes holds no packet.
     """
     remote = choice.point.kind is not Kind.LOCAL and connected and not held
     if remote and room and (choice.p_on_time > 0 or choice.probe or limits.lossless):
@@ -69,4 +71,5 @@ def decide(
         return Decision(None, OUTAGE)
     if held:
         return Decision(None, FULL)
-    return Decision(None, BUSY if remote and not room else STALE)
+    too_late = BUDGET if spent else STALE
+    return Decision(None, BUSY if remote and not room else too_late)

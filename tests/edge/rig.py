@@ -39,6 +39,7 @@ class Scripted:
     parts: bool = False
     room: int | None = None
     held: int = 0
+    spent: bool = False
     again: OperatingPoint | None = None
     heard: list[tuple] = field(default_factory=list)
 

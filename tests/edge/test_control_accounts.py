@@ -98,6 +98,7 @@ def test_no_more_is_sent_than_the_budget_not_even_to_probe(bytes_per_day):
     played = Played(ControlSettings(overhead_bytes=overhead, bytes_per_day=bytes_per_day))
     played.play(seconds * 2, 2)
     sent = sum(f.sent_bytes + overhead for f in played.closed if f.sent_bytes)
+    assert {f.reason for f in played.closed if f.outcome == "dropped"} <= {"budget"}
     assert 0.5 * bytes_per_day * seconds / DAY_S < sent <= bytes_per_day * (seconds + 600) / DAY_S + overhead
 
 
