@@ -267,8 +267,8 @@ class ControlLoop:
         # A newer frame waits behind one that is as late as that: it is not nothing that a probe takes the place of.
         probe = self._wants_probe(now, best, p_on_time, is_newest=is_newest)
         if probe:
-            seconds = dict(zip(self._stages, self._menu.seconds[:-1].tolist(), strict=True))
-            self._probe_index = smallest_probe(self.points, seconds, self._probe_limit_s)
+            by_stage = dict(zip(self._stages, self._menu.seconds[:-1].tolist(), strict=True))
+            self._probe_index = smallest_probe(self.points, by_stage, self._probe_limit_s)
             best, p_on_time, reserve = self._probe_index, 0.0, None
             self._probing.sends(now, captured_at, oldest=self.link.oldest)
         answer = self._expected_answer(row, best, start, free, per_bit, probe)
