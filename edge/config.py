@@ -282,8 +282,8 @@ class EdgeSettings(BaseSettings):
         given: dict[str, Any] = {name: value for name, value in flags.items() if value is not None}
         named = {key.upper(): value for key, value in os.environ.items()}
         environ = {name: named[key] for name in cls.model_fields if (key := PREFIX + name.upper()) in named}
-        table = _read_toml(config) if config else {}
-        token = _table.set({name: value for name, value in table.items() if name not in _replaced(environ)})
+        table, taken = _read_toml(config) if config else {}, _replaced(environ)
+        token = _table.set({name: value for name, value in table.items() if name not in taken})
         try:
             given |= dict.fromkeys(_replaced(given))
             return cls(**given)

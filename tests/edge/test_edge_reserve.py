@@ -31,6 +31,16 @@ class Betting(Rig):
         super().__init__(points, local_s=0.01, **limits)
         self.control.choice = Choice(FEATURE, reserve=EXIT)
 
+    def ready(self) -> Frame:
+        """A frame whose packet is made at 1.06 and not written, while the device computes the answer in reserve."""
+        self.pipeline.captured(PICTURE, 1.0)
+        work = self.pipeline.take_up(1.0)
+        assert work is not None
+        self.pipeline.encoded(work.frame, coded(work.frame.id), 1.06)
+        behind = self.pipeline.take_up(1.06)
+        assert behind is not None and behind.reserve is EXIT
+        return work.frame
+
     def sent(self, now: float = 1.0) -> Work:
         """A frame up to the wire; the work that is left to do for it."""
         self.pipeline.captured(PICTURE, now)
@@ -226,12 +236,8 @@ def test_where_it_fails_the_servers_answer_is_as_good_as_before():
 
 def test_where_it_fails_before_the_packet_is_written_that_still_is():
     rig = Betting()
-    rig.pipeline.captured(PICTURE, 1.0)
-    work = rig.pipeline.take_up(1.0)
-    assert work is not None
-    rig.pipeline.encoded(work.frame, coded(0), 1.06)
-    assert rig.pipeline.take_up(1.06) is not None
-    rig.pipeline.compute_failed(work.frame, "the exit cannot be run")
+    frame = rig.ready()
+    rig.pipeline.compute_failed(frame, "the exit cannot be run")
     outgoing = rig.pipeline.next_to_write(1.1)
     assert isinstance(outgoing, Outgoing) and len(outgoing.packet) > 80
 
@@ -250,12 +256,7 @@ def test_it_is_given_although_a_frame_without_one_was_sent_before():
 
 def test_it_is_given_while_the_stream_takes_no_packet():
     rig = Betting()
-    rig.pipeline.captured(PICTURE, 1.0)
-    work = rig.pipeline.take_up(1.0)
-    assert work is not None
-    rig.pipeline.encoded(work.frame, coded(0), 1.06)
-    assert rig.pipeline.take_up(1.06) is not None
-    rig.pipeline.reserved(work.frame, ANSWER, 1.07)
+    rig.pipeline.reserved(rig.ready(), ANSWER, 1.07)
     due = rig.pipeline.next_timer()
     assert due == pytest.approx(1.25 - EARLY_S)
     rig.pipeline.tick(due)
