@@ -86,8 +86,8 @@ def train(
 ) -> Learned:
     """Learn, from where an earlier run of the same plan and photographs was killed.
 
-    On a GPU what is learned then is what would have been learned. On a CPU it is nearly that: the ring of views is
-    ahead of the checkpoint by what was made since, so a step after it meets some views that it would have met later.
+    On a GPU it goes on with the views that it would have met. On a CPU with nearly those: the ring of views is ahead of
+    the checkpoint by what was made since, so a step after it meets some views that it would have met later.
 
     Args:
         backbone: a classifier or a detector; what is learned goes behind its input and before `plan.anchor`.
